@@ -1,0 +1,45 @@
+# make demo    install, train the custom CNN on generated phantoms, evaluate it
+# make test    install, then lint, types and quick tests
+# make test-all  the slow tests too
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test test-all lint format clean
+
+demo: .venv/installed
+	$(BIN)/python prepare.py --phantom 900
+	$(BIN)/python main.py --phantom --model net --image-size 96 --epochs 20 --name $(DEMO)
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: .venv/installed-dev lint
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/installed-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: .venv/installed-dev
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; run make with PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,1 @@
+"""After the network: numbers, pictures and pages from logits, labels and groups."""

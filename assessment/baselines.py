@@ -1,0 +1,150 @@
+"""Two classifiers that know nothing of anatomy: what a network must beat to have learnt any.
+
+One names the commonest training class, the other looks at the brightness of a picture alone.
+Both are fitted to training images and kept as plain values.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+IntArray = NDArray[np.integer[Any]]
+
+N_STATISTICS = 7
+DARK_LEVEL = 10  # of 255: air and background lie under it
+PERCENTILES = (25, 50, 75, 95)
+CHUNK_PIXELS = 2**22  # 32 MiB as float64, the widest copy that is made of a chunk
+
+
+def compute_brightness_statistics(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Seven numbers a picture that know no place: brightness without anatomy.
+
+    Args:
+        pixels: [N, H, W] grey levels, 0 to 255; a memory map is read a chunk at a time.
+
+    Returns:
+        [N, 7]: mean, standard deviation, share of pixels under 10, and the 25th, 50th, 75th and
+        95th percentile. Grey levels of 255, but the share, which is a fraction.
+    """
+    n_images, height, width = pixels.shape
+    statistics = np.empty((n_images, N_STATISTICS))
+    chunk_size = max(1, CHUNK_PIXELS // (height * width))
+    for start in range(0, n_images, chunk_size):
+        chunk = pixels[start : start + chunk_size].reshape(-1, height * width)
+        rows = statistics[start : start + chunk_size]
+        rows[:, 0] = chunk.mean(axis=1)
+        rows[:, 1] = chunk.std(axis=1)
+        rows[:, 2] = (chunk < DARK_LEVEL).mean(axis=1)
+        rows[:, 3:] = np.percentile(chunk, PERCENTILES, axis=1).T
+    return statistics
+
+
+def fit_majority_baseline(labels: IntArray, n_classes: int) -> int:
+    """The commonest class of the training labels; the first of several equally common.
+
+    Raises:
+        ValueError: There are no labels.
+    """
+    if not len(labels):
+        raise ValueError("the commonest class of no labels is undefined")
+    return int(np.bincount(labels, minlength=n_classes).argmax())
+
+
+def fit_brightness_baseline(
+    statistics: NDArray[np.float64], labels: IntArray, n_classes: int
+) -> dict[str, Any]:
+    """A logistic regression on the statistics, their squares and their products.
+
+    Args:
+        statistics: [N, 7] of the training images.
+        labels: [N] class ids in 0..K-1; a class without images is never predicted.
+        n_classes: K.
+
+    Returns:
+        Lists of floats only: `mean` and `scale` [7] of the statistics, `weights` [K, 35] and
+        `bias` [K].
+
+    Raises:
+        ValueError: There are no images or an id lies outside 0..K-1.
+    """
+    if not len(labels) or labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(f"labels: none, or ids outside 0..{n_classes - 1}")
+    mean = statistics.mean(axis=0)
+    scale = statistics.std(axis=0)
+    scale[scale < 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0  # constant: leave it at zero
+    features = _expand((statistics - mean) / scale)
+    spread = features.std(axis=0)
+    spread[spread < 1e-9] = 1.0  # the solver wants columns of like size; folded back below
+    present = np.unique(labels)
+    weights = np.zeros((n_classes, features.shape[1]))
+    bias = np.full(n_classes, -1e9)  # a class without images loses against any other
+    if len(present) == 1:
+        bias[present] = 0.0
+    else:
+        regression = LogisticRegression(max_iter=10_000).fit(features / spread, labels)
+        weights_found, bias_found = regression.coef_, regression.intercept_
+        if len(present) == 2:  # one row, for the second class against the first
+            weights_found = np.concatenate([np.zeros_like(weights_found), weights_found])
+            bias_found = np.concatenate([[0.0], bias_found])
+        weights[present] = weights_found / spread
+        bias[present] = bias_found
+    return {
+        "mean": mean.tolist(),
+        "scale": scale.tolist(),
+        "weights": weights.tolist(),
+        "bias": bias.tolist(),
+    }
+
+
+def predict_brightness(
+    baseline: dict[str, Any], statistics: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Class ids [N] that the brightness baseline gives to `statistics` [N, 7]."""
+    standardised = (statistics - np.asarray(baseline["mean"])) / np.asarray(baseline["scale"])
+    scores = _expand(standardised) @ np.asarray(baseline["weights"]).T + baseline["bias"]
+    return scores.argmax(axis=1)
+
+
+def fit_baselines(pixels: NDArray[np.uint8], labels: IntArray, n_classes: int) -> dict[str, Any]:
+    """Both baselines on the training slices, as plain values for the checkpoint.
+
+    Args:
+        pixels: uint8 [N, H, W].
+        labels: [N] class ids in 0..K-1.
+        n_classes: K.
+    """
+    statistics = compute_brightness_statistics(pixels)
+    return {
+        "majority": fit_majority_baseline(labels, n_classes),
+        "brightness": fit_brightness_baseline(statistics, labels, n_classes),
+    }
+
+
+def compute_baseline_accuracies(
+    baselines: dict[str, Any], pixels: NDArray[np.uint8], labels: IntArray
+) -> dict[str, float]:
+    """Accuracy of both baselines on the same slices, each in [0, 1]; what a network must exceed.
+
+    Args:
+        baselines: What `fit_baselines` gave.
+        pixels: uint8 [N, H, W] of the slices judged.
+        labels: [N] their class ids.
+
+    Raises:
+        ValueError: There are no slices.
+    """
+    if not len(labels):
+        raise ValueError("accuracy of no slices is undefined")
+    predicted = predict_brightness(baselines["brightness"], compute_brightness_statistics(pixels))
+    return {
+        "majority": float(np.mean(labels == baselines["majority"])),
+        "brightness": float(np.mean(predicted == labels)),
+    }
+
+
+def _expand(standardised: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N, 7] -> [N, 35]: the statistics, then the product of each with itself and later ones."""
+    first, second = np.triu_indices(standardised.shape[1])
+    return np.concatenate([standardised, standardised[:, first] * standardised[:, second]], axis=1)

@@ -1,0 +1,194 @@
+"""What every verb needs and no picture or class enters: errors, seeds, devices, run folders, files.
+
+Standard library and numpy alone at import time: torch is imported inside the functions that use it,
+so that `--help` and prepare.py start at once.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Config = TypeVar("Config")
+log = logging.getLogger("brain_cancer_mri")
+
+PROJECT_DIR = Path(__file__).resolve().parent
+NOTICE = "Research use only: not a medical device. The classes hold no healthy brain."
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names what, where and what to do.
+
+    `status` is the exit status of the contracts: 2 when the command line alone was wrong, 1 when
+    the disk or the data had been touched.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def run_verb(verb: Callable[[Config], None], config: Config, debug: bool = False) -> int:
+    """Run a verb and return its exit status; errors become one line unless `debug` is set."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        verb(config)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        print(f"error: {describe_error(error)}", file=sys.stderr)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        return error.status if isinstance(error, UserError) else 130 if interrupted else 1
+    return 0
+
+
+def describe_error(error: BaseException) -> str:
+    """One line for any error; of the operating system's, the file it concerns and the reason."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    line = (str(error).splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {line} (run again with --debug to see where)"
+
+
+def derive_seed(seed: int, *purpose: int | str) -> int:
+    """A 63-bit seed that depends on `seed` and on every part of `purpose`, and on nothing else."""
+    words = [int.from_bytes(str(part).encode(), "little") for part in purpose]
+    state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def build_generator(seed: int, *purpose: int | str) -> "torch.Generator":
+    """A torch generator on the CPU for one purpose, such as `(seed, "augment", epoch, step)`."""
+    import torch
+
+    return torch.Generator().manual_seed(derive_seed(seed, *purpose))
+
+
+def seed_everything(seed: int, *purpose: int | str) -> None:
+    """Seed torch globally: initial weights and dropout take no generator of their own."""
+    import torch
+
+    torch.manual_seed(derive_seed(seed, *purpose))
+
+
+def resolve_device(name: str) -> "torch.device":
+    """The device called `name`; `auto` is CUDA where there is one, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: The name is no device, or this machine has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not usable here ({reason}); try --device cpu") from error
+    return device
+
+
+def set_threads(threads: int) -> int:
+    """Use `threads` CPU threads (0: as many as torch finds) and return how many are in use."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; at a clean end flush it to disk and rename it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner may read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 with plain line ends, complete or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; NaN and infinity are refused, for JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def create_run_dir(parent: Path, name: str) -> Path:
+    """Make and return `parent/name`.
+
+    Raises:
+        UserError: A run of that name exists.
+    """
+    run_dir = parent / name
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir()
+    except FileExistsError as error:
+        raise UserError(
+            f"{run_dir} exists; go on with it by --resume {run_dir}, or choose another --name"
+        ) from error
+    return run_dir
+
+
+def describe_environment(device: "torch.device", argv: list[str]) -> dict[str, Any]:
+    """The environment record of metrics.json and the checkpoints: versions, device, commit."""
+    import torch
+    import torchvision
+
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a TorchVersion, which a checkpoint cannot hold
+        "torchvision": str(torchvision.__version__),
+        "device": device_name,
+        "threads": torch.get_num_threads(),
+        "commit": read_commit(),
+        "command": shlex.join(["python", *argv]),
+    }
+
+
+def read_commit() -> str | None:
+    """The commit of the program, with `-dirty` where files differ from it; None outside git."""
+    command = ["git", "-C", str(PROJECT_DIR), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Before the network: files and arrays in, arrays and tables out."""

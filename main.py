@@ -1,0 +1,161 @@
+"""Train a classifier on MRI slices and evaluate it: `python main.py --model resnet18`."""
+
+import datetime
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import args
+import helper
+from helper import UserError, log
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    import model
+
+SESSION_DIR = Path("session")
+PHANTOM_DIR = Path("data/phantom")
+
+# torch is imported inside the functions: `--help` and a wrong option answer without it.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    config = args.parse_train(argv)
+    if isinstance(config, args.ResumeConfig):
+        return helper.run_verb(resume, config, config.debug)
+    return helper.run_verb(train, config, config.run.debug)
+
+
+def train(config: args.TrainConfig) -> None:
+    """A new run, from the manifest to results/RUN."""
+    import dataset
+    import model
+    import trainer
+
+    options = config.model
+    uses_weights = options.pretrained or options.weights is not None
+    model.check_model(options.model, options.image_size, uses_weights)
+    threads = helper.set_threads(config.run.threads)
+    device = helper.resolve_device(config.run.device)
+    data_dir = PHANTOM_DIR if config.data.phantom else config.data.data
+    table = dataset.load_table(data_dir, config.data.split_by, config.data.split_seed)
+    classes = dataset.list_classes(table)
+
+    helper.seed_everything(config.run.seed, "weights")
+    network = model.build_model(
+        options.model,
+        len(classes),
+        options.image_size,
+        pretrained=options.pretrained,
+        weights=options.weights,
+        dropout=options.dropout,
+    )
+    name = config.run.name or f"{options.model}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    run_dir = helper.create_run_dir(SESSION_DIR, name)
+    record = {
+        "run": name,
+        **model.describe_model(options.model, network, classes),
+        "start": model.describe_start(options.model, options.pretrained, options.weights),
+        "config": config.to_dict(),
+        "data": data_dir.as_posix(),
+        "phantom": dataset.is_phantom(data_dir),
+        "split": dataset.record_split(table),
+        "threads": threads,
+        "precision": trainer.resolve_precision(config.run.precision, device),
+        "environment": helper.describe_environment(device, sys.argv),
+    }
+    helper.write_json(run_dir / "config.json", config.to_dict())
+    with helper.atomic_path(run_dir / "split.csv") as temporary:
+        table[["sha256", "path", "label", "slice", "group", "split"]].to_csv(temporary, index=False)
+    fit(config, record, network, table, device, run_dir)
+
+
+def resume(config: args.ResumeConfig) -> None:
+    """A run that was stopped, from its last.pt to results/RUN."""
+    import dataset
+    import model
+
+    run_dir = config.resume
+    last = model.load_checkpoint(run_dir / "last.pt")
+    helper.set_threads(last["threads"])
+    device = helper.resolve_device(config.device)
+    table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
+    network = model.restore_model(last, run_dir / "last.pt")
+    record = {key: last[key] for key in model.RECORD_KEYS}
+    log.info("%s: going on after epoch %d", run_dir, last["epoch"])
+    fit(args.TrainConfig.from_dict(last["config"]), record, network, table, device, run_dir)
+
+
+def fit(
+    config: args.TrainConfig,
+    record: dict[str, Any],
+    network: "model.Classifier",
+    table: "pd.DataFrame",
+    device: "torch.device",
+    run_dir: Path,
+) -> None:
+    """Train, going on from last.pt where there is one, and evaluate the best epoch once."""
+    import dataset
+    import evaluate
+    from assessment import baselines
+    from trainer import Trainer
+
+    data_dir, classes = Path(record["data"]), record["classes"]
+    image_size = record["preprocess"]["image_size"]
+    train, val = (
+        dataset.take_slices(table, split, data_dir, classes, image_size)
+        for split in ("train", "val")
+    )
+    record["baselines"] = baselines.fit_baselines(
+        train.pixels.squeeze(1).numpy(), train.labels.numpy(), len(classes)
+    )
+    weights = None
+    if config.data.class_weights == "balanced":
+        weights = dataset.compute_class_weights(train.labels, len(classes)).to(device)
+    trainer = Trainer(
+        network.to(device), train.to(device), val.to(device), config, record, run_dir, weights
+    )
+    announce(record, len(train), len(val), device, run_dir)
+    if (run_dir / "last.pt").exists():
+        trainer.resume()
+    try:
+        trainer.fit()
+    except KeyboardInterrupt as error:
+        raise UserError(
+            f"interrupted after epoch {trainer.epoch}; go on with --resume {run_dir}", status=130
+        ) from error
+    evaluate.evaluate(args.EvaluateConfig(run_dir / "best.pt", device=str(device)))
+
+
+def announce(
+    record: dict[str, Any], n_train: int, n_val: int, device: "torch.device", run_dir: Path
+) -> None:
+    """Say what is trained on what, and what a reader must not overlook."""
+    if record["phantom"]:
+        log.info("PHANTOM: generated slices; nothing here says anything about patients")
+    if record["config"]["data"]["split_by"] == "image":
+        log.info(
+            "LEAKY SPLIT: copies of one slice stand in training and test; "
+            "these figures measure the leak, not the classifier"
+        )
+    log.info(
+        "%s (%s) at %d px on %s, %d threads, %s; %d training slices, %d val; classes %s; into %s",
+        record["model"],
+        record["start"],
+        record["preprocess"]["image_size"],
+        record["environment"]["device"],
+        record["threads"],
+        record["precision"],
+        n_train,
+        n_val,
+        ", ".join(record["classes"]),
+        run_dir,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

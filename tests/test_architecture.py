@@ -1,0 +1,127 @@
+"""The house rules that a program can check: who imports whom, and who may see the test split."""
+
+import ast
+import graphlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("imaging", "assessment")
+VERBS = {"main", "evaluate", "prepare"}
+SPINE = {"args", "helper", "net", "model", "dataset", "trainer"}
+# What each room may import from the project; a room's name stands for all modules in it.
+ALLOWED = {
+    "args": set(),
+    "helper": set(),
+    "net": set(),
+    "imaging": {"imaging", "helper"},
+    "assessment": {"assessment", "helper"},
+    "model": {"net", "helper"},
+    "dataset": {"imaging", "helper"},
+    "trainer": {"model", "imaging.augment", "assessment.metrics", "helper"},
+}
+TYPES_ALLOWED = {"trainer": {"args", "dataset"}}
+WITHOUT_TORCH = ("imaging", "assessment")
+WITH_TORCH = {"imaging.augment"}
+ASKS_FOR_TEST = {"evaluate", "args", "imaging.split", "imaging.manifest", "imaging.audit"}
+
+
+def list_modules() -> dict[str, Path]:
+    files = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))]
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in files
+        if path.name != "__init__.py"
+    }
+
+
+MODULES = list_modules()
+
+
+def find_imports(module: str, *, for_types: bool = False) -> set[str]:
+    """Names that a module imports, anywhere in it: at run time, or for type checkers alone."""
+    tree = ast.parse(MODULES[module].read_text("utf-8"))
+    typed = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if (id(node) in typed) != for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            parts = {f"{source}.{alias.name}" for alias in node.names}
+            found |= (parts & set(MODULES)) or {source}
+    return found
+
+
+def find_project_imports(module: str, *, for_types: bool = False) -> set[str]:
+    own = set(MODULES) | set(ROOMS)
+    return {name for name in find_imports(module, for_types=for_types) if name in own}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def is_within(imported: str, allowed: set[str]) -> bool:
+    return imported in allowed or room_of(imported) in allowed
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - VERBS))
+def test_imports_go_one_way(module: str) -> None:
+    allowed = ALLOWED[room_of(module)]
+    forbidden = {name for name in find_project_imports(module) if not is_within(name, allowed)}
+    assert not forbidden, f"{module} may not import {sorted(forbidden)}"
+    types_allowed = allowed | TYPES_ALLOWED.get(module, set())
+    forbidden = {
+        name
+        for name in find_project_imports(module, for_types=True)
+        if not is_within(name, types_allowed)
+    }
+    assert not forbidden, f"{module} may not import the types of {sorted(forbidden)}"
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS & set(MODULES)))
+def test_no_verb_imports_another(verb: str) -> None:
+    others = find_project_imports(verb) & VERBS
+    assert others <= ({"evaluate"} if verb == "main" else set())
+
+
+def test_every_module_has_a_room() -> None:
+    assert {room_of(module) for module in MODULES} == VERBS | SPINE | set(ROOMS)
+
+
+def test_no_cycles() -> None:
+    graph = {module: find_project_imports(module) - set(ROOMS) for module in MODULES}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_args_is_standard_library_only() -> None:
+    assert {room_of(name) for name in find_imports("args")} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", [m for m in sorted(MODULES) if room_of(m) in WITHOUT_TORCH])
+def test_leaves_work_without_torch(module: str) -> None:
+    uses_torch = any(room_of(name) == "torch" for name in find_imports(module))
+    assert uses_torch == (module in WITH_TORCH)
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - ASKS_FOR_TEST))
+def test_only_evaluate_asks_for_the_test_split(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text("utf-8"))
+    asks = [node.lineno for node in ast.walk(tree) if getattr(node, "value", None) == "test"]
+    assert not asks, f"{module}.py line {asks[:1]} names the test split"
+
+
+def test_files_have_one_subject() -> None:
+    lengths = {name: len(path.read_text("utf-8").splitlines()) for name, path in MODULES.items()}
+    assert lengths["helper"] <= 200
+    assert not {name: length for name, length in lengths.items() if length > 450}

@@ -1,0 +1,168 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+
+from assessment import baselines
+from assessment.baselines import (
+    compute_baseline_accuracies,
+    compute_brightness_statistics,
+    fit_brightness_baseline,
+    fit_majority_baseline,
+    predict_brightness,
+)
+
+
+def make_clusters(n_each: int, levels: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Statistics that differ by class in the mean alone, with noise of deviation 1."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(len(levels)), n_each)
+    statistics = rng.normal(size=(len(labels), 7))
+    statistics[:, 0] += np.array(levels)[labels]
+    return statistics, labels
+
+
+def test_statistics_by_hand() -> None:
+    pixels = np.array(
+        [[[0, 10, 20], [30, 40, 50]], [[9, 9, 9], [9, 9, 9]], [[0, 0, 0], [0, 255, 255]]], np.uint8
+    )
+    expected = [
+        [25.0, np.sqrt(1750 / 6), 1 / 6, 12.5, 25.0, 37.5, 47.5],
+        [9.0, 0.0, 1.0, 9.0, 9.0, 9.0, 9.0],
+        # sorted 0 0 0 0 255 255: the 75th percentile lies 3/4 of the way from the 4th to the 5th
+        [85.0, 85 * np.sqrt(2), 4 / 6, 0.0, 0.0, 191.25, 255.0],
+    ]
+    result = compute_brightness_statistics(pixels)
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(result, expected, atol=1e-12)
+
+
+def test_statistics_know_no_place() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    np.testing.assert_allclose(
+        compute_brightness_statistics(pixels),
+        compute_brightness_statistics(np.rot90(pixels, axes=(1, 2))),
+        atol=1e-12,
+    )
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 4), dtype=np.uint8)
+    whole = compute_brightness_statistics(pixels)
+    for n_pixels in (1, 20, 59, 60):  # one, one, two and three pictures a chunk
+        monkeypatch.setattr(baselines, "CHUNK_PIXELS", n_pixels)
+        np.testing.assert_array_equal(compute_brightness_statistics(pixels), whole)
+
+
+def test_no_pictures_give_no_rows() -> None:
+    assert compute_brightness_statistics(np.zeros((0, 4, 4), np.uint8)).shape == (0, 7)
+
+
+def test_majority() -> None:
+    assert fit_majority_baseline(np.array([2, 0, 2, 1]), 3) == 2
+    assert fit_majority_baseline(np.array([1, 0]), 3) == 0  # the first of equals
+    assert type(fit_majority_baseline(np.array([1]), 3)) is int
+    with pytest.raises(ValueError, match="no labels"):
+        fit_majority_baseline(np.zeros(0, int), 3)
+
+
+@pytest.mark.parametrize("levels", [[0.0, 20.0], [0.0, 20.0, 40.0]])
+def test_separable_classes_are_told_apart(levels: list[float]) -> None:
+    statistics, labels = make_clusters(40, levels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        baseline = fit_brightness_baseline(statistics, labels, len(levels))
+    assert predict_brightness(baseline, statistics).tolist() == labels.tolist()
+    middle = np.zeros((2, 7))
+    middle[:, 0] = [0.0, 20.0]
+    assert predict_brightness(baseline, middle).tolist() == [0, 1]
+
+
+def test_squares_let_the_middle_stand_against_both_ends() -> None:
+    statistics, ends = make_clusters(60, [0.0, 15.0, 30.0])
+    labels = (ends == 1).astype(int)
+    baseline = fit_brightness_baseline(statistics, labels, 2)
+    assert np.mean(predict_brightness(baseline, statistics) == labels) == 1.0
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_agrees_with_a_scikit_learn_pipeline(n_classes: int) -> None:
+    statistics, labels = make_clusters(100, [0.0, 1.0, 2.0][:n_classes])
+    statistics *= [30, 20, 0.1, 1, 5, 40, 60]
+    pipeline = make_pipeline(
+        StandardScaler(),
+        PolynomialFeatures(2, include_bias=False),
+        StandardScaler(with_mean=False),
+        LogisticRegression(max_iter=10_000),
+    ).fit(statistics, labels)
+    baseline = fit_brightness_baseline(statistics, labels, n_classes)
+    expected = pipeline.predict(statistics)
+    assert predict_brightness(baseline, statistics).tolist() == expected.tolist()
+    assert 0.5 < np.mean(expected == labels) < 0.95  # the classes overlap: the bounds matter
+
+
+def test_baseline_is_plain_and_survives_json() -> None:
+    statistics, labels = make_clusters(20, [0.0, 3.0, 6.0])
+    baseline = fit_brightness_baseline(statistics, labels, 3)
+    assert list(baseline) == ["mean", "scale", "weights", "bias"]
+    assert np.shape(baseline["weights"]) == (3, 35)
+    again = json.loads(json.dumps(baseline, allow_nan=False))
+    assert again == baseline
+    np.testing.assert_array_equal(
+        predict_brightness(again, statistics), predict_brightness(baseline, statistics)
+    )
+
+
+def test_class_without_training_images_is_never_predicted() -> None:
+    statistics, labels = make_clusters(20, [0.0, 20.0])
+    baseline = fit_brightness_baseline(statistics, labels * 2, 4)  # classes 0 and 2 of 0..3
+    assert predict_brightness(baseline, statistics).tolist() == (labels * 2).tolist()
+
+
+def test_one_class_only_is_always_predicted() -> None:
+    statistics, _ = make_clusters(5, [0.0])
+    baseline = fit_brightness_baseline(statistics, np.full(5, 1), 3)
+    assert predict_brightness(baseline, statistics).tolist() == [1, 1, 1, 1, 1]
+
+
+def test_constant_statistics_do_no_harm() -> None:
+    statistics, labels = make_clusters(20, [0.0, 20.0])
+    statistics[:, 3:5] = 0.0
+    statistics[:, 5:] = 0.3  # its mean is not exactly 0.3, nor its deviation exactly 0
+    baseline = fit_brightness_baseline(statistics, labels, 2)
+    assert np.isfinite(baseline["weights"]).all()
+    assert predict_brightness(baseline, statistics).tolist() == labels.tolist()
+    statistics[:, 3:] += 1  # training says nothing of these
+    assert predict_brightness(baseline, statistics).tolist() == labels.tolist()
+
+
+def test_accuracies_by_hand() -> None:
+    # One weight on the standardised mean: class 1 above 10, class 0 under it.
+    weights = np.zeros((2, 35))
+    weights[1, 0] = 1.0
+    brightness = {
+        "mean": [10.0] + [0.0] * 6,
+        "scale": [2.0] + [1.0] * 6,
+        "weights": weights.tolist(),
+        "bias": [0.0, 0.0],
+    }
+    statistics = np.zeros((4, 7))
+    statistics[:, 0] = [8.0, 9.0, 11.0, 12.0]
+    labels = np.array([0, 1, 1, 1])
+    assert compute_baseline_accuracies(1, brightness, statistics, labels) == {
+        "majority": 0.75,
+        "brightness": 0.75,
+    }
+    assert compute_baseline_accuracies(0, brightness, statistics, labels)["majority"] == 0.25
+    with pytest.raises(ValueError, match="no images"):
+        compute_baseline_accuracies(0, brightness, statistics[:0], labels[:0])
+
+
+@pytest.mark.parametrize("labels", [[], [3], [-1]])
+def test_labels_that_cannot_be_are_refused(labels: list[int]) -> None:
+    with pytest.raises(ValueError, match="labels"):
+        fit_brightness_baseline(np.zeros((len(labels), 7)), np.array(labels, int), 3)

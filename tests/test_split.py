@@ -1,0 +1,132 @@
+"""The split and the ids: groups whole, classes even, order and names without effect."""
+
+import time
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helper import UserError
+from imaging.manifest import link_groups, name_sets
+from imaging.split import check_disjoint, split_groups, split_images
+
+
+def build_rows(n_groups: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and groups of 1 to 4 rows a group, three classes."""
+    sizes = np.random.default_rng(seed).integers(1, 5, n_groups)
+    groups = np.repeat([f"g{number:05d}" for number in range(n_groups)], sizes)
+    labels = np.repeat(np.array(["Glioma", "Menin", "Tumor"])[np.arange(n_groups) % 3], sizes)
+    return labels, groups
+
+
+def test_shares_are_70_15_15_in_every_class() -> None:
+    labels, groups = build_rows(600)
+    splits = split_groups(labels, groups, seed=0)
+    for label in np.unique(labels):
+        counts = Counter(splits[labels == label])
+        total = counts.total()
+        assert counts["train"] / total == pytest.approx(0.70, abs=0.02)
+        assert counts["val"] / total == pytest.approx(0.15, abs=0.02)
+        assert counts["test"] / total == pytest.approx(0.15, abs=0.02)
+    check_disjoint(groups, splits)
+
+
+def test_order_of_rows_makes_no_difference() -> None:
+    labels, groups = build_rows(200)
+    labels = labels.copy()
+    labels[::7] = "Tumor"  # groups of mixed class too
+    splits = split_groups(labels, groups, seed=3)
+    order = np.random.default_rng(1).permutation(len(labels))
+    again = split_groups(labels[order], groups[order], seed=3)
+    np.testing.assert_array_equal(again, splits[order])
+
+
+def test_names_of_classes_make_no_difference() -> None:
+    labels, groups = build_rows(200)
+    renamed = np.array([{"Glioma": "z", "Menin": "a", "Tumor": "m"}[label] for label in labels])
+    np.testing.assert_array_equal(split_groups(labels, groups, 0), split_groups(renamed, groups, 0))
+
+
+def test_seeds_differ_and_repeat() -> None:
+    labels, groups = build_rows(200)
+    first = split_groups(labels, groups, seed=0)
+    np.testing.assert_array_equal(first, split_groups(labels, groups, seed=0))
+    assert (first != split_groups(labels, groups, seed=1)).any()
+
+
+@pytest.mark.parametrize("n_groups", [3, 4, 7, 12, 19, 20])
+def test_few_groups_still_fill_every_split(n_groups: int) -> None:
+    labels = np.repeat(["many", "few"], [200, n_groups])
+    groups = np.array([f"g{number}" for number in range(200 + n_groups)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        splits = split_groups(labels, groups, seed=0)
+    for label in ("many", "few"):
+        assert set(splits[labels == label]) == {"train", "val", "test"}
+
+
+def test_a_class_of_two_groups_is_refused_by_name() -> None:
+    labels = ["many"] * 9 + ["few"] * 4
+    groups = [*"abcdefghi", "x", "x", "y", "y"]
+    with pytest.raises(UserError, match=r"class 'few' has 2 group.*at least 3"):
+        split_groups(labels, groups, seed=0)
+
+
+def test_six_thousand_groups_are_quick() -> None:
+    labels, groups = build_rows(6000)
+    start = time.perf_counter()
+    splits = split_groups(labels, groups, seed=0)
+    assert time.perf_counter() - start < 10  # about 2 s on one free core
+    check_disjoint(groups, splits)
+    assert (splits == "train").mean() == pytest.approx(0.70, abs=0.01)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), min_size=40, max_size=80),
+    st.integers(0, 2**40),
+)
+def test_no_group_is_ever_divided(rows: list[tuple[str, int]], seed: int) -> None:
+    fixed = [
+        (label, 100 + 10 * "ab".index(label) + number) for label in "ab" for number in range(4)
+    ]
+    labels, numbers = zip(*rows, *fixed, strict=True)
+    groups = [f"g{number}" for number in numbers]
+    splits = split_groups(labels, groups, seed)
+    check_disjoint(groups, splits)
+    assert set(splits) == {"train", "val", "test"}
+
+
+def test_check_disjoint_names_the_first_group() -> None:
+    check_disjoint(["a", "a", "b"], ["train", "train", "test"])
+    check_disjoint(["a", "a"], ["train", ""])  # an unreadable row is in no split
+    with pytest.raises(UserError, match="group b is in test and in val"):
+        check_disjoint(["a", "b", "b", "c", "c"], ["train", "test", "val", "train", "test"])
+
+
+def test_split_images_keeps_only_equal_files_together() -> None:
+    digests = np.array([f"{number // 2:04x}" for number in range(400)])  # every file twice
+    labels = np.array(["x", "y"])[(np.arange(400) // 2) % 2]
+    splits = split_images(digests, labels, seed=0)
+    np.testing.assert_array_equal(splits[::2], splits[1::2])
+    assert (splits == "test").mean() == pytest.approx(0.15, abs=0.02)
+
+
+def test_groups_link_in_chains() -> None:
+    slices = ["s1", "s1", "s2", "s3", "s4", "s5"]
+    patients = ["p1", "", "p1", "p2", "p2", ""]
+    groups = link_groups(slices, patients)
+    assert groups[0] == groups[1] == groups[2]  # s1 by bytes, s2 by patient p1
+    assert groups[3] == groups[4]
+    assert len(set(groups)) == 3
+    further = link_groups(slices, patients, ["", "", "k", "k", "", ""])  # s2 and s3
+    assert len(set(further)) == 2
+
+
+def test_ids_come_from_the_smallest_digest_of_the_set() -> None:
+    digests = ["b" * 64, "a" * 64, "c" * 64]
+    assert name_sets("g", [0, 0, 1], digests) == ["g" + "a" * 12, "g" + "a" * 12, "g" + "c" * 12]
+    assert name_sets("s", [7, 5, 5], digests) == ["s" + "b" * 12, "s" + "a" * 12, "s" + "a" * 12]

@@ -1,0 +1,345 @@
+"""The training loop: schedule, mixed precision, averaging, early stop, checkpoints, resume."""
+
+import copy
+import dataclasses
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from assessment.metrics import compute_confusion, compute_macro_f1
+from helper import UserError, atomic_path, build_generator, log, seed_everything
+from imaging.augment import Augmentation
+from model import Classifier, infer, load_checkpoint, save_checkpoint, to_unit_range
+
+if TYPE_CHECKING:
+    from args import TrainConfig
+    from dataset import Slices
+
+# Steps between looks at the loss: each look waits for the device.
+STEPS_PER_LOOK = 20
+FLOOR_LR_SHARE = 0.01
+
+
+class Trainer:
+    """Fits a network and keeps the best and the last checkpoint.
+
+    Two sets of weights walk along. The optimiser's own are trained; their exponential moving
+    average is what val looks at and what best.pt holds. Batch norm's running statistics are
+    averaged with the weights. The decay of step t is at most (1 + t) / (10 + t), so a short run is
+    not held back by its random start.
+
+    Args:
+        network: On the device, with the weights to start from.
+        train: Slices to learn from.
+        val: Slices that choose the best epoch and the end.
+        config: Every option of the run.
+        record: What else the checkpoints hold: model, classes, preprocessing, split, …
+        run_dir: session/RUN.
+        class_weights: Loss weight of each class [K], or None.
+    """
+
+    def __init__(
+        self,
+        network: Classifier,
+        train: "Slices",
+        val: "Slices",
+        config: "TrainConfig",
+        record: dict[str, Any],
+        run_dir: Path,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        self.network = network.to(memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.train, self.val = train, val
+        self.config, self.options = config, config.train
+        self.record, self.run_dir = record, run_dir
+        self.device = next(network.parameters()).device
+        self.precision = record["precision"]
+        self.class_weights = class_weights
+        self.n_classes = len(record["classes"])
+        self.augmentation = Augmentation(**dataclasses.asdict(config.augment))
+        self.starts_trained = record["start"] != "scratch"
+        self.optimizer = torch.optim.AdamW(self._group_parameters(), lr=self.options.lr)
+        self.steps_per_epoch = train.count_steps(self.options.batch_size)
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self.tensorboard = _open_tensorboard(run_dir) if config.run.tensorboard else None
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken before this epoch."""
+        return self.epoch * self.steps_per_epoch
+
+    def fit(self) -> None:
+        """Train until the last epoch, or until val has not improved for `--patience` epochs."""
+        while self.epoch < self.options.epochs and not self.is_stale():
+            started_s = time.perf_counter()
+            train_loss = self.train_epoch()
+            train_time_s = time.perf_counter() - started_s
+            scores = self.validate()
+            self.epoch += 1
+            improved = self.record_epoch(train_loss, scores, train_time_s)
+            self.save(improved)
+            self.report_epoch(improved, time.perf_counter() - started_s)
+        if self.epoch < self.options.epochs:
+            log.info("stopped early: no better val macro-F1 for %d epochs", self.options.patience)
+
+    def train_epoch(self) -> float:
+        """One pass over the training slices; the mean training loss of a slice."""
+        self.network.train()
+        self._freeze_body(self.starts_trained and self.epoch < self.options.freeze_epochs)
+        batches = self.train.shuffle(self.options.batch_size, self.config.run.seed, self.epoch)
+        losses: list[Tensor] = []
+        weights: list[int] = []
+        title = f"epoch {self.epoch + 1}/{self.options.epochs}"
+        with tqdm(
+            total=len(self.train), desc=title, unit="slice", leave=False, disable=None
+        ) as bar:
+            for step_in_epoch, (slices, labels) in enumerate(batches):
+                losses.append(self.train_step(slices, labels, self.step + step_in_epoch))
+                weights.append(len(labels))
+                bar.update(len(labels))
+                if (step_in_epoch + 1) % STEPS_PER_LOOK == 0:
+                    recent = self._check_losses(losses[-STEPS_PER_LOOK:], len(losses))
+                    bar.set_postfix(loss=f"{recent:.3f}")
+        self._check_losses(losses[-STEPS_PER_LOOK:], len(losses))
+        shares = torch.tensor(weights, dtype=torch.float64) / len(self.train)
+        return float(torch.stack(losses).double().cpu() @ shares)
+
+    def train_step(self, slices: Tensor, labels: Tensor, step: int) -> Tensor:
+        """One batch forward and backward and one step of the optimiser.
+
+        Args:
+            slices: uint8 [B, 1, S, S].
+            labels: Class indices [B].
+            step: Optimiser steps taken before; with the seed it decides all that is random here.
+
+        Returns:
+            The loss, still on the device.
+        """
+        seed = self.config.run.seed
+        seed_everything(seed, "step", step)  # dropout draws from the global generator
+        generator = build_generator(seed, "augment", step)
+        self._set_learning_rate(step)
+
+        images = self.augmentation.augment(to_unit_range(slices), generator)
+        targets = F.one_hot(labels, self.n_classes).float()  # [B, K]
+        images, targets = self.augmentation.mix(images, targets, generator)
+        images = images.contiguous(memory_format=torch.channels_last)
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = self.network(images)
+        loss = F.cross_entropy(
+            logits.float(),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=self.options.label_smoothing,
+        )
+        loss.backward()
+        if self.options.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._update_average(step)
+        return loss.detach()
+
+    def validate(self) -> dict[str, float]:
+        """Loss, accuracy and macro-F1 of the averaged weights on val, in fp32."""
+        logits, _ = infer(self.averaged, self.val.iterate(self.options.batch_size))
+        labels = self.val.labels.cpu()
+        confusion = compute_confusion(logits.argmax(1).numpy(), labels.numpy(), self.n_classes)
+        return {
+            "val_loss": float(F.cross_entropy(logits, labels)),
+            "val_accuracy": float(confusion.trace() / confusion.sum()),
+            "val_macro_f1": float(compute_macro_f1(confusion)),
+        }
+
+    def record_epoch(self, train_loss: float, scores: dict[str, float], time_s: float) -> bool:
+        """Add an epoch to the history; True when it is the best so far.
+
+        Better is a higher val macro-F1, or the same with a lower val loss.
+        """
+        row = {
+            "epoch": self.epoch,
+            "train_loss": train_loss,
+            **scores,
+            "lr": self.options.lr * self._schedule(self.step - 1),
+            "images_per_s": len(self.train) / time_s,
+            "time_s": time_s,
+        }
+        self.history.append(row)
+        if self.tensorboard is not None:
+            for name, value in row.items():
+                self.tensorboard.add_scalar(name, value, self.epoch)
+            self.tensorboard.flush()
+        improved = not self.best or (row["val_macro_f1"], -row["val_loss"]) > (
+            self.best["val_macro_f1"],
+            -self.best["val_loss"],
+        )
+        if improved:
+            self.best = row
+        return improved
+
+    def is_stale(self) -> bool:
+        """Whether the best epoch lies `--patience` epochs back."""
+        patience = self.options.patience
+        return bool(patience and self.best and self.epoch - self.best["epoch"] >= patience)
+
+    def report_epoch(self, improved: bool, epoch_time_s: float) -> None:
+        """One line an epoch, on a terminal and in a log alike."""
+        row = self.history[-1]
+        left_s = epoch_time_s * (self.options.epochs - self.epoch)
+        log.info(
+            "epoch %3d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  val macro-F1 %.4f  "
+            "%.0f images/s  %s left%s",
+            self.epoch,
+            self.options.epochs,
+            row["train_loss"],
+            row["val_loss"],
+            row["val_accuracy"],
+            row["val_macro_f1"],
+            row["images_per_s"],
+            tqdm.format_interval(left_s),
+            "  * best" if improved else "",
+        )
+
+    # ---- files
+
+    def save(self, improved: bool) -> None:
+        """Write last.pt and history.csv, and best.pt when this epoch is the best."""
+        progress = {"epoch": self.epoch, "step": self.step, "history": self.history}
+        if improved:
+            best = {"weights": self.averaged.state_dict(), "best": self.best}
+            save_checkpoint(self.run_dir / "best.pt", {**self.record, **progress, **best})
+        last = {
+            "weights": self.averaged.state_dict(),
+            "trained_weights": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+        }
+        save_checkpoint(self.run_dir / "last.pt", {**self.record, **progress, **last})
+        with atomic_path(self.run_dir / "history.csv") as temporary:
+            pd.DataFrame(self.history).to_csv(temporary, index=False)
+
+    def resume(self) -> None:
+        """Take up the state of last.pt; training goes on to the same bits."""
+        last = load_checkpoint(self.run_dir / "last.pt")
+        self.network.load_state_dict(last["trained_weights"])
+        self.averaged.load_state_dict(last["weights"])
+        self.optimizer.load_state_dict(last["optimizer"])
+        self.epoch, self.history, self.best = last["epoch"], last["history"], last["best"]
+
+    # ---- parts of a step
+
+    def _group_parameters(self) -> list[dict[str, Any]]:
+        """Pretrained body and new head at rates of their own; no decay for norms and biases."""
+        head = {id(parameter) for parameter in self.network.head.parameters()}
+        body_share = self.options.body_lr_factor if self.starts_trained else 1.0
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for parameter in self.network.parameters():
+            share = 1.0 if id(parameter) in head else body_share
+            decay = self.options.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((share, decay), []).append(parameter)
+        return [
+            {"params": parameters, "lr_share": share, "weight_decay": decay}
+            for (share, decay), parameters in groups.items()
+        ]
+
+    def _set_learning_rate(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.lr * group["lr_share"] * self._schedule(step)
+
+    def _schedule(self, step: int) -> float:
+        """Share of the peak rate: linear warm-up, then half a cosine to 1 %.
+
+        The warm-up takes at most a fifth of the run.
+
+        Source: Loshchilov and Hutter 2017, SGDR: stochastic gradient descent with warm restarts.
+        """
+        n_steps = self.options.epochs * self.steps_per_epoch
+        warmup = min(self.options.warmup_epochs * self.steps_per_epoch, 0.2 * n_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1.0, n_steps - warmup)
+        return FLOOR_LR_SHARE + (1 - FLOOR_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
+
+    def _freeze_body(self, frozen: bool) -> None:
+        """Hold everything but the head still, batch norm's statistics too."""
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(not frozen)
+        if frozen:
+            self.network.eval()
+            self.network.head.train().requires_grad_(True)
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        """Move the averaged weights and statistics towards the trained ones.
+
+        Source: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging.
+        """
+        decay = min(self.options.ema_decay, (1 + step) / (10 + step))
+        pairs = zip(_tensors(self.averaged), _tensors(self.network), strict=True)
+        averaged, trained = [], []
+        for old, new in pairs:
+            if old.is_floating_point():
+                averaged.append(old)
+                trained.append(new)
+            else:  # batch norm's counter
+                old.copy_(new)
+        torch._foreach_lerp_(averaged, trained, 1 - decay)
+
+    def _check_losses(self, losses: list[Tensor], n_steps: int) -> float:
+        """The mean of the latest losses.
+
+        Raises:
+            UserError: One is NaN or infinite; names the epoch and the step.
+        """
+        latest = torch.stack(losses)
+        finite = latest.isfinite()
+        if not finite.all():
+            first = n_steps - len(losses) + int((~finite).int().argmax()) + 1
+            raise UserError(
+                f"loss is not finite in epoch {self.epoch + 1}, step {first} of "
+                f"{self.steps_per_epoch}: lower --lr or try --precision fp32"
+            )
+        return float(latest.mean())
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
+def resolve_precision(choice: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes in it: CUDA since Ampere, CPUs with AMX or AVX-512.
+
+    A CPU that only emulates bf16 would be slower than in fp32.
+    """
+    if choice != "auto":
+        return choice
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        has_bf16 = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
+        return "bf16" if has_bf16 else "fp32"
+    return "fp32"
+
+
+def _open_tensorboard(run_dir: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard: not installed; "
+            f"{Path(sys.executable).name} -m pip install -r requirements-tensorboard.txt"
+        ) from error
+    return SummaryWriter(run_dir / "tensorboard")
