@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from assessment.metrics import compute_confusion, compute_macro_f1
@@ -26,15 +27,18 @@ if TYPE_CHECKING:
 # Steps between looks at the loss: each look waits for the device.
 STEPS_PER_LOOK = 20
 FLOOR_LR_SHARE = 0.01
+# Training slices that batch norm's statistics are taken from before val.
+STATISTICS_SLICES = 512
 
 
 class Trainer:
     """Fits a network and keeps the best and the last checkpoint.
 
     Two sets of weights walk along. The optimiser's own are trained; their exponential moving
-    average is what val looks at and what best.pt holds. Batch norm's running statistics are
-    averaged with the weights. The decay of step t is at most (1 + t) / (10 + t), so a short run is
-    not held back by its random start.
+    average is what val looks at and what best.pt holds. The decay of step t is at most
+    (1 + t) / (10 + t), so a short run is not held back by its random start. Batch norm's running
+    statistics are of augmented slices and of weights that have moved on; those of the averaged
+    weights are taken anew from plain training slices before every look at val.
 
     Args:
         network: On the device, with the weights to start from.
@@ -79,12 +83,18 @@ class Trainer:
         """Optimiser steps taken before this epoch."""
         return self.epoch * self.steps_per_epoch
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the pretrained body stands still in this epoch."""
+        return self.starts_trained and self.epoch < self.options.freeze_epochs
+
     def fit(self) -> None:
         """Train until the last epoch, or until val has not improved for `--patience` epochs."""
         while self.epoch < self.options.epochs and not self.is_stale():
             started_s = time.perf_counter()
             train_loss = self.train_epoch()
             train_time_s = time.perf_counter() - started_s
+            self.estimate_statistics()
             scores = self.validate()
             self.epoch += 1
             improved = self.record_epoch(train_loss, scores, train_time_s)
@@ -96,7 +106,7 @@ class Trainer:
     def train_epoch(self) -> float:
         """One pass over the training slices; the mean training loss of a slice."""
         self.network.train()
-        self._freeze_body(self.starts_trained and self.epoch < self.options.freeze_epochs)
+        self._freeze_body(self.is_frozen)
         batches = self.train.shuffle(self.options.batch_size, self.config.run.seed, self.epoch)
         losses: list[Tensor] = []
         weights: list[int] = []
@@ -151,6 +161,30 @@ class Trainer:
         self.optimizer.zero_grad()
         self._update_average(step)
         return loss.detach()
+
+    @torch.no_grad()
+    def estimate_statistics(self) -> None:
+        """Take batch norm's statistics of the averaged weights from plain training slices, in fp32.
+
+        Source: Izmailov et al. 2018, Averaging weights leads to wider optima and better
+        generalization; Touvron et al. 2019, Fixing the train-test resolution discrepancy.
+        """
+        norms = [part for part in self.averaged.modules() if isinstance(part, _BatchNorm)]
+        if not norms or self.is_frozen:
+            return
+        generator = build_generator(self.config.run.seed, "statistics", self.epoch)
+        chosen = torch.randperm(len(self.train), generator=generator)[:STATISTICS_SLICES]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over the batches
+            norm.train()
+        n_batches = -(-len(chosen) // self.options.batch_size)
+        for rows in chosen.to(self.device).tensor_split(n_batches):
+            self.averaged(to_unit_range(self.train.pixels[rows]))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
 
     def validate(self) -> dict[str, float]:
         """Loss, accuracy and macro-F1 of the averaged weights on val, in fp32."""

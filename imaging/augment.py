@@ -47,7 +47,8 @@ class Augmentation:
 
         if self._moves():
             grid = F.affine_grid(affine.to(slices.device), list(slices.shape), align_corners=False)
-            slices = F.grid_sample(slices, grid, align_corners=False)
+            # bilinear would blur, and batch norm's statistics would not be those of val
+            slices = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clamp(0, 1)
         if self.gamma:
             slices = slices.pow(gamma.to(slices.device))
         if self.contrast:
