@@ -6,6 +6,7 @@ parsing. Standard library only, so that `--help` answers before anything heavy i
 
 import argparse
 import dataclasses
+import math
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ class TrainOptions:
     """How the network is fitted."""
 
     epochs: int = option(30, "passes over the training slices", low=1, metavar="N")
-    batch_size: int = option(32, "slices a step", low=2, metavar="N")
+    batch_size: int = option(32, "slices a step", low=4, metavar="N")
     lr: float = option(1e-3, "peak learning rate of AdamW", low=1e-8, high=10.0)
     body_lr_factor: float = option(
         0.3, "rate of a pretrained body as a share of --lr", low=0.0, high=1.0
@@ -147,7 +148,7 @@ class RunOptions:
         "auto", "arithmetic of training; verdicts are fp32", choices=("auto", "fp32", "bf16")
     )
     tensorboard: bool = option(
-        False, "log to session/RUN/tensorboard (needs requirements-tensorboard.txt)"
+        False, "log to session/RUN/tensorboard, where TensorBoard is installed"
     )
     debug: bool = option(False, "show the traceback of an error")
 
@@ -383,8 +384,8 @@ def _checked(kind: type, low: float | None, high: float | None) -> Callable[[str
 
     def convert(text: str) -> Any:
         value = kind(text)
-        if isinstance(value, float) and value != value:
-            raise argparse.ArgumentTypeError("nan is no number to work with")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is no finite number")
         if low is not None and value < low:
             raise argparse.ArgumentTypeError(f"{text} is less than {low}, the least allowed")
         if high is not None and value > high:

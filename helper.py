@@ -64,8 +64,12 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
-    line = (str(error).splitlines() or ["no message"])[0]
-    return f"{type(error).__name__}: {line} (run again with --debug to see where)"
+    return f"{type(error).__name__}: {first_line(error)} (run again with --debug to see where)"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def derive_seed(seed: int, *purpose: int | str) -> int:
@@ -105,8 +109,9 @@ def resolve_device(name: str) -> "torch.device":
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not usable here ({reason}); try --device cpu") from error
+        raise UserError(
+            f"--device {name}: not usable here ({first_line(error)}); try --device cpu"
+        ) from error
     return device
 
 

@@ -1,6 +1,7 @@
 """Train a classifier on MRI slices and evaluate it: `python main.py --model resnet18`."""
 
 import datetime
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,12 @@ def train(config: args.TrainConfig) -> None:
     helper.write_json(run_dir / "config.json", config.to_dict())
     with helper.atomic_path(run_dir / "split.csv") as temporary:
         table[["sha256", "path", "label", "slice", "group", "split"]].to_csv(temporary, index=False)
-    fit(config, record, network, table, device, run_dir)
+    try:
+        fit(config, record, network, table, device, run_dir)
+    except BaseException:
+        if not (run_dir / "last.pt").exists():  # nothing to go on from: give the name back
+            shutil.rmtree(run_dir)
+        raise
 
 
 def resume(config: args.ResumeConfig) -> None:
@@ -125,9 +131,8 @@ def fit(
     try:
         trainer.fit()
     except KeyboardInterrupt as error:
-        raise UserError(
-            f"interrupted after epoch {trainer.epoch}; go on with --resume {run_dir}", status=130
-        ) from error
+        way_on = f"go on with --resume {run_dir}" if trainer.epoch else "nothing is kept of it"
+        raise UserError(f"interrupted after epoch {trainer.epoch}; {way_on}", status=130) from error
     evaluate.evaluate(args.EvaluateConfig(run_dir / "best.pt", device=str(device)))
 
 

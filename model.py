@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from helper import UserError, atomic_path
+from helper import UserError, atomic_path, first_line
 from net import SliceNet
 
 CUSTOM_NET = "net"
@@ -92,11 +92,11 @@ def check_model(name: str, image_size: int, pretrained: bool) -> None:
         network = _build_on_meta(name, image_size, pretrained).eval()
         network(torch.empty(1, 1, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         fitting = _weights_record(name)
         usual = f"; its usual size is {_usual_size(fitting)}" if fitting else ""
         raise UserError(
-            f"--image-size {image_size}: {name} does not take it ({reason}){usual}", status=2
+            f"--image-size {image_size}: {name} does not take it ({first_line(error)}){usual}",
+            status=2,
         ) from error
 
 
@@ -253,10 +253,10 @@ def _download_state_dict(name: str) -> dict[str, Tensor]:
         return dict(record.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
         where = Path(torch.hub.get_dir()) / "checkpoints"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"ImageNet weights of {name}: {file_name} is not in {where} and could not be "
-            f"downloaded ({reason}); put it there, or give --weights FILE, or --no-pretrained"
+            f"downloaded ({first_line(error)}); put it there, or give --weights FILE, "
+            "or --no-pretrained"
         ) from error
 
 
@@ -383,7 +383,7 @@ def _load_file(path: Path, what: str) -> Any:
     except Exception as error:
         raise UserError(
             f"{what} {path}: not readable as plain tensors (weights_only=True refuses code): "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
 
 

@@ -11,6 +11,7 @@ from assessment import baselines
 from assessment.baselines import (
     compute_baseline_accuracies,
     compute_brightness_statistics,
+    fit_baselines,
     fit_brightness_baseline,
     fit_majority_baseline,
     predict_brightness,
@@ -150,16 +151,27 @@ def test_accuracies_by_hand() -> None:
         "weights": weights.tolist(),
         "bias": [0.0, 0.0],
     }
-    statistics = np.zeros((4, 7))
-    statistics[:, 0] = [8.0, 9.0, 11.0, 12.0]
+    pixels = np.array([8, 9, 11, 12], np.uint8).reshape(4, 1, 1).repeat(3, 1).repeat(3, 2)
     labels = np.array([0, 1, 1, 1])
-    assert compute_baseline_accuracies(1, brightness, statistics, labels) == {
+    fitted = {"majority": 1, "brightness": brightness}
+    assert compute_baseline_accuracies(fitted, pixels, labels) == {
         "majority": 0.75,
         "brightness": 0.75,
     }
-    assert compute_baseline_accuracies(0, brightness, statistics, labels)["majority"] == 0.25
-    with pytest.raises(ValueError, match="no images"):
-        compute_baseline_accuracies(0, brightness, statistics[:0], labels[:0])
+    fitted["majority"] = 0
+    assert compute_baseline_accuracies(fitted, pixels, labels)["majority"] == 0.25
+    with pytest.raises(ValueError, match="no slices"):
+        compute_baseline_accuracies(fitted, pixels[:0], labels[:0])
+
+
+def test_both_baselines_are_fitted_on_the_pixels() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    pixels = rng.integers(0, 50, (40, 8, 8)) + 150 * labels[:, None, None]
+    fitted = fit_baselines(pixels.astype(np.uint8), labels, 2)
+    assert fitted["majority"] == 0
+    accuracies = compute_baseline_accuracies(fitted, pixels.astype(np.uint8), labels)
+    assert accuracies == {"majority": 0.5, "brightness": 1.0}
 
 
 @pytest.mark.parametrize("labels", [[], [3], [-1]])

@@ -1,0 +1,187 @@
+"""Makers that several tests share: data folders, slices, configurations, trained runs."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+# Read by torch at its import, and by processes that tests start: one thread, the same bits.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import args
+import main
+import prepare
+
+if TYPE_CHECKING:
+    from dataset import Slices
+    from model import Classifier
+    from trainer import Trainer
+
+PHANTOMS = 60
+QUICK = ("--phantom", "--model", "net", "--image-size", "32", "--batch-size", "8")
+ON_CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(autouse=True)
+def _leave_log_alone() -> Iterator[None]:
+    """Verbs send the log to the standard output of their test; take that handler away again."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)
+
+
+# ---- data folders
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder of 60 phantoms; only its cache may be added to."""
+    folder = tmp_path_factory.mktemp("phantoms") / "phantom"
+    assert prepare.main(["--phantom", str(PHANTOMS), "--data", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with the phantoms in data/phantom."""
+    link_phantoms(tmp_path, phantom_dir)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def link_phantoms(root: Path, phantom_dir: Path) -> None:
+    """Put the phantoms where main.py looks for them."""
+    (root / "data").mkdir()
+    (root / "data" / "phantom").symlink_to(phantom_dir, target_is_directory=True)
+
+
+def make_data_folder(root: Path, classes: tuple[str, ...] = ("A", "B"), n_each: int = 6) -> Path:
+    """A prepared folder of small noise pictures, each its own slice and group."""
+    from imaging.manifest import build_manifest, write_manifest
+
+    rng = np.random.default_rng(0)
+    for label in classes:
+        folder = root / "Images" / label
+        folder.mkdir(parents=True)
+        for number in range(n_each):
+            pixels = rng.integers(0, 256, (20 + number, 24), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    write_manifest(build_manifest(root), root)
+    return root
+
+
+def hash_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def list_files(root: Path) -> dict[str, str]:
+    """Every file below a folder with the hash of its content."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): hash_file(path) for path in files}
+
+
+# ---- configurations, slices, trainers
+
+
+def make_config(**values: Any) -> args.TrainConfig:
+    """The default configuration of `net` with some fields set, each in the group that has it."""
+    values = {"model": "net", "image_size": 32, "device": "cpu", "precision": "fp32"} | values
+    groups = {}
+    for key, group in args.TRAIN_GROUPS.items():
+        names = {field.name for field in dataclasses.fields(group)}
+        groups[key] = group(**{name: values.pop(name) for name in names & set(values)})
+    assert not values, f"no such option: {values}"
+    return args.TrainConfig(**groups)
+
+
+def make_slices(n_slices: int, n_classes: int = 3, size_px: int = 32, seed: int = 0) -> "Slices":
+    """Noise with a bright bar whose width tells the class, at any place and in any direction."""
+    import torch
+
+    from dataset import Slices
+
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 60, (n_slices, size_px, size_px), dtype=np.uint8)
+    labels = np.arange(n_slices) % n_classes
+    for picture, label in zip(pixels, labels, strict=True):
+        width = 2 + 6 * int(label)
+        start = int(rng.integers(1, size_px - width))
+        (picture if rng.random() < 0.5 else picture.T)[start : start + width, 4:-4] = 220
+    return Slices(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels))
+
+
+def build_net(config: args.TrainConfig, n_classes: int = 3, seed: int = 0) -> "Classifier":
+    import torch
+
+    from model import build_model
+
+    torch.manual_seed(seed)
+    return build_model("net", n_classes, config.model.image_size, dropout=config.model.dropout)
+
+
+def make_trainer(
+    run_dir: Path,
+    *,
+    n_train: int = 24,
+    start: str = "scratch",
+    weights_seed: int = 0,
+    **values: Any,
+) -> "Trainer":
+    """A trainer of `net` on made-up slices, as main.py would make it."""
+    import model
+    from trainer import Trainer
+
+    config = make_config(**{"batch_size": 8, "epochs": 3, "patience": 0} | values)
+    network = build_net(config, seed=weights_seed)
+    record = {
+        **model.describe_model("net", network, ["a", "b", "c"]),
+        "run": run_dir.name,
+        "start": start,
+        "config": config.to_dict(),
+        "precision": config.run.precision,
+    }
+    return Trainer(network, make_slices(n_train), make_slices(12, seed=1), config, record, run_dir)
+
+
+# ---- trained runs
+
+
+class Run(NamedTuple):
+    """The working folder of a run that has ended, and what it said."""
+
+    root: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory: pytest.TempPathFactory, phantom_dir: Path) -> Run:
+    """`main.py --name first` on the phantoms, two epochs; not to be changed."""
+    root = tmp_path_factory.mktemp("first")
+    link_phantoms(root, phantom_dir)
+    output = io.StringIO()
+    with contextlib.chdir(root), contextlib.redirect_stdout(output):
+        assert main.main([*QUICK, *ON_CPU, "--epochs", "2", "--name", "first"]) == 0
+    return Run(root, output.getvalue())
+
+
+@pytest.fixture
+def trained(tmp_path: Path, first_run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A working folder of one's own that holds the finished run `first`.
+
+    Its files are links: replace them, never write into them.
+    """
+    root = tmp_path / "work"
+    shutil.copytree(first_run.root, root, symlinks=True, copy_function=os.link)
+    monkeypatch.chdir(root)
+    return Run(root, first_run.output)

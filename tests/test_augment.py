@@ -1,0 +1,135 @@
+"""Augmentation: where each slice may land, what stays in range, and who draws the dice."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from helper import build_generator
+from imaging.augment import Augmentation
+
+OFF: dict[str, Any] = {
+    "flip": False,
+    "quarter_turns": False,
+    "rotation": 0.0,
+    "shift": 0.0,
+    "zoom": 0.0,
+    "gamma": 0.0,
+    "contrast": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+}
+ALL = OFF | {
+    "flip": True,
+    "quarter_turns": True,
+    "rotation": 15.0,
+    "shift": 0.1,
+    "zoom": 0.2,
+    "gamma": 0.3,
+    "contrast": 0.3,
+}
+
+
+def make_batch(n_slices: int = 16, size_px: int = 9) -> torch.Tensor:
+    return torch.rand(n_slices, 1, size_px, size_px, generator=build_generator(0, "batch"))
+
+
+def augment(batch: torch.Tensor, seed: int = 0, **values: Any) -> torch.Tensor:
+    return Augmentation(**(OFF | values)).augment(batch, build_generator(seed, "augment"))
+
+
+def test_all_off_is_the_identity() -> None:
+    batch = make_batch()
+    assert torch.equal(augment(batch), batch)
+
+
+def test_flips_and_quarter_turns_give_the_eight_positions() -> None:
+    batch = make_batch(64)
+    seen = set()
+    for before, after in zip(batch, augment(batch, flip=True, quarter_turns=True), strict=True):
+        positions = [
+            torch.rot90(flipped, turns, (1, 2))
+            for flipped, turns in itertools.product((before, before.flip(2)), range(4))
+        ]
+        matches = [
+            index
+            for index, position in enumerate(positions)
+            if torch.allclose(after, position, atol=1e-4)
+        ]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert seen == set(range(8))
+
+
+def test_everything_at_once_stays_in_range_and_differs_by_slice() -> None:
+    same = make_batch(1).expand(8, -1, -1, -1)
+    changed = augment(same, **ALL)
+    assert changed.shape == same.shape
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert len({tuple(part.flatten().tolist()) for part in changed}) == 8
+
+
+def test_draws_depend_on_the_generator_alone() -> None:
+    batch = make_batch()
+    first = augment(batch, seed=1, **ALL)
+    torch.manual_seed(99)
+    assert torch.equal(augment(batch, seed=1, **ALL), first)
+    assert not torch.equal(augment(batch, seed=2, **ALL), first)
+
+
+def test_a_dot_stays_within_the_stated_shift() -> None:
+    batch = torch.zeros(200, 1, 41, 41)
+    batch[:, :, 20, 20] = 1.0
+    shifted = augment(batch, shift=0.25)
+    rows, columns = zip(
+        *((index // 41, index % 41) for index in shifted.flatten(1).argmax(1).tolist()), strict=True
+    )
+    limit_px = 0.25 * 41 + 0.5
+    for positions in (rows, columns):
+        offsets = [position - 20 for position in positions]
+        assert max(map(abs, offsets)) <= limit_px
+        assert max(offsets) > 0.7 * limit_px
+        assert min(offsets) < -0.7 * limit_px
+
+
+def test_gamma_and_contrast_stay_within_their_bounds() -> None:
+    grey = torch.full((300, 1, 2, 2), 0.5)
+    values = augment(grey, gamma=0.25)[:, 0, 0, 0]
+    assert values.min() >= 0.5**1.25 - 1e-6
+    assert values.max() <= 0.5 ** (1 / 1.25) + 1e-6
+    assert values.min() < 0.5 < values.max()
+    halves = torch.tensor([[0.4, 0.6], [0.6, 0.4]]).expand(300, 1, 2, 2)
+    spread = augment(halves, contrast=0.25).amax((1, 2, 3)) - 0.5  # 0.1 before
+    assert 0.1 / 1.25 - 1e-6 <= spread.min() < 0.1 < spread.max() <= 0.1 * 1.25 + 1e-6
+
+
+def test_resampling_does_not_blur() -> None:
+    """Turned slices keep the sharpness that batch norm's statistics depend on."""
+    batch = make_batch(64, 32)
+    turned = augment(batch, rotation=10.0)[..., 8:24, 8:24]
+
+    def sharpness(part: torch.Tensor) -> float:
+        return float(part.diff(dim=-1).var())
+
+    assert sharpness(turned) > 0.6 * sharpness(batch[..., 8:24, 8:24])  # bilinear: about 0.4
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_targets_are_shares_of_the_picture(kind: str) -> None:
+    augmentation = Augmentation(**(OFF | {kind: 1.0}))
+    slices = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 20, 20)  # slice i holds i alone
+    targets = torch.eye(4)
+    for seed in range(20):
+        mixed, soft = augmentation.mix(slices, targets, build_generator(seed, "mix"))
+        assert torch.allclose(soft.sum(1), torch.ones(4))
+        # the mean of the picture is the mean of the values that its targets name
+        assert torch.allclose(mixed.mean((1, 2, 3)), soft @ torch.arange(4.0), atol=1e-5)
+
+
+def test_nothing_is_mixed_unasked() -> None:
+    slices, targets = make_batch(4), torch.eye(4)
+    mixed, soft = Augmentation(**OFF).mix(slices, targets, build_generator(0, "mix"))
+    assert mixed is slices
+    assert soft is targets

@@ -1,0 +1,147 @@
+"""From the manifest to batches: every slice once, the cache, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_data_folder, make_slices
+
+import dataset
+from helper import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_data_folder(tmp_path / "data")
+
+
+@pytest.mark.parametrize(("n_slices", "batch_size"), [(24, 8), (25, 8), (33, 32), (5, 8), (9, 4)])
+def test_an_epoch_shows_every_slice_once(n_slices: int, batch_size: int) -> None:
+    slices = make_slices(n_slices)
+    sizes, seen = [], []
+    for pixels, labels in slices.shuffle(batch_size, seed=0, epoch=0):
+        sizes.append(len(labels))
+        seen += [tuple(picture.flatten().tolist()) for picture in pixels]
+    assert sorted(seen) == sorted(tuple(picture.flatten().tolist()) for picture in slices.pixels)
+    assert len(sizes) == slices.count_steps(batch_size) == -(-n_slices // batch_size)
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) > 1
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    slices = make_slices(24)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return [
+            int(picture.sum())
+            for pixels, _ in slices.shuffle(8, seed, epoch)
+            for picture in pixels.long()
+        ]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_iterate_keeps_the_order() -> None:
+    slices = make_slices(10)
+    assert torch.equal(torch.cat(list(slices.iterate(4))), slices.pixels)
+
+
+def test_slices_labels_and_rows_are_in_step(folder: Path) -> None:
+    table = dataset.load_table(folder)
+    slices = dataset.take_slices(table, "train", folder, ["A", "B"], 24)
+    rows = table[table["split"] == "train"]
+    assert [("A", "B")[label] for label in slices.labels.tolist()] == rows["label"].tolist()
+    assert slices.pixels.shape == (len(rows), 1, 24, 24)
+    assert slices.pixels.dtype == torch.uint8
+    from imaging.read import read_grey, resize_grey
+
+    for pixels, path in zip(slices.pixels, rows["path"], strict=True):
+        assert np.array_equal(pixels[0].numpy(), resize_grey(read_grey(folder / path), 24))
+
+
+def test_the_cache_is_made_once_and_keyed_by_content_and_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = dataset.load_table(folder)
+    first, _ = dataset.open_pixels(table, folder, 24)
+    decode = dataset._decode
+    monkeypatch.setattr(dataset, "_decode", lambda *_: pytest.fail("decoded again"))
+    again, _ = dataset.open_pixels(table.sample(frac=1, random_state=0), folder, 24)
+    assert np.array_equal(first, again)
+    monkeypatch.setattr(dataset, "_decode", decode)
+    assert dataset.open_pixels(table, folder, 16)[0].shape[1:] == (16, 16)
+    assert len(dataset.open_pixels(table[1:], folder, 24)[0]) == len(first) - 1
+    assert len(list((folder / "cache").iterdir())) == 3
+
+
+def test_a_folder_that_cannot_be_written_still_works(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "cache")
+
+    monkeypatch.setattr(np, "save", refuse)
+    pixels, position = dataset.open_pixels(dataset.load_table(folder), folder, 24)
+    assert len(pixels) == len(position) == 12
+    assert not list((folder / "cache").iterdir())
+
+
+def test_a_changed_picture_is_refused(folder: Path) -> None:
+    table = dataset.load_table(folder)
+    path = folder / table["path"][0]
+    shutil.copy(folder / table["path"][1], path)
+    with pytest.raises(UserError, match=rf"{path.name}: changed since prepare.py ran"):
+        dataset.open_pixels(table, folder, 24)
+
+
+def test_a_missing_picture_is_refused(folder: Path) -> None:
+    table = dataset.load_table(folder)
+    (folder / table["path"][3]).unlink()
+    with pytest.raises(UserError, match=rf"{Path(table['path'][3]).name}: No such file.*prepare"):
+        dataset.open_pixels(table, folder, 24)
+
+
+def test_an_empty_split_is_refused(folder: Path) -> None:
+    table = dataset.load_table(folder).assign(split="train")
+    with pytest.raises(UserError, match="no slice in the val split"):
+        dataset.take_slices(table, "val", folder, ["A", "B"], 24)
+
+
+def test_a_group_in_two_splits_is_refused(folder: Path) -> None:
+    path = folder / "CSV" / "images.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    apart = table.groupby("split").head(1).index[:2]
+    table.loc[apart, "group"] = "g0"
+    table.to_csv(path, index=False)
+    with pytest.raises(UserError, match="g0"):
+        dataset.load_table(folder)
+
+
+@pytest.mark.parametrize("split_by", ["group", "image"])
+def test_a_split_of_ones_own(folder: Path, split_by: str) -> None:
+    first, again, other = (
+        dataset.load_table(folder, split_by, seed)["split"].tolist() for seed in (1, 1, 2)
+    )
+    assert set(first) == {"train", "val", "test"}
+    assert first == again
+    assert first != other
+
+
+def test_the_record_of_a_split_assigns_it_again(folder: Path) -> None:
+    table = dataset.load_table(folder)
+    record = dataset.record_split(table)
+    assert dataset.assign_split(table.assign(split=""), record).equals(table)
+    half = {key: values[:6] for key, values in record.items()}
+    assert dataset.assign_split(table, half)["split"].eq("").sum() == 6
+
+
+def test_class_weights_by_hand() -> None:
+    weights = dataset.compute_class_weights(torch.tensor([0, 0, 0, 1]), 3)
+    # four slices over three classes: 4 / (3 * 3) and 4 / (3 * 1)
+    assert torch.allclose(weights, torch.tensor([4 / 9, 4 / 3, 0.0]))

@@ -1,0 +1,366 @@
+"""The whole program on phantoms: what it writes, says, refuses, and never looks at."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from conftest import ON_CPU, QUICK, Run, list_files
+from fixtures_four_classes import CLASSES, write_four_class_folder
+from PIL import Image
+
+import evaluate
+import main
+import model
+import prepare
+import trainer
+
+SESSION_FILES = {"config.json", "split.csv", "history.csv", "last.pt", "best.pt"}
+RESULT_FILES = {"metrics.json", "predictions.csv", "report.html", "model_card.md"}
+PLOTS = {"confusion_matrix.png", "class_metrics.png", "roc.png", "pr.png", "training.png"}
+FIGURES = (
+    *("accuracy", "accuracy_per_slice", "precision_macro", "recall_macro", "f1_macro"),
+    *("roc_auc_macro", "mcc"),
+)
+
+
+def read_metrics(root: Path, name: str) -> dict:
+    return json.loads((root / "results" / name / "metrics.json").read_text("utf-8"))
+
+
+def run_main(*argv: str) -> int:
+    return main.main([*QUICK, *ON_CPU, "--epochs", "1", *argv])
+
+
+def expect_refusal(capsys: pytest.CaptureFixture[str], status: int, expected: int = 1) -> str:
+    """The status is the expected one and the error one line, which is returned."""
+    captured = capsys.readouterr()
+    assert status == expected, captured.err
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in captured.err
+    return errors[0]
+
+
+# ---- what a run writes and says
+
+
+def test_a_run_writes_every_file_of_the_contracts(first_run: Run) -> None:
+    session, results = first_run.root / "session/first", first_run.root / "results/first"
+    assert {path.name for path in session.iterdir()} == SESSION_FILES
+    assert {path.name for path in results.iterdir()} == RESULT_FILES | {"plots"}
+    assert {path.name for path in (results / "plots").iterdir()} == PLOTS
+    for line in ("PHANTOM", "epoch   2/2", "Research use only", "report.html"):
+        assert line in first_run.output
+
+
+def test_metrics_have_every_key_of_the_contracts(first_run: Run) -> None:
+    report = read_metrics(first_run.root, "first")
+    top = ("schema", "run", "checkpoint", "data", "split", "n_images", "n_slices", "n_groups")
+    rest = ("classes", "notes", "per_class", "confusion_matrix", "calibration", "conformal")
+    assert set(report) == {*top, *rest, *FIGURES, "baselines", "environment"}
+    assert all(set(report[key]) == {"value", "ci95"} for key in FIGURES)
+    for figures in report["per_class"].values():
+        assert set(figures) == {"precision", "recall", "specificity", "f1", "roc_auc", "support"}
+    assert set(report["baselines"]) == {"majority", "brightness"}
+    environment = ("python", "torch", "torchvision", "device", "threads", "commit", "command")
+    assert set(report["environment"]) == set(environment)
+    assert report["classes"] == ["Glioma", "Menin", "Tumor"]
+    assert sum(map(sum, report["confusion_matrix"])) == report["n_images"]
+    assert any(note.startswith("PHANTOM") for note in report["notes"])
+    page = (first_run.root / "results/first/report.html").read_text("utf-8")
+    assert "PHANTOM" in page
+
+
+def test_predictions_agree_with_the_metrics(first_run: Run) -> None:
+    report = read_metrics(first_run.root, "first")
+    table = pd.read_csv(first_run.root / "results/first/predictions.csv")
+    split = pd.read_csv(first_run.root / "session/first/split.csv")
+    assert sorted(table["path"]) == sorted(split.loc[split["split"] == "test", "path"])
+    assert (table["label"] == table["path"].str.split("/").str[1]).all()
+    accuracy = (table["label"] == table["predicted"]).mean()
+    assert accuracy == pytest.approx(report["accuracy"]["value"])
+    probs = table[["p_Glioma", "p_Menin", "p_Tumor"]]
+    assert np.allclose(probs.sum(axis=1), 1, atol=1e-5)
+    assert (probs.idxmax(axis=1).str[2:] == table["predicted"]).all()
+    confusion = pd.crosstab(table["label"], table["predicted"])
+    for row, label in enumerate(report["classes"]):
+        for column, predicted in enumerate(report["classes"]):
+            expected = report["confusion_matrix"][row][column]
+            assert confusion.get(predicted, {}).get(label, 0) == expected
+
+
+def test_evaluate_alone_gives_the_same_metrics(trained: Run) -> None:
+    before = read_metrics(trained.root, "first")
+    shutil.rmtree("results")
+    assert evaluate.main(["session/first/best.pt", "--device", "cpu"]) == 0
+    after = read_metrics(trained.root, "first")
+    del before["environment"], after["environment"]
+    assert after == before
+
+
+@pytest.mark.parametrize("split", ["val", "train", "all"])
+def test_other_splits_go_elsewhere(trained: Run, split: str) -> None:
+    before = list_files(Path("results/first"))
+    assert evaluate.main(["session/first/best.pt", "--device", "cpu", "--split", split]) == 0
+    report = read_metrics(trained.root, f"first-{split}")
+    assert report["split"] == split
+    words = "were training slices" if split == "all" else "the run has seen them"
+    assert any(words in note for note in report["notes"])
+    assert list_files(Path("results/first")) == before
+
+
+def test_other_data_is_told_and_kept_apart(trained: Run) -> None:
+    assert prepare.main(["--phantom", "18", "--seed", "7", "--data", "other"]) == 0
+    before = list_files(Path("results/first"))
+    command = ["session/first/best.pt", "--device", "cpu", "--data", "other", "--split", "all"]
+    assert evaluate.main(command) == 0
+    report = read_metrics(trained.root, "first-on-other-all")
+    assert report["n_images"] == 18
+    assert any("other data" in note for note in report["notes"])
+    assert list_files(Path("results/first")) == before
+
+
+# ---- what is refused
+
+
+def test_other_data_without_the_runs_slices(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare.main(["--phantom", "18", "--seed", "7", "--data", "other"]) == 0
+    capsys.readouterr()
+    status = evaluate.main(["session/first/best.pt", "--device", "cpu", "--data", "other"])
+    assert "test slices of run first are not there" in expect_refusal(capsys, status)
+    assert not Path("results/first-on-other").exists()
+
+
+def test_an_unknown_class(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write_four_class_folder(Path("source"))
+    assert prepare.main(["source", "--data", "four"]) == 0
+    capsys.readouterr()
+    command = ["session/first/best.pt", "--device", "cpu", "--data", "four", "--split", "all"]
+    line = expect_refusal(capsys, evaluate.main(command))
+    assert "No Finding" in line
+    assert "Glioma, Menin, Tumor" in line
+
+
+def test_an_empty_data_folder_names_both_ways_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = expect_refusal(capsys, main.main(["--model", "net", "--epochs", "1"]))
+    assert "prepare.py SOURCE" in line
+    assert "--phantom" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argv", [["--model", "resnet81"], ["--model", "vit_b_16", "--image-size", "100"]]
+)
+def test_a_wrong_model_is_found_before_any_file(
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expect_refusal(capsys, main.main([*argv, "--no-pretrained"]), expected=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_taken(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = list_files(Path("session"))
+    line = expect_refusal(capsys, run_main("--name", "first"))
+    assert "session/first exists" in line
+    assert "--resume session/first" in line
+    assert list_files(Path("session")) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--model", "resnet18", "--weights", "none.pth"], "none.pth: no such file"),
+        (["--device", "warp"], "--device warp"),
+        (["--split-seed", "1", "--phantom", "--tensorboard"], "tensorboard"),
+    ],
+)
+def test_a_failed_start_leaves_no_run_behind(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    status = main.main([*QUICK, "--epochs", "1", "--name", "failed", *argv])
+    assert words in expect_refusal(capsys, status)
+    assert not Path("session/failed").exists()
+
+
+def test_a_missing_download_is_one_line(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    status = main.main(["--phantom", "--model", "resnet18", "--image-size", "32", "--name", "x"])
+    line = expect_refusal(capsys, status)
+    assert "--weights FILE" in line
+    assert not Path("session/x").exists()
+
+
+@pytest.mark.parametrize("name", ["none.pt", "session", "broken.pt"])
+def test_no_checkpoint(name: str, trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("broken.pt").write_bytes(Path("session/first/best.pt").read_bytes()[:1000])
+    assert name in expect_refusal(capsys, evaluate.main([name]))
+    assert name in expect_refusal(capsys, main.main(["--resume", name]))
+
+
+def test_a_changed_slice_is_refused(
+    trained: Run, phantom_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(phantom_dir, "changed", ignore=shutil.ignore_patterns("cache"))
+    path = next(Path("changed/Images/Glioma").iterdir())
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    command = ["session/first/best.pt", "--device", "cpu", "--data", "changed"]
+    line = expect_refusal(capsys, evaluate.main(command))
+    assert f"{path.name}: changed since prepare.py ran" in line
+
+
+# ---- training
+
+
+def test_resume_through_the_command_line(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*QUICK, *ON_CPU, "--epochs", "3", "--dropout", "0.4"]
+    assert main.main([*command, "--name", "whole"]) == 0
+    report_epoch = trainer.Trainer.report_epoch
+
+    def interrupt(self: trainer.Trainer, improved: bool, epoch_time_s: float) -> None:
+        report_epoch(self, improved, epoch_time_s)
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "report_epoch", interrupt)
+        capsys.readouterr()
+        line = expect_refusal(capsys, main.main([*command, "--name", "parts"]), expected=130)
+    assert "--resume session/parts" in line
+    assert not Path("results/parts").exists()
+    assert main.main(["--resume", "session/parts", "--device", "cpu"]) == 0
+    whole, parts = (
+        model.load_checkpoint(Path(f"session/{run}/last.pt")) for run in ("whole", "parts")
+    )
+    for key in ("weights", "trained_weights"):
+        assert all(torch.equal(value, parts[key][name]) for name, value in whole[key].items())
+    reports = [read_metrics(workplace, run) for run in ("whole", "parts")]
+    assert reports[0]["accuracy"] == reports[1]["accuracy"]
+    assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]
+
+
+def test_the_test_split_never_touches_training(
+    tmp_path: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = []
+    for folder in ("as-is", "noise"):
+        shutil.copytree(phantom_dir, folder, ignore=shutil.ignore_patterns("cache"))
+        if folder == "noise":
+            replace_test_slices(Path(folder))
+        command = [*ON_CPU, "--model", "net", "--image-size", "32", "--epochs", "1"]
+        assert main.main([*command, "--data", folder, "--name", folder]) == 0
+        weights.append(model.load_checkpoint(Path("session", folder, "best.pt")))
+    first, second = (checkpoint["weights"] for checkpoint in weights)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert weights[0]["baselines"] == weights[1]["baselines"]
+    assert weights[0]["history"][0]["val_loss"] == weights[1]["history"][0]["val_loss"]
+
+
+def replace_test_slices(folder: Path) -> None:
+    """Put noise in place of the test slices, and their hashes into the manifest."""
+    path = folder / "CSV" / "images.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rng = np.random.default_rng(0)
+    for row in table.index[table["split"] == "test"]:
+        picture = folder / table.loc[row, "path"]
+        Image.fromarray(rng.integers(0, 256, (32, 32), dtype=np.uint8)).save(picture)
+        table.loc[row, "sha256"] = hashlib.sha256(picture.read_bytes()).hexdigest()
+    table.to_csv(path, index=False)
+
+
+def test_four_other_classes_work_unedited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    count = write_four_class_folder(tmp_path / "source")
+    assert prepare.main(["source"]) == 0
+    command = [*ON_CPU, "--model", "net", "--image-size", "32", "--batch-size", "8"]
+    assert main.main([*command, "--epochs", "2", "--name", "four"]) == 0
+    report = read_metrics(tmp_path, "four")
+    assert report["classes"] == sorted(CLASSES)
+    assert not any("PHANTOM" in note for note in report["notes"])
+    assert len(pd.read_csv("session/four/split.csv")) == count
+
+
+def test_a_split_by_image_is_called_leaky(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("--split-by", "image", "--name", "leaky") == 0
+    assert "LEAKY SPLIT" in capsys.readouterr().out
+    assert any("LEAKY SPLIT" in note for note in read_metrics(workplace, "leaky")["notes"])
+    assert "LEAKY SPLIT" in Path("results/leaky/report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--class-weights", "balanced", "--mixup", "0.2"],
+        ["--cutmix", "1.0", "--precision", "bf16"],
+        ["--no-flip", "--no-quarter-turns", "--ema-decay", "0", "--clip-norm", "0"],
+    ],
+)
+def test_options_run_through(workplace: Path, argv: list[str]) -> None:
+    assert run_main("--name", "options", *argv) == 0
+
+
+def test_a_backbone_from_local_weights(workplace: Path) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), "WEIGHTS.pth")
+    command = ["--model", "resnet18", "--weights", "WEIGHTS.pth", "--freeze-epochs", "1"]
+    assert run_main(*command, "--name", "weights") == 0
+    assert model.load_checkpoint(Path("session/weights/best.pt"))["start"].endswith("WEIGHTS.pth")
+
+
+# ---- with what the machine has
+
+
+@pytest.mark.data
+@pytest.mark.skipif("BRAIN_MRI_DATA" not in os.environ, reason="BRAIN_MRI_DATA names no archive")
+def test_the_real_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = str(Path(os.environ["BRAIN_MRI_DATA"]).resolve())
+    monkeypatch.chdir(tmp_path)
+    assert prepare.main([source]) == 0
+    command = ["--model", "net", "--image-size", "64", "--epochs", "2", "--device", "cpu"]
+    assert main.main([*command, "--name", "real"]) == 0
+    report = read_metrics(tmp_path, "real")
+    assert report["accuracy"]["value"] > 0.5
+    assert report["baselines"]["brightness"] > 0.6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_trained_on_cuda_judged_on_the_cpu(workplace: Path) -> None:
+    command = [*QUICK, "--epochs", "2", "--device", "cuda", "--name", "cuda"]
+    assert main.main(command) == 0
+    columns = ["p_Glioma", "p_Menin", "p_Tumor"]
+    before = pd.read_csv("results/cuda/predictions.csv")[columns]
+    assert evaluate.main(["session/cuda/best.pt", "--device", "cpu"]) == 0
+    after = pd.read_csv("results/cuda/predictions.csv")[columns]
+    assert np.allclose(before, after, atol=1e-3)

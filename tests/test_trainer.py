@@ -1,0 +1,238 @@
+"""The loop: schedule, averaging, freezing, early stop, bad losses, resume to the same bits."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import make_trainer
+from torch import nn
+
+import model
+from helper import UserError
+from trainer import Trainer, resolve_precision
+
+TIMINGS = ["images_per_s", "time_s"]
+
+
+def copy_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_falls(tmp_path: Path, precision: str) -> None:
+    plain = {"quarter_turns": False, "rotation": 0.0, "contrast": 0.0, "label_smoothing": 0.0}
+    trainer = make_trainer(tmp_path, epochs=15, precision=precision, lr=3e-3, dropout=0.0, **plain)
+    trainer.fit()
+    losses = [row["train_loss"] for row in trainer.history]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_schedule_by_hand(tmp_path: Path) -> None:
+    # 24 slices in batches of 8: 3 steps an epoch, 30 in all; one epoch of warm-up
+    trainer = make_trainer(tmp_path, epochs=10, warmup_epochs=1.0)
+    shares = [trainer._schedule(step) for step in range(30)]
+    assert shares[:3] == pytest.approx([1 / 4, 2 / 4, 3 / 4])
+    assert shares[3] == pytest.approx(1.0)
+    middle = 3 + 27 // 2
+    cosine = (1 + math.cos(math.pi * 13 / 27)) / 2
+    assert shares[middle] == pytest.approx(0.01 + 0.99 * cosine)
+    assert shares[3:] == sorted(shares[3:], reverse=True)
+    assert 0.01 <= shares[-1] < 0.02
+
+
+def test_warm_up_takes_a_fifth_of_a_short_run_at_most(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, epochs=1, warmup_epochs=1.0)  # 3 steps
+    assert trainer._schedule(1) > 0.7
+
+
+def test_the_average_by_hand(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, ema_decay=0.15)
+    weight, average = trainer.network.head.weight, trainer.averaged.head.weight
+    with torch.no_grad():
+        average.fill_(1.0)
+        weight.fill_(11.0)
+    trainer._update_average(0)  # decay 1 / 10
+    assert torch.allclose(average, torch.tensor(10.0))
+    trainer._update_average(1)  # decay min(0.15, 2 / 11)
+    assert torch.allclose(average, torch.tensor(10.85))
+
+
+def test_no_averaging_keeps_the_trained_weights(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, ema_decay=0.0, epochs=1)
+    trainer.fit()
+    trained = dict(trainer.network.named_parameters())
+    for name, value in trainer.averaged.named_parameters():
+        assert torch.equal(value, trained[name])
+
+
+def test_statistics_are_those_of_plain_training_slices(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.estimate_statistics()
+    stem = trainer.averaged.backbone.stem
+    plain = model.to_unit_range(trainer.train.pixels)
+    preprocess = trainer.averaged.preprocess
+    with torch.no_grad():
+        convolved = stem[0]((plain - preprocess.mean) / preprocess.std)
+    assert torch.allclose(stem[1].running_mean, convolved.mean((0, 2, 3)), atol=1e-5)
+    assert not any(part.training for part in trainer.averaged.modules())
+    assert stem[1].momentum == 0.1
+
+
+def test_parameter_groups(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, start="weights", body_lr_factor=0.25, weight_decay=0.1)
+    found = {
+        (group["lr_share"], group["weight_decay"]): {id(part) for part in group["params"]}
+        for group in trainer.optimizer.param_groups
+    }
+    assert set(found) == {(1.0, 0.1), (1.0, 0.0), (0.25, 0.1), (0.25, 0.0)}
+    head = trainer.network.head
+    assert found[1.0, 0.1] == {id(head.weight)}
+    assert found[1.0, 0.0] == {id(head.bias)}
+    body = [part for part in trainer.network.parameters() if part.dim() > 1]
+    assert found[0.25, 0.1] == {id(part) for part in body if part is not head.weight}
+    scratch = make_trainer(tmp_path, body_lr_factor=0.25)
+    assert {group["lr_share"] for group in scratch.optimizer.param_groups} == {1.0}
+
+
+def test_a_frozen_body_stands_still_and_then_moves(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, start="weights", freeze_epochs=1, epochs=2)
+    before = copy_weights(trainer.network)
+    trainer.train_epoch()
+    body = {key: value for key, value in before.items() if ".head." not in key}
+    assert are_equal(body, copy_weights(trainer.network))
+    assert not torch.equal(before["backbone.head.weight"], trainer.network.head.weight)
+    trainer.epoch = 1
+    trainer.train_epoch()
+    after = copy_weights(trainer.network)
+    assert not any(torch.equal(value, after[key]) for key, value in body.items() if "conv" in key)
+
+
+def test_early_stop_after_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+
+    def validate(_: Trainer) -> dict[str, float]:
+        return {"val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": next(scores)}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    trainer = make_trainer(tmp_path, epochs=9, patience=2)
+    trainer.fit()
+    assert [row["val_macro_f1"] for row in trainer.history] == [0.5, 0.7, 0.6, 0.7]
+    assert model.load_checkpoint(tmp_path / "best.pt")["epoch"] == 2
+
+
+def test_equal_scores_go_to_the_lower_loss(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    row = {"val_accuracy": 0.5, "val_macro_f1": 0.5}
+    trainer.epoch = 1
+    assert trainer.record_epoch(1.0, {**row, "val_loss": 0.5}, 1.0)
+    assert not trainer.record_epoch(1.0, {**row, "val_loss": 0.6}, 1.0)
+    assert trainer.record_epoch(1.0, {**row, "val_loss": 0.4}, 1.0)
+
+
+def test_a_loss_that_is_no_number_names_epoch_and_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step = Trainer.train_step
+
+    def poisoned(self: Trainer, slices: torch.Tensor, labels: torch.Tensor, step: int) -> Any:
+        loss = train_step(self, slices, labels, step)
+        return loss * math.nan if step == 4 else loss
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(UserError, match="not finite in epoch 2, step 2 of 3"):
+        trainer.fit()
+    assert model.load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+
+
+def test_the_training_loss_is_the_mean_over_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(_: Trainer, slices: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+        return torch.tensor(float(number))
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    trainer = make_trainer(tmp_path, n_train=17)  # batches of 6, 6 and 5
+    assert trainer.train_epoch() == pytest.approx((0 * 6 + 1 * 6 + 2 * 5) / 17)
+
+
+OPTIONS = {"dropout": 0.5, "mixup": 0.4, "freeze_epochs": 1, "start": "weights"}
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_stopped_and_resumed_equals_never_stopped(
+    tmp_path: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_trainer(tmp_path / "whole", **OPTIONS)
+    whole.fit()
+
+    class StopError(Exception):
+        pass
+
+    def stop(improved: bool, epoch_time_s: float) -> None:
+        if first.epoch == stop_after:
+            raise StopError
+
+    first = make_trainer(tmp_path / "parts", **OPTIONS)
+    monkeypatch.setattr(first, "report_epoch", stop)
+    with pytest.raises(StopError):
+        first.fit()
+    torch.manual_seed(12345)  # what the generators hold at a new start does not matter
+    second = make_trainer(tmp_path / "parts", weights_seed=1, **OPTIONS)
+    second.resume()
+    assert second.epoch == stop_after
+    second.fit()
+
+    assert are_equal(copy_weights(second.network), copy_weights(whole.network))
+    assert are_equal(copy_weights(second.averaged), copy_weights(whole.averaged))
+    histories = [
+        pd.read_csv(tmp_path / part / "history.csv").drop(columns=TIMINGS)
+        for part in ("whole", "parts")
+    ]
+    assert histories[0].equals(histories[1])
+    best = [model.load_checkpoint(tmp_path / part / "best.pt") for part in ("whole", "parts")]
+    assert best[0]["epoch"] == best[1]["epoch"]
+    assert are_equal(best[0]["weights"], best[1]["weights"])
+
+
+def test_files_of_a_run(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, epochs=2)
+    trainer.fit()
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert list(history) == [
+        *("epoch", "train_loss", "val_loss", "val_accuracy", "val_macro_f1", "lr"),
+        *TIMINGS,
+    ]
+    assert history["epoch"].tolist() == [1, 2]
+    best = model.load_checkpoint(tmp_path / "best.pt")
+    assert best["epoch"] == best["best"]["epoch"]
+    assert {"weights", "step", "history", "classes", "preprocess", "config"} <= set(best)
+    assert "optimizer" not in best
+    if best["epoch"] == 2:
+        assert are_equal(best["weights"], copy_weights(trainer.averaged))
+
+
+def test_precision_is_what_the_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert resolve_precision("fp32", cpu) == "fp32"
+    assert resolve_precision("bf16", cpu) == "bf16"
+    for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, test, lambda: False, raising=False)
+    assert resolve_precision("auto", cpu) == "fp32"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert resolve_precision("auto", cpu) == "bf16"
+    assert resolve_precision("auto", torch.device("mps")) == "fp32"
+
+
+def test_tensorboard_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"requirements-tensorboard\.txt"):
+        make_trainer(tmp_path, tensorboard=True)
