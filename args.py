@@ -7,6 +7,7 @@ parsing. Standard library only, so that `--help` answers before anything heavy i
 import argparse
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 Config = TypeVar("Config")
+
+DATA_DIR = Path("data")
+PHANTOM_DIR = Path("data/phantom")
+DEVICE = r"auto|cpu|mps|cuda(:\d+)?"
+PLAIN_NAME = r"\w[\w .+-]*"
 
 
 def option(
@@ -24,6 +30,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     metavar: str | None = None,
+    pattern: str | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line option `--name-with-dashes`.
 
@@ -34,8 +41,10 @@ def option(
         low: Least value allowed, itself included.
         high: Greatest value allowed, itself included.
         metavar: What stands for the value in `--help`.
+        pattern: The regular expression of the values allowed.
     """
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "metavar": metavar}
+    metadata["pattern"] = pattern
     return field(default=default, metadata=metadata)
 
 
@@ -55,7 +64,7 @@ class DataOptions:
     """Which slices, and how they are divided."""
 
     data: Path = option(
-        Path("data"), "folder that prepare.py wrote (Images/ and CSV/images.csv)", metavar="DIR"
+        DATA_DIR, "folder that prepare.py wrote (Images/ and CSV/images.csv)", metavar="DIR"
     )
     phantom: bool = option(False, "train on the generated phantoms of data/phantom")
     split_by: str = option(
@@ -140,9 +149,10 @@ class RunOptions:
         None,
         "name of the run: session/RUN and results/RUN (default: model, date, time)",
         metavar="RUN",
+        pattern=PLAIN_NAME,
     )
     seed: int = option(0, "seed of weights, order and augmentation", low=0, metavar="N")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", metavar="D")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
     threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
     precision: str = option(
         "auto", "arithmetic of training; verdicts are fp32", choices=("auto", "fp32", "bf16")
@@ -208,10 +218,13 @@ class EvaluateConfig:
         choices=("test", "val", "train", "all"),
     )
     name: str | None = option(
-        None, "folder under results/ (default: the run's name)", metavar="RUN"
+        None,
+        "folder under results/ (default: the run's name)",
+        metavar="RUN",
+        pattern=PLAIN_NAME,
     )
     batch_size: int = option(64, "slices a forward pass", low=1, metavar="N")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", metavar="D")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
     threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
     debug: bool = option(False, "show the traceback of an error")
 
@@ -297,9 +310,6 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig
         parser.error("--weights and --no-pretrained contradict each other; give one of them")
     if given.get("mixup") and given.get("cutmix"):
         parser.error("--mixup and --cutmix mix the same batch; give one of them")
-    name = given.get("name")
-    if name is not None and not _is_plain_name(name):
-        parser.error(f"--name {name!r}: a plain folder name is wanted, without / or \\")
     return TrainConfig(**{key: _make(group, given) for key, group in TRAIN_GROUPS.items()})
 
 
@@ -314,10 +324,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
         "  python evaluate.py session/RUN/best.pt --data elsewhere --split all",
     )
     _add_options(parser, EvaluateConfig)
-    config = _make(EvaluateConfig, vars(parser.parse_args(argv)))
-    if config.name is not None and not _is_plain_name(config.name):
-        parser.error(f"--name {config.name!r}: a plain folder name is wanted, without / or \\")
-    return config
+    return _make(EvaluateConfig, vars(parser.parse_args(argv)))
 
 
 def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
@@ -372,18 +379,22 @@ def _add_options(parser: argparse.ArgumentParser, group: type) -> None:
             shown = "" if entry.default is None else f" (default: {entry.default})"
             section.add_argument(
                 _flag(entry.name),
-                type=_checked(kind, meta["low"], meta["high"]),
+                type=_checked(kind, meta["low"], meta["high"], meta["pattern"]),
                 choices=meta["choices"],
                 metavar=None if meta["choices"] else meta["metavar"] or "X",
                 help=meta["help"].replace("%", "%%") + shown,
             )
 
 
-def _checked(kind: type, low: float | None, high: float | None) -> Callable[[str], Any]:
+def _checked(
+    kind: type, low: float | None, high: float | None, pattern: str | None
+) -> Callable[[str], Any]:
     """A converter that also checks the range; its name is what argparse calls the value."""
 
     def convert(text: str) -> Any:
         value = kind(text)
+        if pattern is not None and not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form that --help shows")
         if isinstance(value, float) and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text} is no finite number")
         if low is not None and value < low:
@@ -426,10 +437,6 @@ def _is_required(entry: dataclasses.Field) -> bool:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _is_plain_name(name: str) -> bool:
-    return bool(name.strip()) and name not in {".", ".."} and not set(name) & set("/\\\0")
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """The road from the manifest to slices on the device: table, splits, cached pixels, batches."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,10 +89,34 @@ def record_split(table: pd.DataFrame) -> dict[str, list[str]]:
     return {"sha256": distinct["sha256"].tolist(), "split": distinct["split"].tolist()}
 
 
+def compute_fingerprint(table: pd.DataFrame) -> str:
+    """A hash of the rows in their order: content, label and split; what a resumed run rests on."""
+    rows = table[["sha256", "label", "split"]].to_csv(index=False)
+    return hashlib.sha256(rows.encode()).hexdigest()
+
+
 def assign_split(table: pd.DataFrame, record: dict[str, list[str]]) -> pd.DataFrame:
     """The table with the assignment of a run; pictures that the run did not know have none."""
     known = dict(zip(record["sha256"], record["split"], strict=True))
     return table.assign(split=table["sha256"].map(known).fillna(""))
+
+
+def check_complete(
+    table: pd.DataFrame, record: dict[str, list[str]], split: str, data_dir: Path, run: str
+) -> None:
+    """Make sure that every slice which a run had in a split is still there.
+
+    Raises:
+        UserError: Some are not; says how many.
+    """
+    recorded = zip(record["sha256"], record["split"], strict=True)
+    wanted = {digest for digest, name in recorded if name == split}
+    missing = wanted - set(table["sha256"])
+    if missing:
+        raise UserError(
+            f"{data_dir}: {len(missing)} of the {len(wanted)} {split} slices of run {run} are not "
+            "there; run prepare.py on the source of that run, or evaluate other data by --split all"
+        )
 
 
 def list_classes(table: pd.DataFrame) -> list[str]:
@@ -114,7 +137,8 @@ def take_slices(
         image_size: Side of the slices, px.
 
     Raises:
-        UserError: The split is empty, or a picture is missing, changed or unreadable.
+        UserError: The split is empty, or a picture is missing, or, when it is decoded, changed or
+            unreadable.
     """
     rows = table if split == "all" else table[table["split"] == split]
     if rows.empty:
@@ -141,6 +165,9 @@ def open_pixels(
     key = hashlib.sha256("\n".join([str(READER_VERSION), str(image_size), *digests]).encode())
     path = data_dir / CACHE_FOLDER / f"{image_size}px-{key.hexdigest()[:16]}.npy"
     position = {digest: row for row, digest in enumerate(digests)}
+    for name in sources.values():
+        if not (data_dir / name).is_file():
+            raise UserError(f"{data_dir / name}: No such file; run prepare.py again")
     if path.exists():
         return np.load(path, mmap_mode="r"), position
     pixels = _decode([data_dir / sources[digest] for digest in digests], digests, image_size)
@@ -173,9 +200,8 @@ def _decode(paths: list[Path], digests: list[str], image_size: int) -> np.ndarra
 
 
 def is_phantom(data_dir: Path) -> bool:
-    """Whether the slices of this folder are generated, as prepare.py noted in audit.json."""
-    audit = data_dir / "CSV" / "audit.json"
-    return audit.exists() and bool(json.loads(audit.read_text("utf-8")).get("phantom"))
+    """Whether the slices of this folder are generated: prepare.py then left their truth there."""
+    return (data_dir / "CSV" / "phantoms.csv").exists()
 
 
 def compute_class_weights(labels: Tensor, n_classes: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Evaluate a checkpoint: `python evaluate.py session/RUN/best.pt`."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,14 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(config: args.EvaluateConfig) -> None:
     """A checkpoint's figures on one split, as files under results/ and a summary on the screen."""
+    import checkpoint as checkpoints
     import dataset
     import model
     from assessment import baselines, metrics
 
-    checkpoint = model.load_checkpoint(config.checkpoint)
+    checkpoint = checkpoints.load_run(config.checkpoint)
+    if not checkpoint["best"]:
+        raise UserError(
+            f"{config.checkpoint}: no epoch is finished; go on with python main.py --resume "
+            f"{config.checkpoint.parent}"
+        )
     helper.set_threads(config.threads or checkpoint["threads"])
     device = helper.resolve_device(config.device)
-    network = model.restore_model(checkpoint, config.checkpoint).to(device)
+    network = checkpoints.restore_model(checkpoint, config.checkpoint).to(device)
     classes = checkpoint["classes"]
     data_dir = config.data or Path(checkpoint["data"])
 
@@ -71,7 +78,8 @@ def evaluate(config: args.EvaluateConfig) -> None:
         **figures,
         "environment": helper.describe_environment(device, sys.argv),
     }
-    results_dir = RESULTS_DIR / name_results(config, checkpoint, table)
+    results_dir = RESULTS_DIR / name_results(config, checkpoint)
+    check_results_dir(results_dir, report)
     write_results(results_dir, report, tabulate(rows, logits, classes), checkpoint, logits, labels)
     summarise(report, results_dir)
 
@@ -84,19 +92,11 @@ def select_rows(
     Raises:
         UserError: Slices of the split are missing, or a class is unknown to the checkpoint.
     """
-    if split == "all":
-        rows = table
-    else:
-        rows = table[table["split"] == split]
-        recorded = zip(checkpoint["split"]["sha256"], checkpoint["split"]["split"], strict=True)
-        wanted = {digest for digest, name in recorded if name == split}
-        missing = wanted - set(rows["sha256"])
-        if missing:
-            raise UserError(
-                f"{data_dir}: {len(missing)} of the {len(wanted)} {split} slices of run "
-                f"{checkpoint['run']} are not there; run prepare.py on the source of that run, "
-                "or evaluate other data with --split all"
-            )
+    import dataset
+
+    rows = table if split == "all" else table[table["split"] == split]
+    if split != "all":
+        dataset.check_complete(table, checkpoint["split"], split, data_dir, checkpoint["run"])
     unknown = sorted(set(rows["label"]) - set(checkpoint["classes"]))
     if unknown:
         raise UserError(
@@ -121,24 +121,44 @@ def list_warnings(
         warnings.append(BYTE_COPIES_ONLY)
     known = int((table["split"] != "").sum())
     learnt = int((table["split"] == "train").sum())
-    if split == "all" and learnt:
-        warnings.append(f"{learnt} of these {len(table)} slices were training slices of this run")
+    if split in {"train", "val"}:
+        warnings.append(f"these are the {split} slices: the run has seen them")
     elif split == "all" and not known:
         warnings.append("none of these slices belongs to the run: other data than it was made from")
-    elif split != "test":
-        warnings.append(f"these are the {split} slices: the run has seen them")
+    elif split == "all":
+        warnings.append(
+            f"{known} of these {len(table)} slices belong to the run; it was trained on {learnt}"
+        )
     return warnings
 
 
-def name_results(
-    config: args.EvaluateConfig, checkpoint: dict[str, Any], table: "pd.DataFrame"
-) -> str:
+def name_results(config: args.EvaluateConfig, checkpoint: dict[str, Any]) -> str:
     """The folder under results/: the run's own for its test split alone."""
     name = config.name or checkpoint["run"]
+    if config.checkpoint.stem != "best":
+        name = f"{name}-{config.checkpoint.stem}"
     data_dir = config.data or Path(checkpoint["data"])
     if data_dir.resolve() != Path(checkpoint["data"]).resolve():
         name = f"{name}-on-{data_dir.resolve().name}"
     return name if config.split == "test" else f"{name}-{config.split}"
+
+
+def check_results_dir(results_dir: Path, report: dict[str, Any]) -> None:
+    """Results of another checkpoint, split or data are never overwritten.
+
+    Raises:
+        UserError: The folder holds such results.
+    """
+    path = results_dir / "metrics.json"
+    if not path.exists():
+        return
+    there = json.loads(path.read_text("utf-8"))
+    for key in ("checkpoint", "split", "data"):
+        if Path(there[key]).resolve() != Path(report[key]).resolve():
+            raise UserError(
+                f"{results_dir} holds results of {key} {there[key]}, not {report[key]}; choose "
+                "another --name, or move that folder"
+            )
 
 
 def tabulate(rows: "pd.DataFrame", logits: "np.ndarray", classes: list[str]) -> "pd.DataFrame":
@@ -171,7 +191,7 @@ def write_results(
 
     classes, probs = report["classes"], metrics.softmax(logits)
     stamp = "PHANTOM" if PHANTOM in report["notes"] else None
-    helper.write_json(results_dir / "metrics.json", report)
+    (results_dir / "metrics.json").unlink(missing_ok=True)
     with helper.atomic_path(results_dir / "predictions.csv") as temporary:
         predictions.to_csv(temporary, index=False)
     pictures = results_dir / "plots"
@@ -184,10 +204,11 @@ def write_results(
     plots.plot_class_metrics(report["per_class"], pictures / "class_metrics.png", stamp=stamp)
     plots.plot_roc_curves(probs, labels, classes, pictures / "roc.png", stamp=stamp)
     plots.plot_pr_curves(probs, labels, classes, pictures / "pr.png", stamp=stamp)
-    history = pd.DataFrame(checkpoint["history"])
-    plots.plot_training_curves(history, pictures / "training.png", stamp=stamp)
+    history, best_epoch = pd.DataFrame(checkpoint["history"]), checkpoint["best"]["epoch"]
+    plots.plot_training_curves(history, best_epoch, pictures / "training.png", stamp=stamp)
     write_report(results_dir / "report.html", report, pictures)
     write_model_card(results_dir / "model_card.md", report, checkpoint)
+    helper.write_json(results_dir / "metrics.json", report)  # last: where it is, all is
 
 
 def summarise(report: dict[str, Any], results_dir: Path) -> None:

@@ -60,10 +60,12 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return str(error) or "interrupted"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return f"{first_line(error)}; try a smaller --batch-size or --image-size, or --device cpu"
     return f"{type(error).__name__}: {first_line(error)} (run again with --debug to see where)"
 
 
@@ -94,7 +96,7 @@ def seed_everything(seed: int, *purpose: int | str) -> None:
 
 
 def resolve_device(name: str) -> "torch.device":
-    """The device called `name`; `auto` is CUDA where there is one, then Apple's MPS, then the CPU.
+    """The device called `name`; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
         UserError: The name is no device, or this machine has no such device.
@@ -102,9 +104,7 @@ def resolve_device(name: str) -> "torch.device":
     import torch
 
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import args
+import evaluate
 import helper
 from helper import UserError, log
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import model
 
 SESSION_DIR = Path("session")
-PHANTOM_DIR = Path("data/phantom")
 
 # torch is imported inside the functions: `--help` and a wrong option answer without it.
 
@@ -42,7 +42,7 @@ def train(config: args.TrainConfig) -> None:
     model.check_model(options.model, options.image_size, uses_weights)
     threads = helper.set_threads(config.run.threads)
     device = helper.resolve_device(config.run.device)
-    data_dir = PHANTOM_DIR if config.data.phantom else config.data.data
+    data_dir = args.PHANTOM_DIR if config.data.phantom else config.data.data
     table = dataset.load_table(data_dir, config.data.split_by, config.data.split_seed)
     classes = dataset.list_classes(table)
 
@@ -56,6 +56,10 @@ def train(config: args.TrainConfig) -> None:
         dropout=options.dropout,
     )
     name = config.run.name or f"{options.model}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if (evaluate.RESULTS_DIR / name).exists() and not (SESSION_DIR / name).exists():
+        raise UserError(
+            f"{evaluate.RESULTS_DIR / name} exists; choose another --name, or move that folder"
+        )
     run_dir = helper.create_run_dir(SESSION_DIR, name)
     record = {
         "run": name,
@@ -65,33 +69,41 @@ def train(config: args.TrainConfig) -> None:
         "data": data_dir.as_posix(),
         "phantom": dataset.is_phantom(data_dir),
         "split": dataset.record_split(table),
+        "fingerprint": dataset.compute_fingerprint(table),
         "threads": threads,
         "precision": trainer.resolve_precision(config.run.precision, device),
         "environment": helper.describe_environment(device, sys.argv),
     }
-    helper.write_json(run_dir / "config.json", config.to_dict())
-    with helper.atomic_path(run_dir / "split.csv") as temporary:
-        table[["sha256", "path", "label", "slice", "group", "split"]].to_csv(temporary, index=False)
+    columns = ["sha256", "path", "label", "slice", "group", "split"]
     try:
+        helper.write_json(run_dir / "config.json", config.to_dict())
+        with helper.atomic_path(run_dir / "split.csv") as temporary:
+            table[columns].to_csv(temporary, index=False)
         fit(config, record, network, table, device, run_dir)
-    except BaseException:
-        if not (run_dir / "last.pt").exists():  # nothing to go on from: give the name back
-            shutil.rmtree(run_dir)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt) and (run_dir / "last.pt").exists()
+        if not stopped and not (run_dir / "history.csv").exists():
+            shutil.rmtree(run_dir)  # it failed at the start: give the name back
         raise
 
 
 def resume(config: args.ResumeConfig) -> None:
     """A run that was stopped, from its last.pt to results/RUN."""
+    import checkpoint
     import dataset
-    import model
 
     run_dir = config.resume
-    last = model.load_checkpoint(run_dir / "last.pt")
+    last = checkpoint.load_run(run_dir / "last.pt")
     helper.set_threads(last["threads"])
     device = helper.resolve_device(config.device)
     table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
-    network = model.restore_model(last, run_dir / "last.pt")
-    record = {key: last[key] for key in model.RECORD_KEYS}
+    if dataset.compute_fingerprint(table[table["split"] != ""]) != last["fingerprint"]:
+        raise UserError(
+            f"{last['data']}: the slices of run {last['run']} are not what they were when it began "
+            "(some added, removed, renamed or relabelled); put them back, or start a new run"
+        )
+    network = checkpoint.restore_model(last, run_dir / "last.pt")
+    record = {key: last[key] for key in checkpoint.RECORD_KEYS}
     log.info("%s: going on after epoch %d", run_dir, last["epoch"])
     fit(args.TrainConfig.from_dict(last["config"]), record, network, table, device, run_dir)
 
@@ -106,7 +118,6 @@ def fit(
 ) -> None:
     """Train, going on from last.pt where there is one, and evaluate the best epoch once."""
     import dataset
-    import evaluate
     from assessment import baselines
     from trainer import Trainer
 
@@ -128,11 +139,14 @@ def fit(
     announce(record, len(train), len(val), device, run_dir)
     if (run_dir / "last.pt").exists():
         trainer.resume()
+    else:
+        trainer.save(improved=False)  # a run killed in its first epoch can be taken up too
     try:
         trainer.fit()
     except KeyboardInterrupt as error:
-        way_on = f"go on with --resume {run_dir}" if trainer.epoch else "nothing is kept of it"
-        raise UserError(f"interrupted after epoch {trainer.epoch}; {way_on}", status=130) from error
+        raise KeyboardInterrupt(
+            f"interrupted after epoch {trainer.epoch}; go on with --resume {run_dir}"
+        ) from error
     evaluate.evaluate(args.EvaluateConfig(run_dir / "best.pt", device=str(device)))
 
 
@@ -141,12 +155,9 @@ def announce(
 ) -> None:
     """Say what is trained on what, and what a reader must not overlook."""
     if record["phantom"]:
-        log.info("PHANTOM: generated slices; nothing here says anything about patients")
+        log.info(evaluate.PHANTOM)
     if record["config"]["data"]["split_by"] == "image":
-        log.info(
-            "LEAKY SPLIT: copies of one slice stand in training and test; "
-            "these figures measure the leak, not the classifier"
-        )
+        log.info(evaluate.LEAKY_SPLIT)
     log.info(
         "%s (%s) at %d px on %s, %d threads, %s; %d training slices, %d val; classes %s; into %s",
         record["model"],

@@ -1,4 +1,4 @@
-"""From a name to a network, from a network to a checkpoint and back, and from slices to logits."""
+"""From a name to a network with its weights, and from slices to logits."""
 
 import contextlib
 import dataclasses
@@ -13,26 +13,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from helper import UserError, atomic_path, first_line
+from helper import UserError, first_line
 from net import SliceNet
 
 CUSTOM_NET = "net"
-CHECKPOINT_SCHEMA = 1
-# What a checkpoint holds beside the progress of training: the run's identity.
-RECORD_KEYS = (
-    "run",
-    "model",
-    "classes",
-    "preprocess",
-    "start",
-    "config",
-    "data",
-    "phantom",
-    "split",
-    "threads",
-    "precision",
-    "environment",
-)
 # IMAGENET's three means and deviations, averaged: a grey slice is one channel.
 GREY_MEAN, GREY_STD = 0.449, 0.226
 AUXILIARY_HEADS = ("AuxLogits", "aux1", "aux2")
@@ -262,7 +246,7 @@ def _download_state_dict(name: str) -> dict[str, Tensor]:
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """A file of plain tensors; code in it is never run."""
-    state = _load_file(path, "--weights")
+    state = load_tensors(path, "--weights")
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
@@ -308,53 +292,6 @@ def _load_backbone(backbone: nn.Module, head: str, state: dict[str, Tensor], ori
     backbone.load_state_dict({**wanted, **body}, strict=False)
 
 
-# ---- checkpoints
-
-
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain values, complete or not at all."""
-    with atomic_path(path) as temporary:
-        torch.save({"schema": CHECKPOINT_SCHEMA, **checkpoint}, temporary)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; code in it is never run.
-
-    Raises:
-        UserError: No such file, no checkpoint of this program, or of another schema.
-    """
-    checkpoint = _load_file(path, "checkpoint")
-    if not isinstance(checkpoint, dict) or "schema" not in checkpoint:
-        raise UserError(f"{path}: not a checkpoint of this program (main.py writes best.pt)")
-    if checkpoint["schema"] != CHECKPOINT_SCHEMA:
-        raise UserError(
-            f"{path}: checkpoint schema {checkpoint['schema']}, "
-            f"this program reads {CHECKPOINT_SCHEMA}; train again or use the version that wrote it"
-        )
-    return checkpoint
-
-
-def restore_model(checkpoint: dict[str, Any], path: Path) -> Classifier:
-    """The network of a checkpoint, its classes and preprocessing taken from there alone.
-
-    Raises:
-        UserError: The weights are not those of the network that the checkpoint names.
-    """
-    preprocess = Preprocess(**checkpoint["preprocess"])
-    network = build_model(
-        checkpoint["model"],
-        len(checkpoint["classes"]),
-        preprocess.image_size,
-        dropout=checkpoint["config"]["model"]["dropout"],
-    )
-    network.preprocess = preprocess
-    try:
-        network.load_state_dict(checkpoint["weights"])
-    except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit {checkpoint['model']}") from error
-    return network
-
-
 def describe_model(name: str, network: Classifier, classes: list[str]) -> dict[str, Any]:
     """The part of a checkpoint that says what the network is."""
     return {
@@ -373,7 +310,12 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> str:
     return f"ImageNet weights {_weights_record(name)}"
 
 
-def _load_file(path: Path, what: str) -> Any:
+def load_tensors(path: Path, what: str) -> Any:
+    """A file of tensors and plain values onto the CPU; code in it is never run.
+
+    Raises:
+        UserError: No such file, or it holds something else.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -403,12 +345,17 @@ def infer(network: Classifier, batches: Iterable[Tensor]) -> tuple[Tensor, Tenso
     """
     device = next(network.parameters()).device
     logits, embeddings = [], []
-    with _evaluating(network), _inputs_of(network.head) as caught:
+    with full_precision(), _evaluating(network), _inputs_of(network.head) as caught:
         for slices in batches:
             logits.append(network(to_unit_range(slices.to(device))).float().cpu())
             features = caught.pop()
             embeddings.append(features.flatten(2).mean(2) if features.dim() == 4 else features)
     return torch.cat(logits), torch.cat([part.float().cpu() for part in embeddings])
+
+
+def full_precision() -> contextlib.AbstractContextManager[None]:
+    """fp32 that is fp32: CUDA's convolutions would round their inputs to TF32 otherwise."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def to_unit_range(slices: Tensor) -> Tensor:

@@ -4,14 +4,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from args import PrepareConfig, parse_prepare
+from args import DATA_DIR, PHANTOM_DIR, PrepareConfig, parse_prepare
 from helper import NOTICE, UserError, log, run_verb
 
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
     import pandas as pd
-
-DATA_DIR = Path("data")
-PHANTOM_DIR = Path("data/phantom")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,9 +51,9 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         facts |= measure_present(data_dir, facts)
         names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned}
         known = data_dir / "CSV" / "patients.csv"  # what an earlier --groups said
-        patients = {}
-        if groups or known.exists():
-            patients = read_groups(groups or known, names)
+        patients = read_groups(known, names, skip_unknown=True) if known.exists() else {}
+        if groups:
+            patients |= read_groups(groups, names)
         frame = build_manifest(data_dir, seed, facts, patients)
         log.info("%s: %d images in the source, %d to write", images_dir, len(planned), len(missing))
         for file in missing:

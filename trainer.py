@@ -16,9 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from assessment.metrics import compute_confusion, compute_macro_f1
+from checkpoint import load_checkpoint, save_checkpoint
 from helper import UserError, atomic_path, build_generator, log, seed_everything
 from imaging.augment import Augmentation
-from model import Classifier, infer, load_checkpoint, save_checkpoint, to_unit_range
+from model import Classifier, full_precision, infer, to_unit_range
 
 if TYPE_CHECKING:
     from args import TrainConfig
@@ -102,6 +103,8 @@ class Trainer:
             self.report_epoch(improved, time.perf_counter() - started_s)
         if self.epoch < self.options.epochs:
             log.info("stopped early: no better val macro-F1 for %d epochs", self.options.patience)
+        best = load_checkpoint(self.run_dir / "best.pt")
+        save_checkpoint(self.run_dir / "best.pt", {**best, "history": self.history})
 
     def train_epoch(self) -> float:
         """One pass over the training slices; the mean training loss of a slice."""
@@ -123,7 +126,7 @@ class Trainer:
                     bar.set_postfix(loss=f"{recent:.3f}")
         self._check_losses(losses[-STEPS_PER_LOOK:], len(losses))
         shares = torch.tensor(weights, dtype=torch.float64) / len(self.train)
-        return float(torch.stack(losses).double().cpu() @ shares)
+        return float(torch.stack(losses).cpu().double() @ shares)
 
     def train_step(self, slices: Tensor, labels: Tensor, step: int) -> Tensor:
         """One batch forward and backward and one step of the optimiser.
@@ -144,7 +147,6 @@ class Trainer:
         images = self.augmentation.augment(to_unit_range(slices), generator)
         targets = F.one_hot(labels, self.n_classes).float()  # [B, K]
         images, targets = self.augmentation.mix(images, targets, generator)
-        images = images.contiguous(memory_format=torch.channels_last)
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.network(images)
@@ -181,7 +183,8 @@ class Trainer:
             norm.train()
         n_batches = -(-len(chosen) // self.options.batch_size)
         for rows in chosen.to(self.device).tensor_split(n_batches):
-            self.averaged(to_unit_range(self.train.pixels[rows]))
+            with full_precision():
+                self.averaged(to_unit_range(self.train.pixels[rows]))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
@@ -189,6 +192,11 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Loss, accuracy and macro-F1 of the averaged weights on val, in fp32."""
         logits, _ = infer(self.averaged, self.val.iterate(self.options.batch_size))
+        if not logits.isfinite().all():
+            raise UserError(
+                f"the averaged weights are not finite after epoch {self.epoch + 1}: lower --lr or "
+                "try --precision fp32"
+            )
         labels = self.val.labels.cpu()
         confusion = compute_confusion(logits.argmax(1).numpy(), labels.numpy(), self.n_classes)
         return {
@@ -250,27 +258,34 @@ class Trainer:
 
     def save(self, improved: bool) -> None:
         """Write last.pt and history.csv, and best.pt when this epoch is the best."""
-        progress = {"epoch": self.epoch, "step": self.step, "history": self.history}
-        if improved:
-            best = {"weights": self.averaged.state_dict(), "best": self.best}
-            save_checkpoint(self.run_dir / "best.pt", {**self.record, **progress, **best})
-        last = {
+        averaged = {
+            **self.record,
+            "epoch": self.epoch,
+            "step": self.step,
+            "history": self.history,
+            "best": self.best,
             "weights": self.averaged.state_dict(),
+        }
+        trained = {
             "trained_weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
         }
-        save_checkpoint(self.run_dir / "last.pt", {**self.record, **progress, **last})
-        with atomic_path(self.run_dir / "history.csv") as temporary:
-            pd.DataFrame(self.history).to_csv(temporary, index=False)
+        save_checkpoint(self.run_dir / "last.pt", {**averaged, **trained})
+        if improved:
+            save_checkpoint(self.run_dir / "best.pt", averaged)
+        if self.history:
+            with atomic_path(self.run_dir / "history.csv") as temporary:
+                pd.DataFrame(self.history).to_csv(temporary, index=False)
 
     def resume(self) -> None:
-        """Take up the state of last.pt; training goes on to the same bits."""
+        """Take up the state of last.pt; on the CPU, training goes on to the same bits."""
         last = load_checkpoint(self.run_dir / "last.pt")
         self.network.load_state_dict(last["trained_weights"])
         self.averaged.load_state_dict(last["weights"])
         self.optimizer.load_state_dict(last["optimizer"])
         self.epoch, self.history, self.best = last["epoch"], last["history"], last["best"]
+        if self.best and self.best["epoch"] == self.epoch:
+            self.save(improved=True)  # a kill may have come between last.pt and best.pt
 
     # ---- parts of a step
 
@@ -316,19 +331,13 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
-        """Move the averaged weights and statistics towards the trained ones.
+        """Move the averaged weights towards the trained ones.
 
         Source: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging.
         """
         decay = min(self.options.ema_decay, (1 + step) / (10 + step))
-        pairs = zip(_tensors(self.averaged), _tensors(self.network), strict=True)
-        averaged, trained = [], []
-        for old, new in pairs:
-            if old.is_floating_point():
-                averaged.append(old)
-                trained.append(new)
-            else:  # batch norm's counter
-                old.copy_(new)
+        averaged: list[Tensor] = list(self.averaged.parameters())
+        trained: list[Tensor] = list(self.network.parameters())
         torch._foreach_lerp_(averaged, trained, 1 - decay)
 
     def _check_losses(self, losses: list[Tensor], n_steps: int) -> float:
@@ -346,10 +355,6 @@ class Trainer:
                 f"{self.steps_per_epoch}: lower --lr or try --precision fp32"
             )
         return float(latest.mean())
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
 
 
 def resolve_precision(choice: str, device: torch.device) -> str:

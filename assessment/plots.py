@@ -153,11 +153,14 @@ def plot_pr_curves(
     _save(figure, path, "Precision and recall of each class, level lines: prevalence", stamp)
 
 
-def plot_training_curves(history: pd.DataFrame, path: Path, *, stamp: str | None = None) -> None:
-    """Loss, val scores and learning rate by epoch, the epoch of the best val macro F1 marked.
+def plot_training_curves(
+    history: pd.DataFrame, best_epoch: int, path: Path, *, stamp: str | None = None
+) -> None:
+    """Loss, val scores and learning rate by epoch, the epoch that was kept marked.
 
     Args:
         history: Columns epoch, train_loss, val_loss, val_accuracy, val_macro_f1, lr.
+        best_epoch: Whose weights the checkpoint holds.
         path: The PNG to write.
         stamp: A word to lay over the picture, such as PHANTOM.
     """
@@ -183,16 +186,10 @@ def plot_training_curves(history: pd.DataFrame, path: Path, *, stamp: str | None
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-    scores = history["val_macro_f1"].to_numpy(dtype=float)
-    title = "Training"
-    if np.isfinite(scores).any():
-        row = int(np.nanargmax(scores))  # the first of equals, as the trainer keeps it
-        epoch = int(history["epoch"].iloc[row])
-        panels[1].axvline(epoch, color="grey", linewidth=0.8)
-        panels[1].plot(
-            epoch, scores[row], "*", color=colors[3], markersize=12, label="best macro F1"
-        )
-        title = f"Training: best val macro F1 {scores[row]:.3f} at epoch {epoch}"
+    score = float(history.loc[history["epoch"] == best_epoch, "val_macro_f1"].iloc[0])
+    panels[1].axvline(best_epoch, color="grey", linewidth=0.8)
+    panels[1].plot(best_epoch, score, "*", color=colors[3], markersize=12, label="best macro F1")
+    title = f"Training: best val macro F1 {score:.3f} at epoch {best_epoch}"
     for axes in panels[:2]:
         axes.legend(frameon=False)
     panels[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -9,8 +9,12 @@ from typing import Any
 from helper import NOTICE, write_text
 
 LIMITS = (
-    "No class holds healthy brains: the model names a tumour for any picture.",
+    "A model names one of its classes for any picture; the published data set has no healthy one.",
     "Research use only. Not a medical device; no diagnosis rests on it.",
+)
+PUBLISHED_CLASSES = ["Glioma", "Menin", "Tumor"]
+PUBLISHED_LIMITS = (
+    "No class holds healthy brains: the model names a tumour for any picture.",
     "One public data set without patient identifiers, scanner or acquisition data; "
     "other hospitals' slices may be judged otherwise.",
     "The publisher of the Bangladesh Brain Cancer MRI Dataset does not say what its third class, "
@@ -74,10 +78,10 @@ def write_report(path: Path, report: dict[str, Any], pictures_dir: Path) -> None
             if (pictures_dir / name).exists()
         ),
         "<h2>Limits</h2><ul>",
-        *(f"<li>{html.escape(limit)}</li>" for limit in LIMITS),
+        *(f"<li>{html.escape(limit)}</li>" for limit in _list_limits(report)),
         "</ul><h2>Where it comes from</h2>",
         _build_table(["environment", ""], report["environment"].items()),
-        f"<p>{html.escape(ATTRIBUTION)}</p></body></html>",
+        f"<p>{html.escape(_attribute(report))}</p></body></html>",
     ]
     write_text(path, "\n".join(parts) + "\n")
 
@@ -88,7 +92,7 @@ def write_model_card(path: Path, report: dict[str, Any], checkpoint: dict[str, A
     Source: Mitchell et al. 2019, Model cards for model reporting.
     """
     headline = "\n".join(f"| {name} | {value} |" for name, value in _list_headline(report))
-    notes = "\n".join(f"- {note}" for note in (*report["notes"], *LIMITS))
+    notes = "\n".join(f"- {note}" for note in (*report["notes"], *_list_limits(report)))
     lines = f"""# Model card: {report["run"]}
 
 {NOTICE}
@@ -99,7 +103,7 @@ def write_model_card(path: Path, report: dict[str, Any], checkpoint: dict[str, A
 {", ".join(report["classes"])}.
 - Data: {report["data"]}; divided by {checkpoint["config"]["data"]["split_by"]}; judged on the \
 {report["split"]} split, {report["n_images"]} images in {report["n_groups"]} groups.
-- Attribution: {ATTRIBUTION}
+- Attribution: {_attribute(report)}
 
 | figure | value |
 |---|---|
@@ -110,6 +114,19 @@ def write_model_card(path: Path, report: dict[str, Any], checkpoint: dict[str, A
 {notes}
 """
     write_text(path, lines)
+
+
+def _is_published(report: dict[str, Any]) -> bool:
+    phantom = any(note.startswith("PHANTOM") for note in report["notes"])
+    return report["classes"] == PUBLISHED_CLASSES and not phantom
+
+
+def _list_limits(report: dict[str, Any]) -> tuple[str, ...]:
+    return (*PUBLISHED_LIMITS, *LIMITS[1:]) if _is_published(report) else LIMITS
+
+
+def _attribute(report: dict[str, Any]) -> str:
+    return ATTRIBUTION if _is_published(report) else f"slices of {report['data']}"
 
 
 def _list_headline(report: dict[str, Any]) -> list[tuple[str, str]]:

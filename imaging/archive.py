@@ -21,7 +21,7 @@ from typing import IO
 from helper import UserError
 from imaging.read import IMAGE_SUFFIXES
 
-MAX_FILE_MIB = 512
+MAX_FILE_MIB = 128
 ALIASES = {"brain_glioma": "Glioma", "brain_menin": "Menin", "brain_tumor": "Tumor"}
 _SYSTEM_FILES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _TAR_BLOCK = 512  # bytes; a tar ends with blocks of zeros

@@ -25,7 +25,7 @@ from imaging.split import SPLITS, split_groups
 
 COLUMNS = ("path", "label", "width", "height", "sha256", "mean", "slice", "group", "split", "note")
 ID_DIGITS = 12
-FILES_AT_ONCE = 32  # held in memory while the pool decodes
+FILES_AT_ONCE = 16  # held in memory while the pool decodes
 
 
 @dataclass(frozen=True)
@@ -209,13 +209,16 @@ def name_sets(prefix: str, members: Iterable[Any], sha256: Iterable[str]) -> lis
     return [prefix + digest[:ID_DIGITS] for digest in smallest]
 
 
-def read_groups(path: Path, source_names: Mapping[str, str]) -> dict[str, str]:
+def read_groups(
+    path: Path, source_names: Mapping[str, str], *, skip_unknown: bool = False
+) -> dict[str, str]:
     """Read known patients from a CSV with columns path and group; an empty group is unknown.
 
     Args:
         path: The CSV. A path in it is the one below the data folder, the one inside the source,
             or a file name that occurs once.
         source_names: The name inside the source ("" if none) of each path below the data folder.
+        skip_unknown: Pass over paths that are there no longer instead of refusing them.
 
     Returns:
         The patient of each path below the data folder that is listed.
@@ -234,6 +237,8 @@ def read_groups(path: Path, source_names: Mapping[str, str]) -> dict[str, str]:
     for row, (name, patient) in enumerate(zip(table["path"], table["group"], strict=True), 2):
         found = by_name.get(name.strip().replace("\\", "/").removeprefix("./"), set())
         where = f"{path} row {row}: {name!r}"
+        if not found and skip_unknown:
+            continue
         if not found:
             raise UserError(f"{where} is no image of the source; correct or remove the row")
         if len(found) > 1:

@@ -20,9 +20,10 @@ def split_groups(
 ) -> npt.NDArray[np.str_]:
     """Divide rows into train, val and test, 70/15/15, no group in two of them.
 
-    StratifiedGroupKFold deals the groups into K folds of like class shares: K is 20, or the
-    number of groups of the rarest class. Some of the folds become test, as many val, the rest
-    train. The order of the rows and the names of the classes make no difference.
+    StratifiedGroupKFold deals the groups into 20 folds of like class shares: 3 become test, 3 val,
+    the rest train. A class of fewer than 20 groups is dealt by itself first, so that it reaches
+    every split without changing the shares of the others. The order of the rows and the names of
+    the classes make no difference.
 
     Args:
         labels: Class of each row.
@@ -45,12 +46,52 @@ def split_groups(
             f"class {name!r} has {n_groups[rarest]} group(s) of slices, and train, val and test "
             f"need one each: at least {MIN_GROUPS}; add slices or leave the class out"
         )
-    n_folds = int(min(FOLDS, n_groups[rarest]))
-    n_test = max(1, round(TEST_SHARE * n_folds))
+    splits = np.full(len(class_codes), "", dtype="<U5")
+    while rare := _find_rarest(class_codes, group_codes, splits):
+        _deal_class(class_codes == rare[0], group_codes, splits, seed)
+    rest = np.flatnonzero(splits == "")
+    if len(rest):
+        splits[rest] = _deal_folds(class_codes[rest], group_codes[rest], seed)
+    return splits
+
+
+def _find_rarest(
+    class_codes: npt.NDArray[np.intp],
+    group_codes: npt.NDArray[np.intp],
+    splits: npt.NDArray[np.str_],
+) -> list[int]:
+    """The class with the fewest groups to deal yet, where these are too few for the folds."""
+    left = splits == ""
+    pairs = np.unique(np.stack([class_codes[left], group_codes[left]]), axis=1)
+    counts = np.bincount(pairs[0])
+    rare = [code for code in np.argsort(counts, kind="stable") if 0 < counts[code] < FOLDS]
+    return rare[:1]
+
+
+def _deal_class(
+    of_class: npt.NDArray[np.bool_],
+    group_codes: npt.NDArray[np.intp],
+    splits: npt.NDArray[np.str_],
+    seed: int,
+) -> None:
+    """Deal the groups of one rare class that have no split yet, whatever else lies in them."""
+    members = np.unique(group_codes[of_class & (splits == "")])
+    members = np.random.default_rng(seed).permutation(members)
+    n_test = max(1, round(TEST_SHARE * len(members)))
+    splits[np.isin(group_codes, members)] = "train"
+    splits[np.isin(group_codes, members[:n_test])] = "test"
+    splits[np.isin(group_codes, members[n_test : 2 * n_test])] = "val"
+
+
+def _deal_folds(
+    class_codes: npt.NDArray[np.intp], group_codes: npt.NDArray[np.intp], seed: int
+) -> npt.NDArray[np.str_]:
+    """Deal groups of common classes into folds, and the folds into splits."""
     units = _bundle(class_codes, group_codes, seed)
-    order = np.lexsort((class_codes, units))
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
+    n_test = round(TEST_SHARE * FOLDS)
     splits = np.full(len(class_codes), "train", dtype="<U5")
+    order = np.lexsort((class_codes, units))
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed % 2**32)
     unused = np.zeros((len(class_codes), 1))
     folds = splitter.split(unused, class_codes[order], units[order])
     for fold, (_, rows) in enumerate(folds):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("imaging", "assessment")
 VERBS = {"main", "evaluate", "prepare"}
-SPINE = {"args", "helper", "net", "model", "dataset", "trainer"}
+SPINE = {"args", "helper", "net", "model", "checkpoint", "dataset", "trainer"}
 # What each room may import from the project; a room's name stands for all modules in it.
 ALLOWED = {
     "args": set(),
@@ -19,8 +19,9 @@ ALLOWED = {
     "imaging": {"imaging", "helper"},
     "assessment": {"assessment", "helper"},
     "model": {"net", "helper"},
+    "checkpoint": {"model", "helper"},
     "dataset": {"imaging", "helper"},
-    "trainer": {"model", "imaging.augment", "assessment.metrics", "helper"},
+    "trainer": {"model", "checkpoint", "imaging.augment", "assessment.metrics", "helper"},
 }
 TYPES_ALLOWED = {"trainer": {"args", "dataset"}}
 WITHOUT_TORCH = ("imaging", "assessment")

@@ -81,7 +81,7 @@ def pick_value(field: dataclasses.Field[Any]) -> tuple[list[str], Any]:
     elif kind == "float":
         value = next(x for x in (meta["low"], meta["high"]) if x not in (None, field.default))
     else:
-        value = Path("some where") if kind == "Path" else "some"
+        value = Path("some where") if kind == "Path" else "cpu"
     return [flag(field), str(value)], value
 
 
@@ -199,6 +199,7 @@ def test_what_no_verb_knows_is_refused(
         ("--name ..", "--name"),
         ("--name .", "--name"),
         ("--name=", "--name"),
+        ("--device warp", "--device"),
     ],
 )
 def test_contradictions_are_refused(

@@ -1,6 +1,7 @@
 """Augmentation: where each slice may land, what stays in range, and who draws the dice."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,6 +63,25 @@ def test_flips_and_quarter_turns_give_the_eight_positions() -> None:
     assert seen == set(range(8))
 
 
+@pytest.mark.parametrize(
+    ("option", "positions"),
+    [
+        ("flip", [lambda part: part, lambda part: part.flip(2)]),
+        ("quarter_turns", [lambda part, k=k: torch.rot90(part, k, (1, 2)) for k in range(4)]),
+    ],
+)
+def test_each_half_of_the_eight_alone(
+    option: str, positions: list[Callable[[torch.Tensor], torch.Tensor]]
+) -> None:
+    batch = make_batch(64)
+    counts = [0] * len(positions)
+    for before, after in zip(batch, augment(batch, **{option: True}), strict=True):
+        matches = [torch.allclose(after, change(before), atol=1e-4) for change in positions]
+        assert matches.count(True) == 1
+        counts[matches.index(True)] += 1
+    assert min(counts) > 64 / len(positions) / 3  # about equally often
+
+
 def test_everything_at_once_stays_in_range_and_differs_by_slice() -> None:
     same = make_batch(1).expand(8, -1, -1, -1)
     changed = augment(same, **ALL)
@@ -92,6 +112,39 @@ def test_a_dot_stays_within_the_stated_shift() -> None:
         assert max(map(abs, offsets)) <= limit_px
         assert max(offsets) > 0.7 * limit_px
         assert min(offsets) < -0.7 * limit_px
+
+
+def find_blob(batch: torch.Tensor) -> torch.Tensor:
+    """Centre of mass of each slice from its middle, in px: [B, 2]."""
+    size_px = batch.shape[-1]
+    axis = torch.arange(size_px) - (size_px - 1) / 2
+    mass = batch.sum((1, 2, 3))
+    across = (batch.sum((1, 2)) @ axis) / mass
+    down = (batch.sum((1, 3)) @ axis) / mass
+    return torch.stack([across, down], dim=1)
+
+
+def make_blobs(n_slices: int, offset_px: float) -> torch.Tensor:
+    """A soft dot right of the middle of a 65 px slice."""
+    axis = torch.arange(65.0) - 32
+    blob = torch.exp(-((axis[None, :] - offset_px) ** 2 + axis[:, None] ** 2) / 8)
+    return blob.expand(n_slices, 1, 65, 65)
+
+
+def test_turns_stay_within_the_stated_angle() -> None:
+    centres = find_blob(augment(make_blobs(200, 20.0), rotation=10.0))
+    angles = torch.rad2deg(torch.atan2(centres[:, 1], centres[:, 0]))
+    assert torch.allclose(centres.norm(dim=1), torch.tensor(20.0), atol=0.2)
+    assert -10.2 < angles.min() < -8
+    assert 8 < angles.max() < 10.2
+
+
+def test_zooms_stay_within_the_stated_share() -> None:
+    centres = find_blob(augment(make_blobs(200, 16.0), zoom=0.25))
+    assert centres[:, 1].abs().max() < 0.1
+    ratios = centres[:, 0] / 16
+    assert 1 / 1.25 - 0.01 < ratios.min() < 0.85
+    assert 1.18 < ratios.max() < 1.25 + 0.01
 
 
 def test_gamma_and_contrast_stay_within_their_bounds() -> None:

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from conftest import ON_CPU, QUICK, Run, list_files
+from conftest import ON_CPU, QUICK, Run, list_files, make_data_folder
 from fixtures_four_classes import CLASSES, write_four_class_folder
 from PIL import Image
 
+import args
+import checkpoint
 import evaluate
 import main
-import model
 import prepare
 import trainer
 
@@ -113,7 +114,7 @@ def test_other_splits_go_elsewhere(trained: Run, split: str) -> None:
     assert evaluate.main(["session/first/best.pt", "--device", "cpu", "--split", split]) == 0
     report = read_metrics(trained.root, f"first-{split}")
     assert report["split"] == split
-    words = "were training slices" if split == "all" else "the run has seen them"
+    words = "slices belong to the run" if split == "all" else "the run has seen them"
     assert any(words in note for note in report["notes"])
     assert list_files(Path("results/first")) == before
 
@@ -127,6 +128,42 @@ def test_other_data_is_told_and_kept_apart(trained: Run) -> None:
     assert report["n_images"] == 18
     assert any("other data" in note for note in report["notes"])
     assert list_files(Path("results/first")) == before
+
+
+def test_other_data_may_have_fewer_classes(trained: Run) -> None:
+    make_data_folder(Path("two"), ("Glioma", "Menin"))
+    command = ["session/first/best.pt", "--device", "cpu", "--data", "two", "--split", "all"]
+    assert evaluate.main(command) == 0
+    report = read_metrics(trained.root, "first-on-two-all")
+    assert report["classes"] == ["Glioma", "Menin", "Tumor"]
+    assert report["per_class"]["Tumor"]["support"] == 0
+    assert report["n_images"] == 12
+
+
+def test_a_later_change_of_the_manifest_moves_no_slice(trained: Run, phantom_dir: Path) -> None:
+    shutil.copytree(phantom_dir, "other", ignore=shutil.ignore_patterns("cache"))
+    path = Path("other/CSV/images.csv")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table["split"] = table["split"].replace({"train": "test", "test": "train"})
+    table.to_csv(path, index=False)
+    command = ["session/first/best.pt", "--device", "cpu", "--data", "other"]
+    assert evaluate.main(command) == 0
+    before, after = (read_metrics(trained.root, name) for name in ("first", "first-on-other"))
+    assert after["confusion_matrix"] == before["confusion_matrix"]
+    judged = [
+        pd.read_csv(f"results/{name}/predictions.csv") for name in ("first", "first-on-other")
+    ]
+    assert judged[0]["sha256"].tolist() == judged[1]["sha256"].tolist()
+
+
+def test_the_configuration_is_kept_as_given(first_run: Run) -> None:
+    command = [*QUICK, *ON_CPU, "--epochs", "2", "--name", "first"]
+    expected = args.parse_train(command)
+    assert isinstance(expected, args.TrainConfig)
+    kept = json.loads((first_run.root / "session/first/config.json").read_text("utf-8"))
+    assert args.TrainConfig.from_dict(kept) == expected
+    best = checkpoint.load_checkpoint(first_run.root / "session/first/best.pt")
+    assert args.TrainConfig.from_dict(best["config"]) == expected
 
 
 # ---- what is refused
@@ -182,13 +219,16 @@ def test_a_name_that_is_taken(trained: Run, capsys: pytest.CaptureFixture[str]) 
     assert "session/first exists" in line
     assert "--resume session/first" in line
     assert list_files(Path("session")) == before
+    shutil.rmtree("session/first")
+    line = expect_refusal(capsys, run_main("--name", "first"))
+    assert "results/first exists; choose another --name" in line
+    assert not Path("session/first").exists()
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["--model", "resnet18", "--weights", "none.pth"], "none.pth: no such file"),
-        (["--device", "warp"], "--device warp"),
         (["--split-seed", "1", "--phantom", "--tensorboard"], "tensorboard"),
     ],
 )
@@ -236,7 +276,67 @@ def test_a_changed_slice_is_refused(
     assert f"{path.name}: changed since prepare.py ran" in line
 
 
+def test_the_last_checkpoint_is_kept_apart(trained: Run) -> None:
+    before = list_files(Path("results/first"))
+    assert evaluate.main(["session/first/last.pt", "--device", "cpu"]) == 0
+    assert read_metrics(trained.root, "first-last")["split"] == "test"
+    assert list_files(Path("results/first")) == before
+
+
+def test_results_of_another_checkpoint_are_not_overwritten(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = list_files(Path("results"))
+    shutil.copytree("session/first", "session/second")
+    command = ["session/second/best.pt", "--device", "cpu", "--name", "first"]
+    line = expect_refusal(capsys, evaluate.main(command))
+    assert "results/first holds results of checkpoint session/first/best.pt" in line
+    assert list_files(Path("results")) == before
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere"])
+def test_a_checkpoint_cannot_choose_where_results_go(
+    name: str, trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load("session/first/best.pt", weights_only=True)
+    torch.save({**content, "best": {}, "history": []}, "early.pt")
+    assert "no epoch is finished" in expect_refusal(capsys, evaluate.main(["early.pt"]))
+    torch.save({**content, "run": name}, "evil.pt")
+    assert "is no plain name" in expect_refusal(capsys, evaluate.main(["evil.pt"]))
+    del content["preprocess"]
+    torch.save(content, "short.pt")
+    assert "preprocess missing" in expect_refusal(capsys, evaluate.main(["short.pt"]))
+
+
 # ---- training
+
+
+def test_a_run_killed_in_its_first_epoch_can_be_taken_up(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "train_step", interrupt)
+        line = expect_refusal(capsys, run_main("--name", "early"), expected=130)
+    assert "--resume session/early" in line
+    assert main.main(["--resume", "session/early", "--device", "cpu"]) == 0
+    assert read_metrics(workplace, "early")["n_images"] > 0
+
+
+def test_resume_on_other_data_is_refused(
+    trained: Run, phantom_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = pd.read_csv("session/first/split.csv")
+    Path("data/phantom").unlink()
+    shutil.copytree(phantom_dir, "data/phantom")
+    path = Path("data/phantom/CSV/images.csv")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    lost = split.loc[split["split"] == "train", "sha256"].iloc[0]
+    table[table["sha256"] != lost].to_csv(path, index=False)
+    line = expect_refusal(capsys, main.main(["--resume", "session/first", "--device", "cpu"]))
+    assert "the slices of run first are not what they were" in line
 
 
 def test_resume_through_the_command_line(
@@ -259,13 +359,43 @@ def test_resume_through_the_command_line(
     assert not Path("results/parts").exists()
     assert main.main(["--resume", "session/parts", "--device", "cpu"]) == 0
     whole, parts = (
-        model.load_checkpoint(Path(f"session/{run}/last.pt")) for run in ("whole", "parts")
+        checkpoint.load_checkpoint(Path(f"session/{run}/last.pt")) for run in ("whole", "parts")
     )
     for key in ("weights", "trained_weights"):
         assert all(torch.equal(value, parts[key][name]) for name, value in whole[key].items())
     reports = [read_metrics(workplace, run) for run in ("whole", "parts")]
     assert reports[0]["accuracy"] == reports[1]["accuracy"]
     assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]
+
+
+def test_resume_after_a_stop_between_best_and_last(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The worst moment: best.pt may be of an epoch that last.pt knows nothing of."""
+    command = [*QUICK, *ON_CPU, "--epochs", "3", "--dropout", "0.4", "--mixup", "0.3"]
+    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
+    assert main.main([*command, "--name", "whole"]) == 0
+    save_checkpoint = trainer.save_checkpoint
+
+    def fail(path: Path, checkpoint: dict) -> None:
+        if path.name == "last.pt" and checkpoint["epoch"] == 2:
+            raise OSError("disk full")
+        save_checkpoint(path, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_checkpoint", fail)
+        capsys.readouterr()
+        assert "disk full" in expect_refusal(capsys, main.main([*command, "--name", "parts"]))
+    assert checkpoint.load_checkpoint(Path("session/parts/last.pt"))["epoch"] == 1
+    assert main.main(["--resume", "session/parts", "--device", "cpu"]) == 0
+    for file in ("best.pt", "last.pt"):
+        whole, parts = (
+            checkpoint.load_checkpoint(Path("session", run, file)) for run in ("whole", "parts")
+        )
+        assert whole["epoch"] == parts["epoch"]
+        assert all(
+            torch.equal(value, parts["weights"][key]) for key, value in whole["weights"].items()
+        )
 
 
 def test_the_test_split_never_touches_training(
@@ -279,8 +409,8 @@ def test_the_test_split_never_touches_training(
             replace_test_slices(Path(folder))
         command = [*ON_CPU, "--model", "net", "--image-size", "32", "--epochs", "1"]
         assert main.main([*command, "--data", folder, "--name", folder]) == 0
-        weights.append(model.load_checkpoint(Path("session", folder, "best.pt")))
-    first, second = (checkpoint["weights"] for checkpoint in weights)
+        weights.append(checkpoint.load_checkpoint(Path("session", folder, "best.pt")))
+    first, second = (kept["weights"] for kept in weights)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert weights[0]["baselines"] == weights[1]["baselines"]
     assert weights[0]["history"][0]["val_loss"] == weights[1]["history"][0]["val_loss"]
@@ -335,7 +465,9 @@ def test_a_backbone_from_local_weights(workplace: Path) -> None:
     torch.save(torchvision.models.resnet18().state_dict(), "WEIGHTS.pth")
     command = ["--model", "resnet18", "--weights", "WEIGHTS.pth", "--freeze-epochs", "1"]
     assert run_main(*command, "--name", "weights") == 0
-    assert model.load_checkpoint(Path("session/weights/best.pt"))["start"].endswith("WEIGHTS.pth")
+    assert checkpoint.load_checkpoint(Path("session/weights/best.pt"))["start"].endswith(
+        "WEIGHTS.pth"
+    )
 
 
 # ---- with what the machine has

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from conftest import make_config
 
+import checkpoint
 import model
 from helper import UserError
 
@@ -145,6 +146,16 @@ def test_weights_that_do_not_fit_are_named(
         model.build_model("mobilenet_v2", 3, 64, weights=path)
 
 
+def test_weights_may_lack_the_counters_of_batch_norm(tmp_path: Path) -> None:
+    state = torchvision.models.mobilenet_v2().state_dict()
+    old = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+    assert len(old) < len(state)
+    torch.save(old, tmp_path / "w.pth")
+    network = model.build_model("mobilenet_v2", 3, 64, weights=tmp_path / "w.pth")
+    key = "features.3.conv.1.1.running_var"
+    assert torch.equal(network.backbone.state_dict()[key], state[key])
+
+
 def test_old_names_of_densenet_are_understood(tmp_path: Path) -> None:
     state = torchvision.models.densenet121().state_dict()
     old = {
@@ -207,8 +218,8 @@ def test_a_checkpoint_restores_equal_logits(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     network = model.build_model(name, 3, 32)
     path = tmp_path / "best.pt"
-    model.save_checkpoint(path, make_checkpoint(network, name))
-    restored = model.restore_model(model.load_checkpoint(path), path)
+    checkpoint.save_checkpoint(path, make_checkpoint(network, name))
+    restored = checkpoint.restore_model(checkpoint.load_checkpoint(path), path)
     batch = [torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)]
     assert torch.equal(model.infer(network, batch)[0], model.infer(restored, batch)[0])
     assert restored.preprocess == network.preprocess
@@ -219,14 +230,14 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
     network = model.build_model("net", 3, 32)
     torch.save({"weights": {}}, path)
     with pytest.raises(UserError, match="not a checkpoint of this program"):
-        model.load_checkpoint(path)
+        checkpoint.load_checkpoint(path)
     torch.save({"schema": 99}, path)
     with pytest.raises(UserError, match="schema 99, this program reads 1"):
-        model.load_checkpoint(path)
+        checkpoint.load_checkpoint(path)
     with pytest.raises(UserError, match="a folder"):
-        model.load_checkpoint(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
     with pytest.raises(UserError, match="its weights do not fit resnet18"):
-        model.restore_model({**make_checkpoint(network, "net"), "model": "resnet18"}, path)
+        checkpoint.restore_model({**make_checkpoint(network, "net"), "model": "resnet18"}, path)
 
 
 # ---- inference
@@ -253,6 +264,13 @@ def test_inference_leaves_the_network_as_it_was(name: str, size_px: int, width: 
     assert network.training
     assert not any(part._forward_pre_hooks for part in network.modules())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inference_leaves_the_mode_as_it_was(training: bool) -> None:
+    network = model.build_model("net", 3, 32).train(training)
+    model.infer(network, [torch.zeros(1, 1, 32, 32, dtype=torch.uint8)])
+    assert {part.training for part in network.modules()} == {training}
 
 
 def test_hooks_go_when_inference_fails() -> None:

@@ -72,7 +72,7 @@ def test_plots_are_pictures_of_sensible_size(
 
 @pytest.mark.parametrize("n_epochs", [1, 3])
 def test_training_curves(tmp_path: Path, n_epochs: int) -> None:
-    plots.plot_training_curves(HISTORY[:n_epochs], tmp_path / "training.png")
+    plots.plot_training_curves(HISTORY[:n_epochs], 1, tmp_path / "training.png")
     assert read_size(tmp_path / "training.png") == (1440, 480)
 
 
@@ -93,7 +93,7 @@ def test_texts_of_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     labels = np.array([0, 0, 2, 2])
     plots.plot_roc_curves(probs, labels, classes, tmp_path / "b.png")
     plots.plot_pr_curves(probs, labels, classes, tmp_path / "c.png")
-    plots.plot_training_curves(HISTORY, tmp_path / "d.png")
+    plots.plot_training_curves(HISTORY, 2, tmp_path / "d.png")
     matrix, roc, pr, training = texts
     assert {"Confusion matrix: accuracy 87.5 % of 8 images · PHANTOM", "PHANTOM"} <= set(matrix)
     assert {"75.0 %", "25.0 %", "100.0 %", "–"} <= set(matrix)
@@ -108,8 +108,8 @@ def test_texts_of_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_stamp_lies_over_the_picture(tmp_path: Path) -> None:
-    plots.plot_training_curves(HISTORY, tmp_path / "plain.png")
-    plots.plot_training_curves(HISTORY, tmp_path / "stamped.png", stamp="PHANTOM")
+    plots.plot_training_curves(HISTORY, 2, tmp_path / "plain.png")
+    plots.plot_training_curves(HISTORY, 2, tmp_path / "stamped.png", stamp="PHANTOM")
     plain, stamped = (
         np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
         for name in ("plain.png", "stamped.png")
@@ -128,7 +128,7 @@ def test_failed_plot_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "training.png"
     path.write_bytes(b"the picture of before")
     with pytest.raises(OSError, match="disk full"):
-        plots.plot_training_curves(HISTORY, path)
+        plots.plot_training_curves(HISTORY, 2, path)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"the picture of before"
 
@@ -140,7 +140,7 @@ def test_global_state_of_matplotlib_is_untouched(tmp_path: Path) -> None:
         own = plt.figure()
         settings = dict(matplotlib.rcParams)
         plot_everything(tmp_path, 3)
-        plots.plot_training_curves(HISTORY, tmp_path / "training.png", stamp="PHANTOM")
+        plots.plot_training_curves(HISTORY, 2, tmp_path / "training.png", stamp="PHANTOM")
         assert matplotlib.get_backend() == "svg"
         assert plt.get_fignums() == [own.number]
         assert dict(matplotlib.rcParams) == settings

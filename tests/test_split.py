@@ -130,3 +130,13 @@ def test_ids_come_from_the_smallest_digest_of_the_set() -> None:
     digests = ["b" * 64, "a" * 64, "c" * 64]
     assert name_sets("g", [0, 0, 1], digests) == ["g" + "a" * 12, "g" + "a" * 12, "g" + "c" * 12]
     assert name_sets("s", [7, 5, 5], digests) == ["s" + "b" * 12, "s" + "a" * 12, "s" + "a" * 12]
+
+
+def test_a_rare_class_leaves_the_shares_of_the_others_alone() -> None:
+    labels = ["a"] * 200 + ["b"] * 200 + ["rare"] * 3
+    groups = [f"g{row}" for row in range(403)]
+    splits = split_groups(labels, groups, seed=0)
+    for start, stop in ((0, 200), (200, 400)):
+        shares = [float(np.mean(splits[start:stop] == name)) for name in ("train", "val", "test")]
+        assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.01)
+    assert sorted(splits[400:]) == ["test", "train", "val"]

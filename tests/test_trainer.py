@@ -11,6 +11,7 @@ import torch
 from conftest import make_trainer
 from torch import nn
 
+import checkpoint
 import model
 from helper import UserError
 from trainer import Trainer, resolve_precision
@@ -125,7 +126,7 @@ def test_early_stop_after_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     trainer = make_trainer(tmp_path, epochs=9, patience=2)
     trainer.fit()
     assert [row["val_macro_f1"] for row in trainer.history] == [0.5, 0.7, 0.6, 0.7]
-    assert model.load_checkpoint(tmp_path / "best.pt")["epoch"] == 2
+    assert checkpoint.load_checkpoint(tmp_path / "best.pt")["epoch"] == 2
 
 
 def test_equal_scores_go_to_the_lower_loss(tmp_path: Path) -> None:
@@ -150,7 +151,15 @@ def test_a_loss_that_is_no_number_names_epoch_and_step(
     trainer = make_trainer(tmp_path)
     with pytest.raises(UserError, match="not finite in epoch 2, step 2 of 3"):
         trainer.fit()
-    assert model.load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    assert checkpoint.load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.averaged.head.bias.fill_(math.nan)
+    with pytest.raises(UserError, match="averaged weights are not finite after epoch 1"):
+        trainer.validate()
 
 
 def test_the_training_loss_is_the_mean_over_slices(
@@ -198,7 +207,7 @@ def test_stopped_and_resumed_equals_never_stopped(
         for part in ("whole", "parts")
     ]
     assert histories[0].equals(histories[1])
-    best = [model.load_checkpoint(tmp_path / part / "best.pt") for part in ("whole", "parts")]
+    best = [checkpoint.load_checkpoint(tmp_path / part / "best.pt") for part in ("whole", "parts")]
     assert best[0]["epoch"] == best[1]["epoch"]
     assert are_equal(best[0]["weights"], best[1]["weights"])
 
@@ -212,7 +221,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
         *TIMINGS,
     ]
     assert history["epoch"].tolist() == [1, 2]
-    best = model.load_checkpoint(tmp_path / "best.pt")
+    best = checkpoint.load_checkpoint(tmp_path / "best.pt")
     assert best["epoch"] == best["best"]["epoch"]
     assert {"weights", "step", "history", "classes", "preprocess", "config"} <= set(best)
     assert "optimizer" not in best
