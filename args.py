@@ -103,7 +103,12 @@ class TrainOptions:
 
     epochs: int = option(30, "passes over the training slices", low=1, metavar="N")
     batch_size: int = option(32, "slices a step", low=4, metavar="N")
-    lr: float = option(1e-3, "peak learning rate of AdamW", low=1e-8, high=10.0)
+    lr: float | None = option(
+        None,
+        "peak learning rate of AdamW (default: 0.003 from scratch, 0.001 from trained weights)",
+        low=1e-8,
+        high=10.0,
+    )
     body_lr_factor: float = option(
         0.3, "rate of a pretrained body as a share of --lr", low=0.0, high=1.0
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Steps between looks at the loss: each look waits for the device.
 STEPS_PER_LOOK = 20
+SCRATCH_LR, TRAINED_LR = 3e-3, 1e-3
 FLOOR_LR_SHARE = 0.01
 # Training slices that batch norm's statistics are taken from before val.
 STATISTICS_SLICES = 512
@@ -72,7 +73,8 @@ class Trainer:
         self.n_classes = len(record["classes"])
         self.augmentation = Augmentation(**dataclasses.asdict(config.augment))
         self.starts_trained = record["start"] != "scratch"
-        self.optimizer = torch.optim.AdamW(self._group_parameters(), lr=self.options.lr)
+        self.peak_lr = self.options.lr or (TRAINED_LR if self.starts_trained else SCRATCH_LR)
+        self.optimizer = torch.optim.AdamW(self._group_parameters(), lr=self.peak_lr)
         self.steps_per_epoch = train.count_steps(self.options.batch_size)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -214,7 +216,7 @@ class Trainer:
             "epoch": self.epoch,
             "train_loss": train_loss,
             **scores,
-            "lr": self.options.lr * self._schedule(self.step - 1),
+            "lr": self.peak_lr * self._schedule(self.step - 1),
             "images_per_s": len(self.train) / time_s,
             "time_s": time_s,
         }
@@ -284,8 +286,8 @@ class Trainer:
         self.averaged.load_state_dict(last["weights"])
         self.optimizer.load_state_dict(last["optimizer"])
         self.epoch, self.history, self.best = last["epoch"], last["history"], last["best"]
-        if self.best and self.best["epoch"] == self.epoch:
-            self.save(improved=True)  # a kill may have come between last.pt and best.pt
+        if self.history:  # a kill may have come between last.pt and the files after it
+            self.save(improved=self.best["epoch"] == self.epoch)
 
     # ---- parts of a step
 
@@ -305,7 +307,7 @@ class Trainer:
 
     def _set_learning_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.lr * group["lr_share"] * self._schedule(step)
+            group["lr"] = self.peak_lr * group["lr_share"] * self._schedule(step)
 
     def _schedule(self, step: int) -> float:
         """Share of the peak rate: linear warm-up, then half a cosine to 1 %.

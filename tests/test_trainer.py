@@ -13,6 +13,7 @@ from torch import nn
 
 import checkpoint
 import model
+import trainer
 from helper import UserError
 from trainer import Trainer, resolve_precision
 
@@ -210,6 +211,51 @@ def test_stopped_and_resumed_equals_never_stopped(
     best = [checkpoint.load_checkpoint(tmp_path / part / "best.pt") for part in ("whole", "parts")]
     assert best[0]["epoch"] == best[1]["epoch"]
     assert are_equal(best[0]["weights"], best[1]["weights"])
+
+
+@pytest.mark.parametrize("lost", ["best.pt", "last.pt", "history.csv"])
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_killed_between_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str, epoch: int
+) -> None:
+    """Every epoch is better than the one before, so that each file is written each time."""
+    validate = Trainer.validate
+
+    def improve(self: Trainer) -> dict[str, float]:
+        return {**validate(self), "val_macro_f1": 0.1 * self.epoch}
+
+    monkeypatch.setattr(Trainer, "validate", improve)
+    make_trainer(tmp_path / "whole").fit()
+    first = make_trainer(tmp_path / "parts")
+    save_checkpoint, atomic_path = trainer.save_checkpoint, trainer.atomic_path
+
+    def killed_at(name: str) -> bool:
+        return name == lost and first.epoch == epoch
+
+    def save(path: Path, content: dict[str, Any]) -> None:
+        if killed_at(path.name):
+            raise KeyboardInterrupt
+        save_checkpoint(path, content)
+
+    def write(path: Path) -> Any:
+        if killed_at(path.name):
+            raise KeyboardInterrupt
+        return atomic_path(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_checkpoint", save)
+        patch.setattr(trainer, "atomic_path", write)
+        with pytest.raises(KeyboardInterrupt):
+            first.fit()
+    second = make_trainer(tmp_path / "parts", weights_seed=1)
+    second.resume()
+    second.fit()
+    whole, parts = (
+        checkpoint.load_checkpoint(tmp_path / run / "best.pt") for run in ("whole", "parts")
+    )
+    assert parts["epoch"] == whole["epoch"] == 3
+    assert all(torch.equal(value, parts["weights"][key]) for key, value in whole["weights"].items())
+    assert len(pd.read_csv(tmp_path / "parts" / "history.csv")) == 3
 
 
 def test_files_of_a_run(tmp_path: Path) -> None:
