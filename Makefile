@@ -11,7 +11,7 @@ DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 
 demo: .venv/installed
 	$(BIN)/python prepare.py --phantom 900
-	$(BIN)/python main.py --phantom --model net --image-size 96 --epochs 20 --name $(DEMO)
+	$(BIN)/python main.py --phantom --model net --image-size 96 --batch-size 16 --epochs 50 --name $(DEMO)
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n auto -m "not slow"

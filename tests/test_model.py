@@ -186,9 +186,10 @@ def test_a_file_of_no_tensors_is_refused_and_never_run(
 
 
 def test_other_things_in_a_weights_file(tmp_path: Path) -> None:
-    torch.save([1, 2], tmp_path / "w.pth")
-    with pytest.raises(UserError, match="not a state dict"):
-        model.build_model("resnet18", 3, 64, weights=tmp_path / "w.pth")
+    for content in ([1, 2], {"a": 1}, {1: torch.zeros(1)}):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(UserError, match="not a state dict"):
+            model.build_model("resnet18", 3, 64, weights=tmp_path / "w.pth")
     with pytest.raises(UserError, match="no such file"):
         model.build_model("resnet18", 3, 64, weights=tmp_path / "none.pth")
 
