@@ -248,7 +248,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """A file of plain tensors; code in it is never run."""
     state = load_tensors(path, "--weights")
     if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise UserError(f"--weights {path}: not a state dict (names and tensors)")
     return state
