@@ -4,56 +4,27 @@ A field states its default, help, choices and range once. Configurations are nev
 parsing. Standard library only, so that `--help` answers before anything heavy is imported.
 """
 
-import argparse
 import dataclasses
-import math
-import re
-import types
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Any
 
-Config = TypeVar("Config")
+from options import (
+    add_options,
+    argument,
+    build_parser,
+    fill_dataclass,
+    name_flag,
+    option,
+    restore_dataclass,
+    simplify,
+)
 
 DATA_DIR = Path("data")
 PHANTOM_DIR = Path("data/phantom")
 DEVICE = r"auto|cpu|mps|cuda(:\d+)?"
 PLAIN_NAME = r"\w[\w .+-]*"
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    metavar: str | None = None,
-    pattern: str | None = None,
-) -> Any:
-    """A dataclass field that is also a command-line option `--name-with-dashes`.
-
-    Args:
-        default: The value when the option is not given; a bool makes `--name / --no-name`.
-        help: One line for `--help`, with the unit where there is one.
-        choices: The only values allowed.
-        low: Least value allowed, itself included.
-        high: Greatest value allowed, itself included.
-        metavar: What stands for the value in `--help`.
-        pattern: The regular expression of the values allowed.
-    """
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "metavar": metavar}
-    metadata["pattern"] = pattern
-    return field(default=default, metadata=metadata)
-
-
-def argument(help: str, *, metavar: str, many: bool = False, optional: bool = False) -> Any:
-    """A dataclass field that is a positional argument; `optional` ones are None when not given."""
-    metadata = {"help": help, "metavar": metavar, "positional": True}
-    if optional:
-        return field(default=None, metadata=metadata)
-    return field(metadata=metadata)
 
 
 # ---- main.py
@@ -180,12 +151,14 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as config.json and the checkpoint keep them."""
-        return _plain(dataclasses.asdict(self))
+        return simplify(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
         """What `to_dict` gave, as a configuration again."""
-        return cls(**{key: _restore(group, values[key]) for key, group in TRAIN_GROUPS.items()})
+        return cls(
+            **{key: restore_dataclass(group, values[key]) for key, group in TRAIN_GROUPS.items()}
+        )
 
 
 TRAIN_GROUPS: dict[str, Any] = {
@@ -259,24 +232,13 @@ class PrepareConfig:
     debug: bool = option(False, "show the traceback of an error")
 
 
-# ---- from dataclasses to parsers
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print what is wrong and where to read on."""
-        self.exit(2, f"error: {self.prog}: {message} (see python {self.prog} --help)\n")
-
-
 def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig:
     """The configuration of main.py.
 
     Raises:
         SystemExit: 0 after `--help`, 2 when the command line is wrong.
     """
-    parser = _build_parser(
+    parser = build_parser(
         "main.py",
         "[options]",
         "Train a classifier on MRI slices, keep the best checkpoint in session/RUN, and evaluate "
@@ -287,7 +249,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig
         "  python main.py --resume session/RUN",
     )
     for group in TRAIN_GROUPS.values():
-        _add_options(parser, group)
+        add_options(parser, group)
     parser.add_argument(
         "--resume",
         type=Path,
@@ -301,7 +263,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig
         beside = sorted(set(given) - {"resume", "device", "debug"})
         if beside:
             parser.error(
-                f"--resume goes on with the run's own settings; leave out {_flag(beside[0])}"
+                f"--resume goes on with the run's own settings; leave out {name_flag(beside[0])}"
             )
         return ResumeConfig(given["resume"], given.get("device", "auto"), given.get("debug", False))
 
@@ -315,12 +277,12 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig
         parser.error("--weights and --no-pretrained contradict each other; give one of them")
     if given.get("mixup") and given.get("cutmix"):
         parser.error("--mixup and --cutmix mix the same batch; give one of them")
-    return TrainConfig(**{key: _make(group, given) for key, group in TRAIN_GROUPS.items()})
+    return TrainConfig(**{key: fill_dataclass(group, given) for key, group in TRAIN_GROUPS.items()})
 
 
 def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
     """The configuration of evaluate.py; exits as `parse_train` does."""
-    parser = _build_parser(
+    parser = build_parser(
         "evaluate.py",
         "CHECKPOINT [options]",
         "Evaluate a checkpoint: metrics.json, predictions.csv and plots under results/RUN.",
@@ -328,13 +290,13 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
         "  python evaluate.py session/RUN/best.pt\n"
         "  python evaluate.py session/RUN/best.pt --data elsewhere --split all",
     )
-    _add_options(parser, EvaluateConfig)
-    return _make(EvaluateConfig, vars(parser.parse_args(argv)))
+    add_options(parser, EvaluateConfig)
+    return fill_dataclass(EvaluateConfig, vars(parser.parse_args(argv)))
 
 
 def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
     """The configuration of prepare.py; exits as `parse_train` does."""
-    parser = _build_parser(
+    parser = build_parser(
         "prepare.py",
         "(SOURCE | --phantom N) [options]",
         "Bring slices into data/Images/<Class>/ and list them in data/CSV/images.csv.",
@@ -343,109 +305,10 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         "  python prepare.py folder_of_class_folders --groups patients.csv\n"
         "  python prepare.py --phantom 600",
     )
-    _add_options(parser, PrepareConfig)
-    config = _make(PrepareConfig, vars(parser.parse_args(argv)))
+    add_options(parser, PrepareConfig)
+    config = fill_dataclass(PrepareConfig, vars(parser.parse_args(argv)))
     if (config.source is None) == (config.phantom is None):
         parser.error("give a SOURCE (archive or folder), or --phantom N, one of the two")
     if config.phantom is not None and config.groups is not None:
         parser.error("--groups is for a SOURCE; phantoms know their patients")
     return config
-
-
-def _build_parser(prog: str, arguments: str, description: str, epilog: str) -> OneLineParser:
-    notice = "\n\nResearch use only: not a medical device. The classes hold no healthy brain."
-    return OneLineParser(
-        prog=prog,
-        usage=f"python {prog} {arguments}",
-        description=description,
-        epilog=epilog + notice,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # the defaults live in the dataclasses alone
-        allow_abbrev=False,
-    )
-
-
-def _add_options(parser: argparse.ArgumentParser, group: type) -> None:
-    """Add every field of a dataclass, under the dataclass's first line as heading."""
-    section = parser.add_argument_group((group.__doc__ or "").splitlines()[0].rstrip("."))
-    for entry in dataclasses.fields(group):
-        meta, kind = entry.metadata, _plain_type(entry.type)
-        if meta.get("positional"):
-            # argparse would convert its own mark for "not given" to the type: None instead
-            absent: dict[str, Any] = {} if _is_required(entry) else {"nargs": "?", "default": None}
-            section.add_argument(
-                entry.name, type=kind, metavar=meta["metavar"], help=meta["help"], **absent
-            )
-        elif kind is bool:
-            help_line = f"{meta['help']} (default: {'yes' if entry.default else 'no'})"
-            action = argparse.BooleanOptionalAction if entry.default else "store_true"
-            section.add_argument(_flag(entry.name), action=action, help=help_line)
-        else:
-            shown = "" if entry.default is None else f" (default: {entry.default})"
-            section.add_argument(
-                _flag(entry.name),
-                type=_checked(kind, meta["low"], meta["high"], meta["pattern"]),
-                choices=meta["choices"],
-                metavar=None if meta["choices"] else meta["metavar"] or "X",
-                help=meta["help"].replace("%", "%%") + shown,
-            )
-
-
-def _checked(
-    kind: type, low: float | None, high: float | None, pattern: str | None
-) -> Callable[[str], Any]:
-    """A converter that also checks the range; its name is what argparse calls the value."""
-
-    def convert(text: str) -> Any:
-        value = kind(text)
-        if pattern is not None and not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not of the form that --help shows")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is no finite number")
-        if low is not None and value < low:
-            raise argparse.ArgumentTypeError(f"{text} is less than {low}, the least allowed")
-        if high is not None and value > high:
-            raise argparse.ArgumentTypeError(f"{text} is more than {high}, the most allowed")
-        return value
-
-    convert.__name__ = {int: "whole number", float: "number"}.get(kind, kind.__name__)
-    return convert
-
-
-def _make(group: Callable[..., Config], given: dict[str, Any]) -> Config:
-    """The dataclass filled with what was given; the rest are its defaults."""
-    names = {entry.name for entry in dataclasses.fields(group)}  # type: ignore[arg-type]
-    return group(**{name: value for name, value in given.items() if name in names})
-
-
-def _restore(group: Callable[..., Config], values: dict[str, Any]) -> Config:
-    """The dataclass of plain values, with text as paths again where a path is wanted."""
-    kinds = {entry.name: _plain_type(entry.type) for entry in dataclasses.fields(group)}  # type: ignore[arg-type]
-    return group(
-        **{
-            name: Path(value) if kinds[name] is Path and value is not None else value
-            for name, value in values.items()
-        }
-    )
-
-
-def _plain_type(annotation: Any) -> type:
-    """`int` for `int | None`, and the type itself otherwise."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next(part for part in get_args(annotation) if part is not type(None))
-    return annotation
-
-
-def _is_required(entry: dataclasses.Field) -> bool:
-    return entry.default is dataclasses.MISSING
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _plain(value: Any) -> Any:
-    """Paths as text, all the way down."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return str(value) if isinstance(value, Path) else value
