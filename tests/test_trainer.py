@@ -104,6 +104,23 @@ def test_parameter_groups(tmp_path: Path) -> None:
     assert {group["lr_share"] for group in scratch.optimizer.param_groups} == {1.0}
 
 
+@pytest.mark.parametrize(
+    ("values", "rates"),
+    [
+        ({"start": "weights"}, {1e-3, 0.25e-3}),
+        ({"start": "scratch"}, {3e-3}),
+        ({"start": "weights", "lr": 2e-3}, {2e-3, 0.5e-3}),
+    ],
+)
+def test_every_group_has_its_rate_at_the_peak(
+    tmp_path: Path, values: dict[str, Any], rates: set[float]
+) -> None:
+    trainer = make_trainer(tmp_path, epochs=10, body_lr_factor=0.25, **values)
+    trainer._set_learning_rate(3)  # the first step after one epoch of warm-up
+    found = sorted({group["lr"] for group in trainer.optimizer.param_groups})
+    assert found == pytest.approx(sorted(rates))
+
+
 def test_a_frozen_body_stands_still_and_then_moves(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, start="weights", freeze_epochs=1, epochs=2)
     before = copy_weights(trainer.network)
