@@ -116,9 +116,13 @@ def test_every_group_has_its_rate_at_the_peak(
     tmp_path: Path, values: dict[str, Any], rates: set[float]
 ) -> None:
     trainer = make_trainer(tmp_path, epochs=10, body_lr_factor=0.25, **values)
-    trainer._set_learning_rate(3)  # the first step after one epoch of warm-up
-    found = sorted({group["lr"] for group in trainer.optimizer.param_groups})
-    assert found == pytest.approx(sorted(rates))
+    groups = trainer.optimizer.param_groups
+    for step, share in ((0, 1 / 4), (3, 1.0)):  # the first step, and the first after warm-up
+        trainer._set_learning_rate(step)
+        found = sorted({group["lr"] for group in groups})
+        assert found == pytest.approx([share * rate for rate in sorted(rates)])
+        peak = max(rates)
+        assert all(group["lr"] == share * peak * group["lr_share"] for group in groups)
 
 
 def test_a_frozen_body_stands_still_and_then_moves(tmp_path: Path) -> None:
