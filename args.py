@@ -46,6 +46,13 @@ class DataOptions:
     split_seed: int | None = option(
         None, "divide anew with this seed (default: the manifest's own split)", low=0, metavar="N"
     )
+    folds: int | None = option(
+        None,
+        "cross-validate: K runs in session/RUN/fold_1..K, each slice judged once, pooled results",
+        low=2,
+        high=20,
+        metavar="K",
+    )
     class_weights: str = option(
         "none", "weight the loss by inverse class frequency", choices=("none", "balanced")
     )
@@ -186,7 +193,10 @@ class ResumeConfig:
 class EvaluateConfig:
     """evaluate.py: a checkpoint's numbers and plots."""
 
-    checkpoint: Path = argument("the checkpoint, session/RUN/best.pt", metavar="CHECKPOINT")
+    checkpoint: Path = argument(
+        "the checkpoint, session/RUN/best.pt; of a run with --folds its folder, session/RUN",
+        metavar="CHECKPOINT",
+    )
     data: Path | None = option(
         None, "folder that prepare.py wrote (default: the run's own)", metavar="DIR"
     )
@@ -246,6 +256,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig
         "examples:\n"
         "  python main.py --model resnet18 --epochs 30\n"
         "  python main.py --model net --phantom --image-size 96 --epochs 12\n"
+        "  python main.py --model resnet18 --epochs 30 --folds 5\n"
         "  python main.py --resume session/RUN",
     )
     for group in TRAIN_GROUPS.values():

@@ -1,6 +1,7 @@
 """The road from the manifest to slices on the device: table, splits, cached pixels, batches."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from helper import UserError, atomic_path, build_generator, describe_error, log
 from imaging.manifest import load_manifest
 from imaging.read import READER_VERSION, read_grey, resize_grey
-from imaging.split import check_disjoint, split_groups, split_images
+from imaging.split import check_disjoint, split_folds, split_groups, split_images
 
 CACHE_FOLDER = "cache"
 
@@ -72,8 +73,7 @@ def load_table(
     Raises:
         UserError: The manifest is missing or faulty, or a group is in two splits.
     """
-    table = load_manifest(data_dir)
-    table = table[table["width"] > 0].reset_index(drop=True)
+    table = _load_readable(data_dir)
     if split_by == "image":
         table["split"] = split_images(table["sha256"], table["label"], split_seed or 0)
         return table
@@ -81,6 +81,40 @@ def load_table(
         table["split"] = split_groups(table["label"], table["group"], split_seed)
     check_disjoint(table["group"], table["split"])
     return table
+
+
+def load_fold_tables(
+    data_dir: Path, split_by: str, split_seed: int | None, n_folds: int
+) -> list[pd.DataFrame]:
+    """The readable rows of the manifest, divided anew for each fold of a cross-validation.
+
+    Raises:
+        UserError: As `load_table`, or a class has too few groups for so many folds.
+    """
+    table = _load_readable(data_dir)
+    units = table["sha256"] if split_by == "image" else table["group"]
+    divisions = split_folds(table["label"], units, n_folds, split_seed or 0)
+    return [table.assign(split=splits) for splits in divisions]
+
+
+def _load_readable(data_dir: Path) -> pd.DataFrame:
+    table = load_manifest(data_dir)
+    return table[table["width"] > 0].reset_index(drop=True)
+
+
+def has_found_copies(data_dir: Path) -> bool:
+    """Whether the groups of this folder rest on a search for copies, or on known truth."""
+    try:
+        audit = json.loads((data_dir / "CSV" / "audit.json").read_text("utf-8"))
+        return bool(audit["phantom"] or audit["copies"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def count_relatives(table: pd.DataFrame, rows: pd.DataFrame) -> int:
+    """How many of the rows share a group with a training slice of the table: the leak."""
+    learnt = set(table["group"][table["split"] == "train"])
+    return int(rows["group"].isin(learnt).sum())
 
 
 def record_split(table: pd.DataFrame) -> dict[str, list[str]]:

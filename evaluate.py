@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,9 @@ LEAKY_SPLIT = (
     "LEAKY SPLIT (--split-by image): copies of one slice stand in training and test; "
     "these figures measure the leak, not the classifier"
 )
-BYTE_COPIES_ONLY = (
-    "groups hold byte copies and known patients only: altered copies of a slice may stand in "
-    "training and test, so these figures are likely too high"
+COPIES_UNKNOWN = (
+    "copies were not searched for in this data: they may stand in training and test, so these "
+    "figures are likely too high; run prepare.py again"
 )
 PHANTOM = "PHANTOM: generated slices; nothing here says anything about patients"
 
@@ -33,55 +34,149 @@ def main(argv: Sequence[str] | None = None) -> int:
     return helper.run_verb(evaluate, config, config.debug)
 
 
+@dataclass
+class Verdicts:
+    """What one checkpoint says of the slices of one split.
+
+    Attributes:
+        path: The checkpoint's.
+        checkpoint: Its content.
+        rows: The manifest's rows of the slices.
+        logits: [N, K].
+        labels: Class indices [N].
+        baselines: Accuracies of the two that know no anatomy.
+        warnings: What a reader must know first.
+    """
+
+    path: Path
+    checkpoint: dict[str, Any]
+    rows: "pd.DataFrame"
+    logits: "np.ndarray"
+    labels: "np.ndarray"
+    baselines: dict[str, float]
+    warnings: list[str]
+
+
 def evaluate(config: args.EvaluateConfig) -> None:
-    """A checkpoint's figures on one split, as files under results/ and a summary on the screen."""
-    import checkpoint as checkpoints
-    import dataset
-    import model
-    from assessment import baselines, metrics
+    """A checkpoint's figures on one split, as files under results/ and a summary on the screen.
 
-    checkpoint = checkpoints.load_run(config.checkpoint)
-    if not checkpoint["best"]:
+    Of a run with --folds, the figures of all its checkpoints together: each judges the slices that
+    it has not seen.
+    """
+    from assessment import metrics
+
+    paths = list_fold_checkpoints(config.checkpoint) or [config.checkpoint]
+    if len(paths) > 1 and config.split != "test":
         raise UserError(
-            f"{config.checkpoint}: no epoch is finished; go on with python main.py --resume "
-            f"{config.checkpoint.parent}"
+            f"{config.checkpoint}: pooled folds are judged on the slices that each has not seen; "
+            "leave out --split, or name the best.pt of one fold"
         )
-    helper.set_threads(config.threads or checkpoint["threads"])
-    device = helper.resolve_device(config.device)
-    network = checkpoints.restore_model(checkpoint, config.checkpoint).to(device)
-    classes = checkpoint["classes"]
-    data_dir = config.data or Path(checkpoint["data"])
-
-    table = dataset.assign_split(dataset.load_table(data_dir), checkpoint["split"])
-    rows = select_rows(table, checkpoint, config.split, data_dir)
-    image_size = network.preprocess.image_size
-    slices = dataset.take_slices(table, config.split, data_dir, classes, image_size)
-    logits = model.infer(network, slices.iterate(config.batch_size))[0].numpy()
-    labels = slices.labels.numpy()
-
+    judged = [judge(path, config) for path in paths]
+    first = judged[0].checkpoint
+    pooled = pool(judged)
     figures = metrics.compute_metrics(
-        logits, labels, rows["slice"].to_numpy(), rows["group"].to_numpy(), classes
+        pooled.logits,
+        pooled.labels,
+        pooled.rows["slice"].to_numpy(),
+        pooled.rows["group"].to_numpy(),
+        first["classes"],
     )
-    pixels = slices.pixels.squeeze(1).numpy()
-    figures["baselines"] = baselines.compute_baseline_accuracies(
-        checkpoint["baselines"], pixels, labels
-    )
-    figures["notes"] = [*list_warnings(checkpoint, table, config.split, data_dir)] + figures[
-        "notes"
-    ]
+    figures["baselines"] = pooled.baselines
+    figures["notes"] = pooled.warnings + figures["notes"]
+    data_dir = config.data or Path(first["data"])
     report = {
         "schema": METRICS_SCHEMA,
-        "run": checkpoint["run"],
+        "run": config.checkpoint.name if len(paths) > 1 else first["run"],
         "checkpoint": config.checkpoint.as_posix(),
         "data": data_dir.as_posix(),
         "split": config.split,
         **figures,
-        "environment": helper.describe_environment(device, sys.argv),
+        "environment": helper.describe_environment(helper.resolve_device(config.device), sys.argv),
     }
-    results_dir = RESULTS_DIR / name_results(config, checkpoint)
+    results_dir = RESULTS_DIR / name_results(config, report["run"], Path(first["data"]))
     check_results_dir(results_dir, report)
-    write_results(results_dir, report, tabulate(rows, logits, classes), checkpoint, logits, labels)
+    write_results(results_dir, report, pooled, [verdicts.checkpoint for verdicts in judged])
     summarise(report, results_dir)
+
+
+def list_fold_checkpoints(run_dir: Path) -> list[Path]:
+    """The best.pt of every fold of a run with --folds; none where the path is no such run's.
+
+    Raises:
+        UserError: A fold is missing or has not finished an epoch.
+    """
+    if not run_dir.is_dir() or not (run_dir / "config.json").is_file():
+        return []
+    kept = json.loads((run_dir / "config.json").read_text("utf-8"))
+    n_folds = args.TrainConfig.from_dict(kept).data.folds or 0
+    paths = [run_dir / f"fold_{fold}" / "best.pt" for fold in range(1, n_folds + 1)]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} is missing; go on with python main.py --resume {run_dir}")
+    return paths
+
+
+def judge(path: Path, config: args.EvaluateConfig) -> Verdicts:
+    """Load one checkpoint and let it judge the slices of its split.
+
+    Raises:
+        UserError: No finished epoch, slices missing, a class that it does not know.
+    """
+    import checkpoint as checkpoints
+    import dataset
+    import model
+    from assessment import baselines
+
+    checkpoint = checkpoints.load_run(path)
+    if not checkpoint["best"]:
+        raise UserError(
+            f"{path}: no epoch is finished; go on with python main.py --resume {path.parent}"
+        )
+    helper.set_threads(config.threads or checkpoint["threads"])
+    device = helper.resolve_device(config.device)
+    network = checkpoints.restore_model(checkpoint, path).to(device)
+    data_dir = config.data or Path(checkpoint["data"])
+    table = dataset.assign_split(dataset.load_table(data_dir), checkpoint["split"])
+    rows = select_rows(table, checkpoint, config.split, data_dir)
+    slices = dataset.take_slices(
+        table, config.split, data_dir, checkpoint["classes"], network.preprocess.image_size
+    )
+    logits = model.infer(network, slices.iterate(config.batch_size))[0].numpy()
+    labels = slices.labels.numpy()
+    known_nothing = baselines.compute_baseline_accuracies(
+        checkpoint["baselines"], slices.pixels.squeeze(1).numpy(), labels
+    )
+    warnings = list_warnings(checkpoint, table, rows, config.split, data_dir)
+    return Verdicts(path, checkpoint, rows, logits, labels, known_nothing, warnings)
+
+
+def pool(judged: list[Verdicts]) -> Verdicts:
+    """The verdicts of several folds as one; baselines are averaged over the slices."""
+    import numpy as np
+    import pandas as pd
+
+    if len(judged) == 1:
+        return judged[0]
+    weights = [len(verdicts.labels) for verdicts in judged]
+    warnings = list(dict.fromkeys(line for verdicts in judged for line in verdicts.warnings))
+    return Verdicts(
+        path=judged[0].path.parent.parent,
+        checkpoint=judged[0].checkpoint,
+        rows=pd.concat([verdicts.rows for verdicts in judged], ignore_index=True),
+        logits=np.concatenate([verdicts.logits for verdicts in judged]),
+        labels=np.concatenate([verdicts.labels for verdicts in judged]),
+        baselines={
+            name: float(
+                np.average([verdicts.baselines[name] for verdicts in judged], weights=weights)
+            )
+            for name in judged[0].baselines
+        },
+        warnings=[
+            *warnings,
+            f"pooled over {len(judged)} folds: each slice is judged once, by the "
+            "network that was not trained on its fold",
+        ],
+    )
 
 
 def select_rows(
@@ -107,7 +202,11 @@ def select_rows(
 
 
 def list_warnings(
-    checkpoint: dict[str, Any], table: "pd.DataFrame", split: str, data_dir: Path
+    checkpoint: dict[str, Any],
+    table: "pd.DataFrame",
+    rows: "pd.DataFrame",
+    split: str,
+    data_dir: Path,
 ) -> list[str]:
     """What a reader of the figures must know first."""
     import dataset
@@ -117,8 +216,14 @@ def list_warnings(
         warnings.append(PHANTOM)
     if checkpoint["config"]["data"]["split_by"] == "image":
         warnings.append(LEAKY_SPLIT)
-    elif not checkpoint["phantom"]:
-        warnings.append(BYTE_COPIES_ONLY)
+    if not dataset.has_found_copies(data_dir):
+        warnings.append(COPIES_UNKNOWN)
+    n_related = dataset.count_relatives(table, rows) if split in {"test", "val"} else 0
+    if n_related:
+        warnings.append(
+            f"LEAK: {n_related} of these {len(rows)} slices have a copy or likely neighbour among "
+            "the training slices of the run; the figures are too high"
+        )
     known = int((table["split"] != "").sum())
     learnt = int((table["split"] == "train").sum())
     if split in {"train", "val"}:
@@ -132,13 +237,13 @@ def list_warnings(
     return warnings
 
 
-def name_results(config: args.EvaluateConfig, checkpoint: dict[str, Any]) -> str:
+def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str:
     """The folder under results/: the run's own for its test split alone."""
-    name = config.name or checkpoint["run"]
-    if config.checkpoint.stem != "best":
+    name = config.name or run
+    if config.checkpoint.suffix and config.checkpoint.stem != "best":
         name = f"{name}-{config.checkpoint.stem}"
-    data_dir = config.data or Path(checkpoint["data"])
-    if data_dir.resolve() != Path(checkpoint["data"]).resolve():
+    data_dir = config.data or trained_on
+    if data_dir.resolve() != trained_on.resolve():
         name = f"{name}-on-{data_dir.resolve().name}"
     return name if config.split == "test" else f"{name}-{config.split}"
 
@@ -177,23 +282,23 @@ def tabulate(rows: "pd.DataFrame", logits: "np.ndarray", classes: list[str]) -> 
 def write_results(
     results_dir: Path,
     report: dict[str, Any],
-    predictions: "pd.DataFrame",
-    checkpoint: dict[str, Any],
-    logits: "np.ndarray",
-    labels: "np.ndarray",
+    verdicts: Verdicts,
+    checkpoints: list[dict[str, Any]],
 ) -> None:
-    """Every file of results/RUN."""
+    """Every file of results/RUN; training curves of a single run alone."""
     import numpy as np
     import pandas as pd
 
     from assessment import metrics, plots
     from assessment.report import write_model_card, write_report
 
-    classes, probs = report["classes"], metrics.softmax(logits)
-    stamp = "PHANTOM" if PHANTOM in report["notes"] else None
+    classes, labels = report["classes"], verdicts.labels
+    probs = metrics.softmax(verdicts.logits)
+    stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
+    stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
     (results_dir / "metrics.json").unlink(missing_ok=True)
     with helper.atomic_path(results_dir / "predictions.csv") as temporary:
-        predictions.to_csv(temporary, index=False)
+        tabulate(verdicts.rows, verdicts.logits, classes).to_csv(temporary, index=False)
     pictures = results_dir / "plots"
     plots.plot_confusion_matrix(
         np.array(report["confusion_matrix"]),
@@ -204,10 +309,12 @@ def write_results(
     plots.plot_class_metrics(report["per_class"], pictures / "class_metrics.png", stamp=stamp)
     plots.plot_roc_curves(probs, labels, classes, pictures / "roc.png", stamp=stamp)
     plots.plot_pr_curves(probs, labels, classes, pictures / "pr.png", stamp=stamp)
-    history, best_epoch = pd.DataFrame(checkpoint["history"]), checkpoint["best"]["epoch"]
-    plots.plot_training_curves(history, best_epoch, pictures / "training.png", stamp=stamp)
+    if len(checkpoints) == 1:
+        history = pd.DataFrame(checkpoints[0]["history"])
+        best_epoch = checkpoints[0]["best"]["epoch"]
+        plots.plot_training_curves(history, best_epoch, pictures / "training.png", stamp=stamp)
     write_report(results_dir / "report.html", report, pictures)
-    write_model_card(results_dir / "model_card.md", report, checkpoint)
+    write_model_card(results_dir / "model_card.md", report, checkpoints)
     helper.write_json(results_dir / "metrics.json", report)  # last: where it is, all is
 
 

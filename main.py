@@ -1,6 +1,7 @@
 """Train a classifier on MRI slices and evaluate it: `python main.py --model resnet18`."""
 
 import datetime
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -33,19 +34,104 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(config: args.TrainConfig) -> None:
     """A new run, from the manifest to results/RUN."""
+    import model
+
+    options = config.model
+    uses_weights = options.pretrained or options.weights is not None
+    model.check_model(options.model, options.image_size, uses_weights)
+    name = config.run.name or f"{options.model}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if (evaluate.RESULTS_DIR / name).exists() and not (SESSION_DIR / name).exists():
+        raise UserError(
+            f"{evaluate.RESULTS_DIR / name} exists; choose another --name, or move that folder"
+        )
+    if not config.data.folds:
+        start_run(config, load_table(config), SESSION_DIR / name, name)
+        judge(SESSION_DIR / name / "best.pt", config.run.device)
+        return
+    load_folds(config)  # refuses what cannot be divided before a folder is made
+    run_dir = helper.create_run_dir(SESSION_DIR, name)
+    try:
+        helper.write_json(run_dir / "config.json", config.to_dict())
+        train_folds(config, run_dir, config.run.device)
+    except BaseException:
+        if not any(run_dir.glob("fold_*")):
+            shutil.rmtree(run_dir)  # it failed at the start: give the name back
+        raise
+
+
+def resume(config: args.ResumeConfig) -> None:
+    """A run that was stopped, from its last.pt to results/RUN; a run of folds, fold by fold."""
+    run_dir, kept = config.resume, config.resume / "config.json"
+    if kept.is_file() and not (run_dir / "last.pt").exists():
+        whole = args.TrainConfig.from_dict(json.loads(kept.read_text("utf-8")))
+        if whole.data.folds:
+            train_folds(whole, run_dir, config.device)
+            return
+    take_up(run_dir, config.device)
+    judge(run_dir / "best.pt", config.device)
+
+
+def judge(path: Path, device: str) -> None:
+    """Evaluate on the test split, which is used here and nowhere before."""
+    evaluate.evaluate(args.EvaluateConfig(path, device=device))
+
+
+def train_folds(config: args.TrainConfig, run_dir: Path, device: str) -> None:
+    """Every fold as a run of its own, those that are there already taken up, and the pooled result.
+
+    Raises:
+        KeyboardInterrupt: Says how to go on.
+    """
+    for fold, table in enumerate(load_folds(config), 1):
+        fold_dir = run_dir / f"fold_{fold}"
+        log.info("fold %d of %d", fold, config.data.folds)
+        try:
+            if (fold_dir / "last.pt").exists():
+                take_up(fold_dir, device)
+            else:
+                start_run(config, table, fold_dir, f"{run_dir.name}-{fold_dir.name}", device)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(
+                f"interrupted in fold {fold}; go on with --resume {run_dir}"
+            ) from error
+    judge(run_dir, device)
+
+
+def load_table(config: args.TrainConfig) -> "pd.DataFrame":
+    """The manifest with the split that the options ask for."""
+    import dataset
+
+    return dataset.load_table(find_data(config), config.data.split_by, config.data.split_seed)
+
+
+def load_folds(config: args.TrainConfig) -> list["pd.DataFrame"]:
+    """The manifest, divided for each fold."""
+    import dataset
+
+    options = config.data
+    assert options.folds is not None
+    return dataset.load_fold_tables(
+        find_data(config), options.split_by, options.split_seed, options.folds
+    )
+
+
+def find_data(config: args.TrainConfig) -> Path:
+    """The folder that the slices lie in."""
+    return args.PHANTOM_DIR if config.data.phantom else config.data.data
+
+
+def start_run(
+    config: args.TrainConfig, table: "pd.DataFrame", run_dir: Path, name: str, device: str = ""
+) -> None:
+    """Train one network from its start, on the slices as the table divides them."""
     import dataset
     import model
     import trainer
 
     options = config.model
-    uses_weights = options.pretrained or options.weights is not None
-    model.check_model(options.model, options.image_size, uses_weights)
     threads = helper.set_threads(config.run.threads)
-    device = helper.resolve_device(config.run.device)
-    data_dir = args.PHANTOM_DIR if config.data.phantom else config.data.data
-    table = dataset.load_table(data_dir, config.data.split_by, config.data.split_seed)
-    classes = dataset.list_classes(table)
-
+    where = helper.resolve_device(device or config.run.device)
+    data_dir, classes = find_data(config), dataset.list_classes(table)
     helper.seed_everything(config.run.seed, "weights")
     network = model.build_model(
         options.model,
@@ -55,12 +141,7 @@ def train(config: args.TrainConfig) -> None:
         weights=options.weights,
         dropout=options.dropout,
     )
-    name = config.run.name or f"{options.model}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    if (evaluate.RESULTS_DIR / name).exists() and not (SESSION_DIR / name).exists():
-        raise UserError(
-            f"{evaluate.RESULTS_DIR / name} exists; choose another --name, or move that folder"
-        )
-    run_dir = helper.create_run_dir(SESSION_DIR, name)
+    helper.create_run_dir(run_dir.parent, run_dir.name)
     record = {
         "run": name,
         **model.describe_model(options.model, network, classes),
@@ -71,15 +152,15 @@ def train(config: args.TrainConfig) -> None:
         "split": dataset.record_split(table),
         "fingerprint": dataset.compute_fingerprint(table),
         "threads": threads,
-        "precision": trainer.resolve_precision(config.run.precision, device),
-        "environment": helper.describe_environment(device, sys.argv),
+        "precision": trainer.resolve_precision(config.run.precision, where),
+        "environment": helper.describe_environment(where, sys.argv),
     }
     columns = ["sha256", "path", "label", "slice", "group", "split"]
     try:
         helper.write_json(run_dir / "config.json", config.to_dict())
         with helper.atomic_path(run_dir / "split.csv") as temporary:
             table[columns].to_csv(temporary, index=False)
-        fit(config, record, network, table, device, run_dir)
+        fit(config, record, network, table, where, run_dir)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt) and (run_dir / "last.pt").exists()
         if not stopped and not (run_dir / "history.csv").exists():
@@ -87,15 +168,14 @@ def train(config: args.TrainConfig) -> None:
         raise
 
 
-def resume(config: args.ResumeConfig) -> None:
-    """A run that was stopped, from its last.pt to results/RUN."""
+def take_up(run_dir: Path, device: str) -> None:
+    """Go on with one network from its last.pt."""
     import checkpoint
     import dataset
 
-    run_dir = config.resume
     last = checkpoint.load_run(run_dir / "last.pt")
     helper.set_threads(last["threads"])
-    device = helper.resolve_device(config.device)
+    where = helper.resolve_device(device)
     table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
     if dataset.compute_fingerprint(table[table["split"] != ""]) != last["fingerprint"]:
         raise UserError(
@@ -105,7 +185,7 @@ def resume(config: args.ResumeConfig) -> None:
     network = checkpoint.restore_model(last, run_dir / "last.pt")
     record = {key: last[key] for key in checkpoint.RECORD_KEYS}
     log.info("%s: going on after epoch %d", run_dir, last["epoch"])
-    fit(args.TrainConfig.from_dict(last["config"]), record, network, table, device, run_dir)
+    fit(args.TrainConfig.from_dict(last["config"]), record, network, table, where, run_dir)
 
 
 def fit(
@@ -116,7 +196,7 @@ def fit(
     device: "torch.device",
     run_dir: Path,
 ) -> None:
-    """Train, going on from last.pt where there is one, and evaluate the best epoch once."""
+    """Train, going on from last.pt where there is one."""
     import dataset
     from assessment import baselines
     from trainer import Trainer
@@ -147,7 +227,6 @@ def fit(
         raise KeyboardInterrupt(
             f"interrupted after epoch {trainer.epoch}; go on with --resume {run_dir}"
         ) from error
-    evaluate.evaluate(args.EvaluateConfig(run_dir / "best.pt", device=str(device)))
 
 
 def announce(

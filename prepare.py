@@ -8,7 +8,11 @@ from args import DATA_DIR, PHANTOM_DIR, PrepareConfig, parse_prepare
 from helper import NOTICE, UserError, log, run_verb
 
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
+    from collections.abc import Mapping
+
     import pandas as pd
+
+    from imaging.manifest import ImageFacts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,9 +36,17 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         UserError: The source, the data folder or the groups file is not as it must be.
     """
     from imaging.archive import check_clashes, open_source, plan_files
-    from imaging.audit import build_audit
+    from imaging.audit import build_audit, describe_moved, read_kept_splits
+    from imaging.duplicates import find_copies, load_copies, save_copies
     from imaging.ingest import measure_source, write_image
-    from imaging.manifest import build_manifest, list_images, measure_present, read_groups
+    from imaging.manifest import (
+        build_manifest,
+        collect_thumbnails,
+        list_images,
+        measure_present,
+        read_groups,
+    )
+    from imaging.sheets import draw_sheets
 
     for folder in (data_dir, path, path.parent):
         if _phantom_table(folder).exists():
@@ -54,15 +66,34 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         patients = read_groups(known, names, skip_unknown=True) if known.exists() else {}
         if groups:
             patients |= read_groups(groups, names)
-        frame = build_manifest(data_dir, seed, facts, patients)
+        cache = data_dir / "cache" / "copies.npz"
+        before, kept = load_copies(cache), read_kept_splits(data_dir, seed)
+        thumbnails = collect_thumbnails(facts)
+        copies = find_copies(thumbnails, before)
+        frame = build_manifest(data_dir, seed, facts, patients, found=copies.number(), kept=kept)
         log.info("%s: %d images in the source, %d to write", images_dir, len(planned), len(missing))
         for file in missing:
             write_image(data_dir / file.target, file.entry.read())
-    n_patients, n_others = len(set(patients.values())), len(facts) - len(planned)
-    audit = build_audit(frame, facts, path.resolve().name, source.others, n_patients, n_others)
-    _write_tables(data_dir, frame, audit, patients)
+    if copies is not before:
+        save_copies(copies, cache)
+    audit = build_audit(
+        frame,
+        facts,
+        path.resolve().name,
+        seed,
+        others=source.others,
+        n_patients=len(set(patients.values())),
+        n_not_in_source=len(facts) - len(planned),
+        links=copies.tabulate(),
+        shortcut=_measure_shortcut(frame, facts),
+    )
+    if _write_tables(data_dir, frame, audit, patients, copies.tabulate()):
+        draw_sheets(copies, thumbnails, frame, data_dir / "audit")
     option = "" if data_dir == DATA_DIR else f" --data {data_dir}"
     _print_summary(data_dir, audit, f"python main.py --model resnet18 --epochs 30{option}")
+    log.info("look at the copies that were found: %s", data_dir / "audit")
+    for line in describe_moved(frame, kept):
+        log.info("%s", line)
 
 
 def prepare_phantoms(n_images: int, data_dir: Path, seed: int) -> None:
@@ -100,8 +131,11 @@ def prepare_phantoms(n_images: int, data_dir: Path, seed: int) -> None:
         log.info("%s: making %d phantoms", data_dir / "Images", n_images)
         facts = measure_images(render_phantoms(plans, data_dir), len(plans), "phantoms")
         frame = build_manifest(data_dir, seed, facts, true_ids=ids)
-        audit = build_audit(frame, facts, "phantoms", n_patients=frame["group"].nunique())
-        audit |= {"phantom": True, "seed": seed, "n": n_images, "publisher": None}
+        n_patients, shortcut = frame["group"].nunique(), _measure_shortcut(frame, facts)
+        audit = build_audit(
+            frame, facts, "phantoms", seed, n_patients=n_patients, shortcut=shortcut
+        )
+        audit |= {"phantom": True, "n": n_images, "publisher": None}
         _write_tables(data_dir, frame, audit, {})
     option = "--phantom" if data_dir == PHANTOM_DIR else f"--data {data_dir}"
     _print_summary(data_dir, audit, f"python main.py --model net {option}")
@@ -112,21 +146,54 @@ def _phantom_table(data_dir: Path) -> Path:
     return data_dir / "CSV" / "phantoms.csv"
 
 
+def _measure_shortcut(
+    frame: "pd.DataFrame", facts: "Mapping[str, ImageFacts]"
+) -> dict[str, float] | None:
+    """What brightness alone reaches on groups that it has not seen."""
+    import numpy as np
+
+    from assessment.baselines import compute_brightness_statistics, cross_validate_brightness
+
+    readable = frame[frame["mean"].notna()]
+    thumbnails = [facts[path].thumbnail for path in readable["path"]]
+    statistics = [
+        compute_brightness_statistics(pixels[None]) for pixels in thumbnails if pixels is not None
+    ]
+    labels = np.unique(readable["label"], return_inverse=True)[1]
+    return cross_validate_brightness(
+        np.concatenate(statistics), labels, readable["group"].to_numpy(dtype=str)
+    )
+
+
 def _write_tables(
-    data_dir: Path, frame: "pd.DataFrame", audit: dict[str, Any], patients: dict[str, str]
-) -> None:
-    """Write what lies in CSV/, the manifest last: where it is, the rest is complete."""
+    data_dir: Path,
+    frame: "pd.DataFrame",
+    audit: dict[str, Any],
+    patients: dict[str, str],
+    links: "pd.DataFrame | None" = None,
+) -> bool:
+    """Write what lies in CSV/, the manifest last: where it is, the rest is complete.
+
+    Returns:
+        Whether the manifest is another than before.
+    """
     import pandas as pd
 
     from imaging.manifest import write_if_changed, write_manifest
 
+    tables = {}
     if patients:
-        table = pd.DataFrame(sorted(patients.items()), columns=["path", "group"])
+        tables["patients.csv"] = pd.DataFrame(sorted(patients.items()), columns=["path", "group"])
+    if links is not None:
+        paths = frame.drop_duplicates("sha256").set_index("sha256")["path"]
+        ends = {end: links[end].map(paths) for end in ("first", "second")}
+        tables["links.csv"] = links.assign(**ends)
+    for name, table in tables.items():
         text = table.to_csv(index=False, lineterminator="\n")
-        write_if_changed(data_dir / "CSV" / "patients.csv", text)
+        write_if_changed(data_dir / "CSV" / name, text)
     text = json.dumps(audit, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_if_changed(data_dir / "CSV" / "audit.json", text)
-    write_manifest(frame, data_dir)
+    return write_manifest(frame, data_dir)
 
 
 def _print_summary(data_dir: Path, audit: dict[str, Any], next_command: str) -> None:

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +86,28 @@ def write_report(path: Path, report: dict[str, Any], pictures_dir: Path) -> None
     write_text(path, "\n".join(parts) + "\n")
 
 
-def write_model_card(path: Path, report: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+def write_model_card(
+    path: Path, report: dict[str, Any], checkpoints: Sequence[dict[str, Any]]
+) -> None:
     """Write model_card.md: what the model is, what it was made from, how it did, its limits.
+
+    Args:
+        path: The file to write.
+        report: The content of metrics.json.
+        checkpoints: The checkpoint, or those of all folds.
 
     Source: Mitchell et al. 2019, Model cards for model reporting.
     """
     headline = "\n".join(f"| {name} | {value} |" for name, value in _list_headline(report))
     notes = "\n".join(f"- {note}" for note in (*report["notes"], *_list_limits(report)))
+    checkpoint = checkpoints[0]
+    epochs = ", ".join(str(kept["best"]["epoch"]) for kept in checkpoints)
     lines = f"""# Model card: {report["run"]}
 
 {NOTICE}
 
 - Model: {checkpoint["model"]}, started from {checkpoint["start"]}, best epoch \
-{checkpoint["best"]["epoch"]} by val macro-F1.
+{epochs} by val macro-F1.
 - Input: one grey slice of {checkpoint["preprocess"]["image_size"]} px. Classes: \
 {", ".join(report["classes"])}.
 - Data: {report["data"]}; divided by {checkpoint["config"]["data"]["split_by"]}; judged on the \

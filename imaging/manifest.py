@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,8 +20,16 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from helper import UserError, write_text
-from imaging.read import IMAGE_SUFFIXES, ImageError, ImageTooLargeError, read_grey, read_mode
-from imaging.split import SPLITS, split_groups
+from imaging.features import THUMBNAIL_PX
+from imaging.read import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    ImageTooLargeError,
+    read_grey,
+    read_mode,
+    resize_grey,
+)
+from imaging.split import SPLITS, extend_split
 
 COLUMNS = ("path", "label", "width", "height", "sha256", "mean", "slice", "group", "split", "note")
 ID_DIGITS = 12
@@ -30,7 +38,11 @@ FILES_AT_ONCE = 16  # held in memory while the pool decodes
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one file holds, a function of its bytes alone; `mean` is grey 0..255."""
+    """What one file holds, a function of its bytes alone.
+
+    `mean` is grey 0..255; `thumbnail`, uint8 [THUMBNAIL_PX, THUMBNAIL_PX], is None of a file that
+    cannot be read.
+    """
 
     sha256: str
     width: int
@@ -38,6 +50,7 @@ class ImageFacts:
     mean: float
     mode: str
     note: str = ""
+    thumbnail: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
 
 def manifest_path(data_dir: Path) -> Path:
@@ -72,7 +85,9 @@ def measure_image(content: bytes) -> ImageFacts:
     except ImageError as error:
         return ImageFacts(sha256, 0, 0, float("nan"), "", f"unreadable: {error.reason}")
     height, width = pixels.shape
-    return ImageFacts(sha256, width, height, round(float(pixels.mean()), 3), mode)
+    mean = round(float(pixels.mean()), 3)
+    thumbnail = resize_grey(pixels, THUMBNAIL_PX)
+    return ImageFacts(sha256, width, height, mean, mode, thumbnail=thumbnail)
 
 
 def measure_images(
@@ -113,12 +128,19 @@ def measure_present(data_dir: Path, known: Container[str] = ()) -> dict[str, Ima
     return measure_images(((name, (data_dir / name).read_bytes()) for name in names), len(names))
 
 
+def collect_thumbnails(facts: Mapping[str, ImageFacts]) -> dict[str, npt.NDArray[np.uint8]]:
+    """The thumbnail of every distinct content that can be read, by sha256."""
+    return {fact.sha256: fact.thumbnail for fact in facts.values() if fact.thumbnail is not None}
+
+
 def build_manifest(
     data_dir: Path,
     seed: int = 0,
     planned: Mapping[str, ImageFacts] | None = None,
     patients: Mapping[str, str] | None = None,
     true_ids: Mapping[str, tuple[str, str]] | None = None,
+    found: tuple[Mapping[str, int], Mapping[str, int]] | None = None,
+    kept: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """List every picture of a data folder, with ids and the split; writes nothing.
 
@@ -128,6 +150,9 @@ def build_manifest(
         planned: Facts of files that are known already or not yet written, by path.
         patients: Known patients by path; slices of one patient share a group.
         true_ids: Slice and group ids by path, where the truth is known (phantoms).
+        found: Slice and group numbers by sha256, as the finder of copies gives them; without them
+            only byte copies are known.
+        kept: Splits of an earlier manifest by sha256; groups keep theirs (`extend_split`).
 
     Returns:
         COLUMNS, sorted by path; unreadable rows have a note, no mean and no split.
@@ -152,18 +177,23 @@ def build_manifest(
         }
     )
     if true_ids is None:
-        slices = name_sets("s", frame["sha256"], frame["sha256"])
-        linked = link_groups(slices, [(patients or {}).get(name, "") for name in names])
-        groups = name_sets("g", linked, frame["sha256"])
+        by_slice, by_group = found or ({}, {})
+        digests = frame["sha256"]
+        slices = name_sets("s", (str(by_slice.get(key, key)) for key in digests), digests)
+        neighbours = [str(by_group.get(key, "")) for key in digests]
+        known = [(patients or {}).get(name, "") for name in names]
+        groups = name_sets("g", link_groups(slices, neighbours, known), digests)
     else:
         slices = [true_ids[name][0] for name in names]
         groups = [true_ids[name][1] for name in names]
     frame = frame.assign(slice=slices, group=groups)
-    frame["split"] = _split_readable(frame, seed, data_dir)
+    frame["split"] = _split_readable(frame, seed, data_dir, kept or {})
     return frame[list(COLUMNS)]
 
 
-def _split_readable(frame: pd.DataFrame, seed: int, data_dir: Path) -> npt.NDArray[np.str_]:
+def _split_readable(
+    frame: pd.DataFrame, seed: int, data_dir: Path, kept: Mapping[str, str]
+) -> npt.NDArray[np.str_]:
     readable = frame["mean"].notna().to_numpy()
     classes = sorted(set(frame["label"][readable]))
     if len(classes) < 2:
@@ -172,8 +202,10 @@ def _split_readable(frame: pd.DataFrame, seed: int, data_dir: Path) -> npt.NDArr
             f"({', '.join(classes) or 'none'}); a classifier needs two or more class folders"
         )
     splits = np.full(len(frame), "", dtype="<U5")
-    splits[readable] = split_groups(
-        frame["label"][readable].to_numpy(), frame["group"][readable].to_numpy(), seed
+    rows = frame[readable]
+    before = rows["sha256"].map(kept).fillna("").to_numpy(dtype=str)
+    splits[readable] = extend_split(
+        rows["label"].to_numpy(), rows["group"].to_numpy(), before, seed
     )
     return splits
 

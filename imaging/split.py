@@ -4,12 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from helper import UserError
 
 SPLITS = ("train", "val", "test")
 TEST_SHARE = 0.15  # and the same for val
+SHARES = (1 - 2 * TEST_SHARE, TEST_SHARE, TEST_SHARE)  # of SPLITS
+VAL_FOLDS = round(1 / TEST_SHARE)  # one of so many parts of what is not test becomes val
 FOLDS = 20  # the finest division that the shares are made of
 UNITS_A_KIND = 200  # as many groups of one kind are dealt singly; more go in bundles
 MIN_GROUPS = 3  # a class needs one group in each split
@@ -47,7 +50,7 @@ def split_groups(
             f"need one each: at least {MIN_GROUPS}; add slices or leave the class out"
         )
     splits = np.full(len(class_codes), "", dtype="<U5")
-    while rare := _find_rarest(class_codes, group_codes, splits):
+    while rare := _find_rarest(class_codes, group_codes, splits, FOLDS):
         _deal_class(class_codes == rare[0], group_codes, splits, seed)
     rest = np.flatnonzero(splits == "")
     if len(rest):
@@ -55,16 +58,55 @@ def split_groups(
     return splits
 
 
+def extend_split(
+    labels: Sequence[str] | npt.NDArray,
+    groups: Sequence[str] | npt.NDArray,
+    kept: Sequence[str] | npt.NDArray,
+    seed: int,
+) -> npt.NDArray[np.str_]:
+    """Divide rows as `split_groups`, but leave those that have a split where they are.
+
+    A group that now holds rows of different splits becomes train as a whole. New groups go, the
+    largest first, where their class falls short of its share most. Where nothing is kept, or a
+    class has no kept row, everything is divided anew.
+
+    Args:
+        labels: Class of each row.
+        groups: What must stay on one side, for each row.
+        kept: The split that a row has already, or "".
+        seed: Of a division anew, and of the order of new groups of one size.
+    """
+    table = pd.DataFrame({"label": labels, "group": groups, "kept": kept})
+    has_split = table["kept"] != ""
+    if set(table["label"]) - set(table["label"][has_split]):
+        return split_groups(labels, groups, seed)
+    before = table[has_split].groupby("group")["kept"].agg(["nunique", "first"])
+    split_of = before["first"].where(before["nunique"] == 1, "train").to_dict()
+    filled = pd.crosstab(table["label"], table["group"].map(split_of).fillna(""))
+    filled = filled.reindex(columns=list(SPLITS), fill_value=0).astype(float)
+    wanted = np.outer(table["label"].value_counts().reindex(filled.index), SHARES)
+    fresh = table[~table["group"].isin(split_of)]
+    contents = pd.crosstab(fresh["group"], fresh["label"]).reindex(columns=filled.index)
+    contents = contents.fillna(0).iloc[np.random.default_rng(seed).permutation(len(contents))]
+    largest_first = np.argsort(-contents.sum(axis=1).to_numpy(), kind="stable")
+    for group, counts in contents.iloc[largest_first].iterrows():
+        lacking = (counts.to_numpy()[:, None] * (wanted - filled)).sum(axis=0)
+        split_of[group] = SPLITS[int(lacking.to_numpy().argmax())]
+        filled[split_of[group]] += counts
+    return table["group"].map(split_of).to_numpy(dtype=str)
+
+
 def _find_rarest(
     class_codes: npt.NDArray[np.intp],
     group_codes: npt.NDArray[np.intp],
     splits: npt.NDArray[np.str_],
+    n_folds: int,
 ) -> list[int]:
     """The class with the fewest groups to deal yet, where these are too few for the folds."""
     left = splits == ""
     pairs = np.unique(np.stack([class_codes[left], group_codes[left]]), axis=1)
     counts = np.bincount(pairs[0])
-    rare = [code for code in np.argsort(counts, kind="stable") if 0 < counts[code] < FOLDS]
+    rare = [code for code in np.argsort(counts, kind="stable") if 0 < counts[code] < n_folds]
     return rare[:1]
 
 
@@ -90,14 +132,84 @@ def _deal_folds(
     units = _bundle(class_codes, group_codes, seed)
     n_test = round(TEST_SHARE * FOLDS)
     splits = np.full(len(class_codes), "train", dtype="<U5")
-    order = np.lexsort((class_codes, units))
-    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed % 2**32)
-    unused = np.zeros((len(class_codes), 1))
-    folds = splitter.split(unused, class_codes[order], units[order])
-    for fold, (_, rows) in enumerate(folds):
-        if fold < 2 * n_test:
-            splits[order[rows]] = "test" if fold < n_test else "val"
+    folds = _deal_rows(class_codes, units, FOLDS, seed)
+    splits[np.concatenate(folds[:n_test])] = "test"
+    splits[np.concatenate(folds[n_test : 2 * n_test])] = "val"
     return splits
+
+
+def split_folds(
+    labels: Sequence[str] | npt.NDArray,
+    groups: Sequence[str] | npt.NDArray,
+    n_folds: int,
+    seed: int,
+) -> list[npt.NDArray[np.str_]]:
+    """Divide rows for cross-validation: every row is test in one fold, no group in two splits.
+
+    Val is carved out of the rest of each fold, a seventh of it, grouped and stratified too.
+
+    Args:
+        labels: Class of each row.
+        groups: What must stay on one side, for each row.
+        n_folds: How many divisions.
+        seed: Another seed gives other folds.
+
+    Returns:
+        "train", "val" or "test" for each row, once for each fold.
+
+    Raises:
+        UserError: A class has too few groups to be in every split of every fold.
+    """
+    class_codes, group_codes = _encode(labels, groups)
+    pairs = np.unique(np.stack([class_codes, group_codes]), axis=1)
+    n_groups = np.bincount(pairs[0])
+    few = str(np.asarray(labels)[class_codes == n_groups.argmin()][0])
+    too_few = UserError(
+        f"class {few!r} has {n_groups.min()} group(s) of slices, too few for --folds {n_folds}: "
+        "choose fewer folds, add slices or leave the class out"
+    )
+    if n_groups.min() < max(n_folds, MIN_GROUPS):
+        raise too_few
+    units = _bundle(class_codes, group_codes, seed)
+    divisions = []
+    for judged in _deal_rows(class_codes, units, n_folds, seed):
+        splits = np.full(len(class_codes), "train", dtype="<U5")
+        splits[judged] = "test"
+        rest = np.flatnonzero(splits == "train")
+        splits[rest] = _carve_val(class_codes[rest], group_codes[rest], units[rest], seed)
+        if len(set(zip(class_codes, splits, strict=True))) < len(SPLITS) * len(n_groups):
+            raise too_few
+        divisions.append(splits)
+    return divisions
+
+
+def _carve_val(
+    class_codes: npt.NDArray[np.intp],
+    group_codes: npt.NDArray[np.intp],
+    units: npt.NDArray[np.intp],
+    seed: int,
+) -> npt.NDArray[np.str_]:
+    """Train, and one part of VAL_FOLDS as val; of a class with fewer groups, one of them."""
+    splits = np.full(len(class_codes), "", dtype="<U5")
+    while rare := _find_rarest(class_codes, group_codes, splits, VAL_FOLDS):
+        members = np.unique(group_codes[(class_codes == rare[0]) & (splits == "")])
+        splits[np.isin(group_codes, members)] = "train"
+        splits[group_codes == np.random.default_rng(seed).choice(members)] = "val"
+    rest = np.flatnonzero(splits == "")
+    if len(rest):
+        splits[rest] = "train"
+        splits[rest[_deal_rows(class_codes[rest], units[rest], VAL_FOLDS, seed)[0]]] = "val"
+    return splits
+
+
+def _deal_rows(
+    class_codes: npt.NDArray[np.intp], units: npt.NDArray[np.intp], n_folds: int, seed: int
+) -> list[npt.NDArray[np.intp]]:
+    """Rows of each fold, classes even, units whole, whatever the order of the rows."""
+    order = np.lexsort((class_codes, units))
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
+    unused = np.zeros((len(order), 1))
+    return [order[rows] for _, rows in splitter.split(unused, class_codes[order], units[order])]
 
 
 def split_images(

@@ -11,6 +11,7 @@ from assessment import baselines
 from assessment.baselines import (
     compute_baseline_accuracies,
     compute_brightness_statistics,
+    cross_validate_brightness,
     fit_baselines,
     fit_brightness_baseline,
     fit_majority_baseline,
@@ -178,3 +179,35 @@ def test_both_baselines_are_fitted_on_the_pixels() -> None:
 def test_labels_that_cannot_be_are_refused(labels: list[int]) -> None:
     with pytest.raises(ValueError, match="labels"):
         fit_brightness_baseline(np.zeros((len(labels), 7)), np.array(labels, int), 3)
+
+
+def test_brightness_is_judged_on_groups_that_it_has_not_seen() -> None:
+    """Statistics that tell the group but not the class: only a leak could score above chance."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(100), 6)
+    labels = rng.integers(0, 2, 100)[groups]
+    statistics = rng.normal(size=(100, 7))[groups] + rng.normal(size=(600, 7)) * 1e-3
+    accuracies = cross_validate_brightness(statistics, labels, groups)
+    assert accuracies is not None
+    assert accuracies["forest"] < 0.65
+    single = cross_validate_brightness(statistics, labels, np.arange(600))
+    assert single is not None
+    assert single["forest"] > 0.95
+
+
+def test_brightness_that_tells_the_class_is_found_in_any_order() -> None:
+    statistics, labels = make_clusters(100, [0.0, 4.0, 8.0])
+    groups = np.arange(300) // 2
+    accuracies = cross_validate_brightness(statistics, labels, groups)
+    assert accuracies is not None
+    assert accuracies["majority"] == pytest.approx(1 / 3)
+    assert min(accuracies["forest"], accuracies["logistic"]) > 0.9
+    order = np.random.default_rng(1).permutation(300)
+    again = cross_validate_brightness(statistics[order], labels[order], groups[order])
+    assert again is not None
+    assert again == pytest.approx(accuracies, abs=0.02)
+
+
+def test_too_few_groups_for_a_cross_validation() -> None:
+    statistics, labels = make_clusters(10, [0.0, 4.0])
+    assert cross_validate_brightness(statistics, labels, labels) is None

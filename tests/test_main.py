@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import urllib.error
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -470,20 +471,55 @@ def test_a_backbone_from_local_weights(workplace: Path) -> None:
     )
 
 
+# ---- copies on both sides
+
+
+def test_groups_on_one_side_leak_nothing(first_run: Run) -> None:
+    notes = read_metrics(first_run.root, "first")["notes"]
+    assert not any("LEAK" in note or "not searched for" in note for note in notes)
+
+
+def test_a_leak_is_counted(workplace: Path) -> None:
+    assert run_main("--split-by", "image", "--name", "leaky") == 0
+    report = read_metrics(workplace, "leaky")
+    split = pd.read_csv("session/leaky/split.csv")
+    learnt = set(split.loc[split["split"] == "train", "group"])
+    n_related = split.loc[split["split"] == "test", "group"].isin(learnt).sum()
+    assert n_related > 0
+    assert any(
+        f"LEAK: {n_related} of these {report['n_images']} slices" in note
+        for note in report["notes"]
+    )
+
+
+def test_data_whose_copies_were_not_searched_for(trained: Run, phantom_dir: Path) -> None:
+    shutil.copytree(phantom_dir, "other", ignore=shutil.ignore_patterns("cache"))
+    path = Path("other/CSV/audit.json")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"phantom": False}))
+    command = ["session/first/best.pt", "--device", "cpu", "--data", "other"]
+    assert evaluate.main(command) == 0
+    notes = read_metrics(trained.root, "first-on-other")["notes"]
+    assert any("copies were not searched for" in note for note in notes)
+
+
 # ---- with what the machine has
 
 
 @pytest.mark.data
 @pytest.mark.skipif("BRAIN_MRI_DATA" not in os.environ, reason="BRAIN_MRI_DATA names no archive")
 def test_the_real_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = str(Path(os.environ["BRAIN_MRI_DATA"]).resolve())
+    """A tenth of them, from the archive to the figures."""
+    with zipfile.ZipFile(os.environ["BRAIN_MRI_DATA"]) as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))[::10]
+        archive.extractall(tmp_path / "source", names)
     monkeypatch.chdir(tmp_path)
-    assert prepare.main([source]) == 0
-    command = ["--model", "net", "--image-size", "64", "--epochs", "2", "--device", "cpu"]
+    assert prepare.main(["source"]) == 0
+    command = ["--model", "net", "--image-size", "64", "--epochs", "4", "--device", "cpu"]
     assert main.main([*command, "--name", "real"]) == 0
     report = read_metrics(tmp_path, "real")
     assert report["accuracy"]["value"] > 0.5
     assert report["baselines"]["brightness"] > 0.6
+    assert not any("LEAK" in note or "too high" in note for note in report["notes"])
 
 
 @pytest.mark.gpu

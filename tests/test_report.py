@@ -92,7 +92,7 @@ def test_the_publisher_is_named_for_its_classes_alone(tmp_path: Path) -> None:
 
 
 def test_the_model_card(tmp_path: Path) -> None:
-    write_model_card(tmp_path / "model_card.md", make_report(), CHECKPOINT)
+    write_model_card(tmp_path / "model_card.md", make_report(), [CHECKPOINT])
     card = (tmp_path / "model_card.md").read_text("utf-8")
     for words in (NOTICE, "| accuracy | 0.7500 |", "best epoch 3", "healthy", "scratch"):
         assert words in card

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helper import UserError
 from imaging.manifest import link_groups, name_sets
-from imaging.split import check_disjoint, split_groups, split_images
+from imaging.split import check_disjoint, extend_split, split_folds, split_groups, split_images
 
 
 def build_rows(n_groups: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -140,3 +140,79 @@ def test_a_rare_class_leaves_the_shares_of_the_others_alone() -> None:
         shares = [float(np.mean(splits[start:stop] == name)) for name in ("train", "val", "test")]
         assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.01)
     assert sorted(splits[400:]) == ["test", "train", "val"]
+
+
+# ---- slices that come later
+
+
+def test_nothing_kept_is_divided_anew() -> None:
+    labels, groups = build_rows(200)
+    anew = split_groups(labels, groups, seed=4)
+    np.testing.assert_array_equal(extend_split(labels, groups, [""] * len(labels), 4), anew)
+
+
+def test_what_has_a_split_keeps_it_and_new_groups_fill_up() -> None:
+    labels, groups = build_rows(400)
+    old = np.array([int(group[1:]) < 300 for group in groups])
+    kept = np.where(old, "", "").astype("<U5")
+    kept[old] = split_groups(labels[old], groups[old], seed=0)
+    splits = extend_split(labels, groups, kept, seed=0)
+    np.testing.assert_array_equal(splits[old], kept[old])
+    check_disjoint(groups, splits)
+    for label in np.unique(labels):
+        shares = [np.mean(splits[labels == label] == name) for name in ("train", "val", "test")]
+        assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
+    order = np.random.default_rng(1).permutation(len(labels))
+    again = extend_split(labels[order], groups[order], kept[order], seed=0)
+    np.testing.assert_array_equal(again, splits[order])
+
+
+def test_groups_tied_together_become_train() -> None:
+    labels = ["a", "a", "b", "b", "a", "b"]
+    groups = ["g1", "g1", "g2", "g2", "g3", "g4"]
+    kept = ["test", "val", "test", "", "train", "train"]
+    splits = extend_split(labels, groups, kept, seed=0)
+    assert splits.tolist() == ["train", "train", "test", "test", "train", "train"]
+
+
+def test_a_new_class_divides_anew() -> None:
+    labels, groups = build_rows(90)
+    kept = np.where(labels == "Tumor", "", "train")
+    splits = extend_split(labels, groups, kept, seed=0)
+    np.testing.assert_array_equal(splits, split_groups(labels, groups, seed=0))
+
+
+# ---- folds
+
+
+@pytest.mark.parametrize("n_folds", [2, 5, 10])
+def test_every_row_is_judged_once(n_folds: int) -> None:
+    labels, groups = build_rows(300)
+    divisions = split_folds(labels, groups, n_folds, seed=0)
+    judged = np.sum([splits == "test" for splits in divisions], axis=0)
+    np.testing.assert_array_equal(judged, 1)
+    for splits in divisions:
+        check_disjoint(groups, splits)
+        rest = splits != "test"
+        assert np.mean(splits[rest] == "val") == pytest.approx(1 / 7, abs=0.03)
+        for label in np.unique(labels):
+            share = np.mean(splits[labels == label] == "test")
+            assert share == pytest.approx(1 / n_folds, abs=0.03)
+
+
+def test_folds_repeat_and_seeds_differ() -> None:
+    labels, groups = build_rows(150)
+    order = np.random.default_rng(2).permutation(len(labels))
+    folds = split_folds(labels, groups, 5, seed=1)
+    again = split_folds(labels[order], groups[order], 5, seed=1)
+    for first, second in zip(folds, again, strict=True):
+        np.testing.assert_array_equal(first[order], second)
+    other = split_folds(labels, groups, 5, seed=2)
+    assert any((first != second).any() for first, second in zip(folds, other, strict=True))
+
+
+def test_too_few_groups_for_the_folds_are_refused() -> None:
+    labels = ["many"] * 40 + ["few"] * 4
+    groups = [f"g{row}" for row in range(44)]
+    with pytest.raises(UserError, match=r"class 'few' has 4 group.*--folds 5"):
+        split_folds(labels, groups, 5, seed=0)

@@ -1,0 +1,97 @@
+"""Which pairs of slices are worth comparing: those that share rare visual words.
+
+Source: Sivic and Zisserman 2003, Video Google: a text retrieval approach to object matching.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array, triu
+
+NEIGHBOURS = 30  # candidates a slice, for it as it is and for its mirror image
+ROWS_AT_ONCE = 512
+# Word vectors are integers of this length, and sums of their products stay under 2**24: float32
+# adds them without rounding, so neither cores nor the order of slices can change a rank.
+VECTOR_LENGTH = 3000
+
+Pairs = npt.NDArray[np.int64]  # [P, 3]: first row, second row (larger), 1 if one is mirrored
+
+
+def propose_pairs(words: npt.NDArray[np.int16], n_words: int) -> Pairs:
+    """The nearest slices of each slice and of its mirror image, by their visual words.
+
+    Args:
+        words: Visual words of each slice [N, M], -1 for padding.
+        n_words: How many there are, mirror images included.
+
+    Returns:
+        Distinct pairs, sorted.
+    """
+    n_slices = len(words)
+    if n_slices < 2:
+        return np.zeros((0, 3), np.int64)
+    vectors = _build_vectors(words, n_words)
+    n_taken = min(NEIGHBOURS, n_slices - 1)
+    half = n_words // 2
+    mirrored = np.concatenate([vectors[:, half:], vectors[:, :half]], axis=1)
+    found = []
+    for flip, others in ((0, vectors), (1, mirrored)):
+        for start in range(0, n_slices, ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, n_slices))
+            likeness = vectors[rows] @ others.T  # [rows, N]
+            likeness[np.arange(len(rows)), rows] = -1
+            nearest = np.argpartition(-likeness, n_taken - 1, axis=1)[:, :n_taken]
+            found.append(_order_pairs(np.repeat(rows, n_taken), nearest.ravel(), flip))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def propose_friends(links: Pairs, n_slices: int) -> Pairs:
+    """Slices that are linked to a common third; whether mirrored follows from the two links.
+
+    Args:
+        links: The links so far.
+        n_slices: N.
+    """
+    if not len(links):
+        return links
+    first, second, flip = links.T
+    proposed = []
+    for parity in (0, 1):
+        total = coo_array((n_slices, n_slices), dtype=np.int64).tocsr()
+        for flip_one in (0, 1):
+            one = _adjacency(first, second, flip == flip_one, n_slices)
+            other = _adjacency(first, second, flip == (flip_one ^ parity), n_slices)
+            total = total + one @ other
+        meeting = triu(total, 1).tocoo()
+        proposed.append(_order_pairs(meeting.row, meeting.col, parity))
+    return np.unique(np.concatenate(proposed), axis=0)
+
+
+def _build_vectors(words: npt.NDArray[np.int16], n_words: int) -> npt.NDArray[np.float32]:
+    """How often each word occurs, common words weighing little: whole numbers [N, n_words]."""
+    n_slices = len(words)
+    rows, places = np.nonzero(words >= 0)
+    counts = np.zeros((n_slices, n_words), np.float32)
+    np.add.at(counts, (rows, words[rows, places]), 1)
+    occurs = (counts > 0).sum(axis=0)
+    occurs = occurs + np.roll(occurs, n_words // 2)  # a word is as common as its mirror image
+    rarity = np.log(2 * n_slices / np.maximum(occurs, 1)).astype(np.float32)
+    vectors = np.sqrt(counts) * rarity
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.rint(vectors * (VECTOR_LENGTH / np.maximum(lengths, 1e-9)))
+
+
+def _adjacency(
+    first: npt.NDArray[np.int64],
+    second: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.bool_],
+    n_slices: int,
+) -> coo_array:
+    ends = (np.r_[first[chosen], second[chosen]], np.r_[second[chosen], first[chosen]])
+    return coo_array((np.ones(len(ends[0]), np.int64), ends), shape=(n_slices, n_slices)).tocsr()
+
+
+def _order_pairs(
+    first: npt.NDArray[np.integer], second: npt.NDArray[np.integer], flip: int
+) -> Pairs:
+    smaller, larger = np.minimum(first, second), np.maximum(first, second)
+    return np.stack([smaller, larger, np.full_like(smaller, flip)], axis=1).astype(np.int64)
