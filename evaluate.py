@@ -86,7 +86,7 @@ def evaluate(config: args.EvaluateConfig) -> None:
     data_dir = config.data or Path(first["data"])
     report = {
         "schema": METRICS_SCHEMA,
-        "run": config.checkpoint.name if len(paths) > 1 else first["run"],
+        "run": config.checkpoint.resolve().name if len(paths) > 1 else first["run"],
         "checkpoint": config.checkpoint.as_posix(),
         "data": data_dir.as_posix(),
         "split": config.split,
@@ -240,7 +240,7 @@ def list_warnings(
 def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str:
     """The folder under results/: the run's own for its test split alone."""
     name = config.name or run
-    if config.checkpoint.suffix and config.checkpoint.stem != "best":
+    if not config.checkpoint.is_dir() and config.checkpoint.stem != "best":
         name = f"{name}-{config.checkpoint.stem}"
     data_dir = config.data or trained_on
     if data_dir.resolve() != trained_on.resolve():

@@ -19,8 +19,8 @@ FOLDS = [f"fold_{fold}" for fold in range(1, N_FOLDS + 1)]
 
 
 def test_folds_judge_every_slice_once(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main([*COMMAND, "--name", "cross"]) == 0
-    session, results = Path("session/cross"), Path("results/cross")
+    assert main.main([*COMMAND, "--name", "cross v1.2"]) == 0
+    session, results = Path("session/cross v1.2"), Path("results/cross v1.2")
     assert {path.name for path in session.iterdir()} == {"config.json", *FOLDS}
     manifest = pd.read_csv("data/phantom/CSV/images.csv")
     judged = []
@@ -31,9 +31,9 @@ def test_folds_judge_every_slice_once(workplace: Path, capsys: pytest.CaptureFix
         assert set(split["split"]) == {"train", "val", "test"}
         judged.append(split[split["split"] == "test"])
     assert sorted(pd.concat(judged)["path"]) == sorted(manifest["path"])
-    report = read_metrics(workplace, "cross")
+    report = read_metrics(workplace, "cross v1.2")
     assert report["n_images"] == len(manifest)
-    assert report["run"] == "cross"
+    assert report["run"] == "cross v1.2"
     assert any(f"pooled over {N_FOLDS} folds" in note for note in report["notes"])
     assert not any("LEAK" in note for note in report["notes"])
     predictions = pd.read_csv(results / "predictions.csv")
@@ -44,14 +44,14 @@ def test_folds_judge_every_slice_once(workplace: Path, capsys: pytest.CaptureFix
 
     # the same again, and of one fold alone
     shutil.rmtree("results")
-    assert evaluate.main(["session/cross", "--device", "cpu"]) == 0
-    again = read_metrics(workplace, "cross")
+    assert evaluate.main(["session/cross v1.2", "--device", "cpu"]) == 0
+    again = read_metrics(workplace, "cross v1.2")
     del report["environment"], again["environment"]
     assert again == report
-    assert evaluate.main(["session/cross/fold_2/best.pt", "--device", "cpu"]) == 0
-    assert read_metrics(workplace, "cross-fold_2")["n_images"] == len(judged[1])
+    assert evaluate.main(["session/cross v1.2/fold_2/best.pt", "--device", "cpu"]) == 0
+    assert read_metrics(workplace, "cross v1.2-fold_2")["n_images"] == len(judged[1])
     line = expect_refusal(
-        capsys, evaluate.main(["session/cross", "--device", "cpu", "--split", "val"])
+        capsys, evaluate.main(["session/cross v1.2", "--device", "cpu", "--split", "val"])
     )
     assert "leave out --split" in line
 

@@ -48,6 +48,32 @@ def source(tmp_path: Path, slices: list[np.ndarray]) -> Path:
     return tmp_path / "source"
 
 
+def test_four_classes_of_mixed_sizes_need_no_setting(
+    tmp_path: Path, slices: list[np.ndarray]
+) -> None:
+    """Sides of 224 to 1,000 px, grey and RGB, upright and wide; a copy has another size."""
+    rng = np.random.default_rng(0)
+    classes = ("glioma", "meningioma", "no tumor", "pituitary")
+    sides = (224, 300, 512, 680, 1000)
+    for number, pixels in enumerate(slices[:16]):
+        folder = tmp_path / "source" / classes[number % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        for copy, picture in enumerate((pixels, plant_copy(pixels, rng))):
+            side = sides[(number + 2 * copy) % len(sides)]
+            wide = picture if number % 3 else np.pad(picture, ((0, 0), (60, 60)))
+            size = (round(side * wide.shape[1] / 512), side)
+            image = Image.fromarray(wide).resize(size, Image.Resampling.BICUBIC)
+            image = image.convert("RGB") if (number + copy) % 2 else image
+            image.save(folder / f"{number:02d} {copy}.{'jpg' if copy else 'png'}")
+    frame = run(tmp_path / "source", tmp_path / "data")
+    number = frame["path"].str.extract(r"/(\d\d) ")[0]
+    assert frame.groupby(number)["slice"].nunique().eq(1).all()
+    assert frame["slice"].nunique() == 16
+    assert set(frame["label"]) == set(classes)
+    assert frame["width"].nunique() > 5
+    assert frame.groupby("label")["split"].nunique().eq(3).all()
+
+
 def run(source: Path, data: Path, *argv: str) -> pd.DataFrame:
     assert prepare.main([str(source), "--data", str(data), *argv]) == 0
     return load_manifest(data)
