@@ -1,7 +1,6 @@
 """The road from the manifest to slices on the device: table, splits, cached pixels, batches."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from helper import UserError, atomic_path, build_generator, describe_error, log
+from imaging.audit import read_audit
 from imaging.manifest import load_manifest
 from imaging.read import READER_VERSION, read_grey, resize_grey
 from imaging.split import check_disjoint, split_folds, split_groups, split_images
@@ -104,11 +104,8 @@ def _load_readable(data_dir: Path) -> pd.DataFrame:
 
 def has_found_copies(data_dir: Path) -> bool:
     """Whether the groups of this folder rest on a search for copies, or on known truth."""
-    try:
-        audit = json.loads((data_dir / "CSV" / "audit.json").read_text("utf-8"))
-        return bool(audit["phantom"] or audit["copies"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    audit = read_audit(data_dir)
+    return bool(audit.get("phantom") or audit.get("copies"))
 
 
 def count_relatives(table: pd.DataFrame, rows: pd.DataFrame) -> int:

@@ -36,12 +36,13 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         UserError: The source, the data folder or the groups file is not as it must be.
     """
     from imaging.archive import check_clashes, open_source, plan_files
-    from imaging.audit import build_audit, describe_moved, read_kept_splits
+    from imaging.audit import build_audit, describe_moved, read_audit, read_kept_splits
     from imaging.duplicates import find_copies, load_copies, save_copies
     from imaging.ingest import measure_source, write_image
     from imaging.manifest import (
         build_manifest,
         collect_thumbnails,
+        is_listed,
         list_images,
         measure_present,
         read_groups,
@@ -76,6 +77,8 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
             write_image(data_dir / file.target, file.entry.read())
     if copies is not before:
         save_copies(copies, cache)
+    links, earlier = copies.tabulate(), read_audit(data_dir)
+    listed = bool(earlier) and is_listed(frame, data_dir)
     audit = build_audit(
         frame,
         facts,
@@ -84,11 +87,12 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         others=source.others,
         n_patients=len(set(patients.values())),
         n_not_in_source=len(facts) - len(planned),
-        links=copies.tabulate(),
-        shortcut=_measure_shortcut(frame, facts),
+        links=links,
+        shortcut=earlier["shortcut"] if listed else _measure_shortcut(frame, facts),
     )
-    if _write_tables(data_dir, frame, audit, patients, copies.tabulate()):
+    if not listed:
         draw_sheets(copies, thumbnails, frame, data_dir / "audit")
+    _write_tables(data_dir, frame, audit, patients, links)
     option = "" if data_dir == DATA_DIR else f" --data {data_dir}"
     _print_summary(data_dir, audit, f"python main.py --model resnet18 --epochs 30{option}")
     log.info("look at the copies that were found: %s", data_dir / "audit")
@@ -102,7 +106,7 @@ def prepare_phantoms(n_images: int, data_dir: Path, seed: int) -> None:
     Raises:
         UserError: The folder holds real slices or other phantoms, or they are too few to split.
     """
-    from imaging.audit import build_audit
+    from imaging.audit import build_audit, read_audit
     from imaging.ingest import describe_plans, is_complete, render_phantoms
     from imaging.manifest import build_manifest, list_images, measure_images, write_if_changed
     from imaging.phantom import plan_phantoms
@@ -124,9 +128,9 @@ def prepare_phantoms(n_images: int, data_dir: Path, seed: int) -> None:
         [plan.label for plan in plans.values()], [group for _, group in ids.values()], seed
     )
     write_if_changed(truth_path, truth)
-    if is_complete(data_dir, plans):
+    audit = read_audit(data_dir)
+    if audit and is_complete(data_dir, plans):
         log.info("%s: all %d phantoms are there already", data_dir / "Images", n_images)
-        audit = json.loads((data_dir / "CSV" / "audit.json").read_text("utf-8"))
     else:
         log.info("%s: making %d phantoms", data_dir / "Images", n_images)
         facts = measure_images(render_phantoms(plans, data_dir), len(plans), "phantoms")
@@ -171,12 +175,8 @@ def _write_tables(
     audit: dict[str, Any],
     patients: dict[str, str],
     links: "pd.DataFrame | None" = None,
-) -> bool:
-    """Write what lies in CSV/, the manifest last: where it is, the rest is complete.
-
-    Returns:
-        Whether the manifest is another than before.
-    """
+) -> None:
+    """Write what lies in CSV/, the manifest last: where it is, the rest is complete."""
     import pandas as pd
 
     from imaging.manifest import write_if_changed, write_manifest
@@ -193,7 +193,7 @@ def _write_tables(
         write_if_changed(data_dir / "CSV" / name, text)
     text = json.dumps(audit, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_if_changed(data_dir / "CSV" / "audit.json", text)
-    return write_manifest(frame, data_dir)
+    write_manifest(frame, data_dir)
 
 
 def _print_summary(data_dir: Path, audit: dict[str, Any], next_command: str) -> None:

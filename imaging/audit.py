@@ -14,6 +14,7 @@ from imaging.duplicates import FINDER_VERSION
 from imaging.manifest import ImageFacts, load_manifest
 from imaging.split import SPLITS, TEST_SHARE
 
+AUDIT_SCHEMA = 2
 PUBLISHED_COUNTS = {"Glioma": 2004, "Menin": 2004, "Tumor": 2048}
 PUBLISHED_SIZE = "512 x 512"
 NAMES_KEPT = 20  # of files that are no pictures, of odd ones, of links across classes
@@ -53,7 +54,7 @@ def build_audit(
     sizes = readable["width"].astype(str) + " x " + readable["height"].astype(str)
     divided = pd.crosstab(readable["label"], readable["split"])
     return {
-        "schema": 2,
+        "schema": AUDIT_SCHEMA,
         "phantom": False,
         "source": source,
         "seed": seed,
@@ -198,18 +199,28 @@ def _compare_published(counts: dict[str, int], sizes: dict[str, int]) -> dict[st
     }
 
 
+def read_audit(data_dir: Path) -> dict[str, Any]:
+    """The audit that an earlier run left; empty where there is none of this schema."""
+    try:
+        audit = json.loads((data_dir / "CSV" / "audit.json").read_text("utf-8"))
+        return audit if audit["schema"] == AUDIT_SCHEMA else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def read_kept_splits(data_dir: Path, seed: int) -> dict[str, str]:
     """The splits of an earlier manifest by sha256, which a new one keeps.
 
     Nothing is kept of a manifest that cannot be read, or whose copies were found by another version
     or not at all, or that was divided by another seed: the slices are then divided anew.
     """
+    audit = read_audit(data_dir)
+    copies = audit.get("copies") or {}
+    if audit.get("seed") != seed or copies.get("finder") != FINDER_VERSION:
+        return {}
     try:
-        audit = json.loads((data_dir / "CSV" / "audit.json").read_text("utf-8"))
-        if audit["seed"] != seed or audit["copies"]["finder"] != FINDER_VERSION:
-            return {}
         frame = load_manifest(data_dir)
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (OSError, UserError):
         return {}
     divided = frame[frame["split"] != ""]
     return dict(zip(divided["sha256"], divided["split"], strict=True))
@@ -257,7 +268,7 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
         lines += _tell_copies(audit)
     if shortcut := audit["shortcut"]:
         lines.append(
-            f"  shortcut: brightness alone, without anatomy, reaches {shortcut['forest']:.0%} "
+            f"  shortcut: brightness alone, without anatomy, reaches {shortcut['brightness']:.0%} "
             f"(always the commonest class: {shortcut['majority']:.0%})"
         )
     lines += [f"  not readable: {path} ({note})" for path, note in audit["unreadable"].items()]

@@ -203,7 +203,7 @@ def _split_readable(
         )
     splits = np.full(len(frame), "", dtype="<U5")
     rows = frame[readable]
-    before = rows["sha256"].map(kept).fillna("").to_numpy(dtype=str)
+    before = [kept.get(digest, "") for digest in rows["sha256"]]
     splits[readable] = extend_split(
         rows["label"].to_numpy(), rows["group"].to_numpy(), before, seed
     )
@@ -286,18 +286,25 @@ def read_groups(
     return patients
 
 
-def write_manifest(frame: pd.DataFrame, data_dir: Path) -> bool:
-    """Write the manifest; the same manifest again leaves the file untouched and returns False."""
-    text = frame.to_csv(index=False, float_format="%.3f", lineterminator="\n")
-    return write_if_changed(manifest_path(data_dir), text)
+def write_manifest(frame: pd.DataFrame, data_dir: Path) -> None:
+    """Write the manifest; the same manifest again leaves the file untouched."""
+    write_if_changed(manifest_path(data_dir), _format_manifest(frame))
 
 
-def write_if_changed(path: Path, text: str) -> bool:
-    """Write `text` unless the file holds just that already; whether it was written."""
-    if path.is_file() and path.read_bytes() == text.encode():
-        return False
-    write_text(path, text)
-    return True
+def is_listed(frame: pd.DataFrame, data_dir: Path) -> bool:
+    """Whether the manifest on disk is this one already: then the rest is complete too."""
+    path = manifest_path(data_dir)
+    return path.is_file() and path.read_bytes() == _format_manifest(frame).encode()
+
+
+def _format_manifest(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.3f", lineterminator="\n")
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Write `text` unless the file holds just that already."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 def load_manifest(data_dir: Path) -> pd.DataFrame:

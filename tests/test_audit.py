@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from imaging.audit import (
+    AUDIT_SCHEMA,
     _compute_leak,
     build_audit,
     describe_audit,
@@ -136,13 +137,12 @@ def write_tables(data: Path, audit: object) -> None:
 
 def test_splits_are_kept_of_the_same_seed_and_finder_alone(tmp_path: Path) -> None:
     assert read_kept_splits(tmp_path, 0) == {}
-    good = {"seed": 0, "copies": {"finder": FINDER_VERSION}}
+    good = {"schema": AUDIT_SCHEMA, "seed": 0, "copies": {"finder": FINDER_VERSION}}
     write_tables(tmp_path, good)
     assert set(read_kept_splits(tmp_path, 0).values()) == {"train"}
     assert read_kept_splits(tmp_path, 1) == {}
-    no_copies = {"seed": 0, "copies": None}
-    other_finder = {"seed": 0, "copies": {"finder": -1}}
-    useless: list[object] = [{}, [], {"seed": 0}, no_copies, other_finder]
+    no_copies, other_finder = good | {"copies": None}, good | {"copies": {"finder": -1}}
+    useless: list[object] = [{}, [], good | {"schema": 1}, no_copies, other_finder]
     for audit in useless:
         write_tables(tmp_path, audit)
         assert read_kept_splits(tmp_path, 0) == {}

@@ -566,5 +566,5 @@ def test_real_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         links = audit["copies"]["links"][kind]
         assert 1 - links["across_classes"] / links["count"] >= least
     assert audit["leak"]["copy"] == pytest.approx(0.88, abs=0.02)
-    assert audit["shortcut"]["forest"] == pytest.approx(0.76, abs=0.03)
+    assert audit["shortcut"]["brightness"] == pytest.approx(0.76, abs=0.03)
     assert {path.name for path in (data / "audit").iterdir()} == set(PICTURES)
