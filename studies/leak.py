@@ -74,9 +74,15 @@ def describe(rows: pd.DataFrame, baselines: list[dict[str, float]]) -> dict[str,
         "n_groups": int(rows["group"].nunique()),
         "copy_in_training": float(rows["has_copy"].mean()),
         "relative_in_training": float(rows["has_relative"].mean()),
+        "accuracy_where_related": _mean(rows["correct"][rows["has_relative"]]),
+        "accuracy_where_new": _mean(rows["correct"][~rows["has_relative"]]),
         "majority": float(np.mean([known["majority"] for known in baselines])),
         "brightness": float(np.mean([known["brightness"] for known in baselines])),
     }
+
+
+def _mean(correct: "pd.Series[bool]") -> float | None:
+    return float(correct.mean()) if len(correct) else None
 
 
 def run_study(seeds: list[int], weights: Path) -> dict[str, Any]:
