@@ -45,6 +45,7 @@ class Verdicts:
         logits: [N, K].
         labels: Class indices [N].
         baselines: Accuracies of the two that know no anatomy.
+        n_related: How many of them have a copy or likely neighbour among the training slices.
         warnings: What a reader must know first.
     """
 
@@ -54,6 +55,7 @@ class Verdicts:
     logits: "np.ndarray"
     labels: "np.ndarray"
     baselines: dict[str, float]
+    n_related: int
     warnings: list[str]
 
 
@@ -82,7 +84,7 @@ def evaluate(config: args.EvaluateConfig) -> None:
         first["classes"],
     )
     figures["baselines"] = pooled.baselines
-    figures["notes"] = pooled.warnings + figures["notes"]
+    figures["notes"] = [*pooled.warnings, *describe_leak(pooled), *figures["notes"]]
     data_dir = config.data or Path(first["data"])
     report = {
         "schema": METRICS_SCHEMA,
@@ -146,23 +148,32 @@ def judge(path: Path, config: args.EvaluateConfig) -> Verdicts:
     known_nothing = baselines.compute_baseline_accuracies(
         checkpoint["baselines"], slices.pixels.squeeze(1).numpy(), labels
     )
-    warnings = list_warnings(checkpoint, table, rows, config.split, data_dir)
-    return Verdicts(path, checkpoint, rows, logits, labels, known_nothing, warnings)
+    is_own = config.split in {"test", "val"}
+    n_related = dataset.count_relatives(table, rows) if is_own else 0
+    warnings = list_warnings(checkpoint, table, config.split, data_dir)
+    return Verdicts(path, checkpoint, rows, logits, labels, known_nothing, n_related, warnings)
 
 
 def pool(judged: list[Verdicts]) -> Verdicts:
-    """The verdicts of several folds as one; baselines are averaged over the slices."""
+    """The verdicts of several folds as one; baselines are averaged over the slices.
+
+    Raises:
+        UserError: A slice is judged by more than one fold.
+    """
     import numpy as np
     import pandas as pd
 
     if len(judged) == 1:
         return judged[0]
     weights = [len(verdicts.labels) for verdicts in judged]
+    rows = pd.concat([verdicts.rows for verdicts in judged], ignore_index=True)
+    if rows["path"].duplicated().any():
+        raise UserError(f"{judged[0].path.parent.parent}: its folds overlap; start a new run")
     warnings = list(dict.fromkeys(line for verdicts in judged for line in verdicts.warnings))
     return Verdicts(
         path=judged[0].path.parent.parent,
         checkpoint=judged[0].checkpoint,
-        rows=pd.concat([verdicts.rows for verdicts in judged], ignore_index=True),
+        rows=rows,
         logits=np.concatenate([verdicts.logits for verdicts in judged]),
         labels=np.concatenate([verdicts.labels for verdicts in judged]),
         baselines={
@@ -171,6 +182,7 @@ def pool(judged: list[Verdicts]) -> Verdicts:
             )
             for name in judged[0].baselines
         },
+        n_related=sum(verdicts.n_related for verdicts in judged),
         warnings=[
             *warnings,
             f"pooled over {len(judged)} folds: each slice is judged once, by the "
@@ -204,7 +216,6 @@ def select_rows(
 def list_warnings(
     checkpoint: dict[str, Any],
     table: "pd.DataFrame",
-    rows: "pd.DataFrame",
     split: str,
     data_dir: Path,
 ) -> list[str]:
@@ -218,12 +229,6 @@ def list_warnings(
         warnings.append(LEAKY_SPLIT)
     if not dataset.has_found_copies(data_dir):
         warnings.append(COPIES_UNKNOWN)
-    n_related = dataset.count_relatives(table, rows) if split in {"test", "val"} else 0
-    if n_related:
-        warnings.append(
-            f"LEAK: {n_related} of these {len(rows)} slices have a copy or likely neighbour among "
-            "the training slices of the run; the figures are too high"
-        )
     known = int((table["split"] != "").sum())
     learnt = int((table["split"] == "train").sum())
     if split in {"train", "val"}:
@@ -235,6 +240,16 @@ def list_warnings(
             f"{known} of these {len(table)} slices belong to the run; it was trained on {learnt}"
         )
     return warnings
+
+
+def describe_leak(verdicts: Verdicts) -> list[str]:
+    """The warning of a leak, where slices judged have relatives among those learnt from."""
+    if not verdicts.n_related:
+        return []
+    return [
+        f"LEAK: {verdicts.n_related} of these {len(verdicts.labels)} slices have a copy or likely "
+        "neighbour among the training slices of the run; the figures are too high"
+    ]
 
 
 def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str:

@@ -1,5 +1,6 @@
 """Train a classifier on MRI slices and evaluate it: `python main.py --model resnet18`."""
 
+import dataclasses
 import datetime
 import json
 import shutil
@@ -80,21 +81,45 @@ def train_folds(config: args.TrainConfig, run_dir: Path, device: str) -> None:
     """Every fold as a run of its own, those that are there already taken up, and the pooled result.
 
     Raises:
+        UserError: The slices, and so the folds, are not what they were when the run began.
         KeyboardInterrupt: Says how to go on.
     """
-    for fold, table in enumerate(load_folds(config), 1):
+    tables = load_folds(config)
+    keep_division(tables, run_dir)
+    alone = dataclasses.replace(config, data=dataclasses.replace(config.data, folds=None))
+    for fold, table in enumerate(tables, 1):
         fold_dir = run_dir / f"fold_{fold}"
-        log.info("fold %d of %d", fold, config.data.folds)
+        log.info("fold %d of %d", fold, len(tables))
         try:
             if (fold_dir / "last.pt").exists():
                 take_up(fold_dir, device)
-            else:
-                start_run(config, table, fold_dir, f"{run_dir.name}-{fold_dir.name}", device)
+                continue
+            if fold_dir.exists():
+                shutil.rmtree(fold_dir)  # it was killed before there was anything to take up
+            start_run(alone, table, fold_dir, f"{run_dir.name}-{fold_dir.name}", device)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(
                 f"interrupted in fold {fold}; go on with --resume {run_dir}"
             ) from error
     judge(run_dir, device)
+
+
+def keep_division(tables: list["pd.DataFrame"], run_dir: Path) -> None:
+    """Write which slice is in which split of which fold, or make sure that it is still so.
+
+    Raises:
+        UserError: The slices have changed since the run began.
+    """
+    columns = {f"fold_{fold}": table["split"] for fold, table in enumerate(tables, 1)}
+    whole = tables[0][["sha256", "path", "label", "slice", "group"]].assign(**columns)
+    path, text = run_dir / "split.csv", whole.to_csv(index=False, lineterminator="\n")
+    if not path.exists():
+        helper.write_text(path, text)
+    elif path.read_text("utf-8") != text:
+        raise UserError(
+            f"{path}: the slices are not divided as when the run began (some added, removed, "
+            "relabelled or grouped otherwise); put them back, or start a new run"
+        )
 
 
 def load_table(config: args.TrainConfig) -> "pd.DataFrame":

@@ -36,7 +36,7 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         UserError: The source, the data folder or the groups file is not as it must be.
     """
     from imaging.archive import check_clashes, open_source, plan_files
-    from imaging.audit import build_audit, describe_moved, read_audit, read_kept_splits
+    from imaging.audit import build_audit, describe_moved, keeps_splits, read_audit, read_splits
     from imaging.duplicates import find_copies, load_copies, save_copies
     from imaging.ingest import measure_source, write_image
     from imaging.manifest import (
@@ -68,14 +68,15 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         if groups:
             patients |= read_groups(groups, names)
         cache = data_dir / "cache" / "copies.npz"
-        before, kept = load_copies(cache), read_kept_splits(data_dir, seed)
+        known_copies, splits = load_copies(cache), read_splits(data_dir)
         thumbnails = collect_thumbnails(facts)
-        copies = find_copies(thumbnails, before)
+        copies = find_copies(thumbnails, known_copies)
+        kept = splits if keeps_splits(data_dir, seed) else {}
         frame = build_manifest(data_dir, seed, facts, patients, found=copies.number(), kept=kept)
         log.info("%s: %d images in the source, %d to write", images_dir, len(planned), len(missing))
         for file in missing:
             write_image(data_dir / file.target, file.entry.read())
-    if copies is not before:
+    if copies is not known_copies:
         save_copies(copies, cache)
     links, earlier = copies.tabulate(), read_audit(data_dir)
     listed = bool(earlier) and is_listed(frame, data_dir)
@@ -90,13 +91,15 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         links=links,
         shortcut=earlier["shortcut"] if listed else _measure_shortcut(frame, facts),
     )
-    if not listed:
-        draw_sheets(copies, thumbnails, frame, data_dir / "audit")
+    sheets = data_dir / "audit"
+    if not listed or not sheets.is_dir():
+        draw_sheets(copies, thumbnails, frame, sheets)
     _write_tables(data_dir, frame, audit, patients, links)
     option = "" if data_dir == DATA_DIR else f" --data {data_dir}"
     _print_summary(data_dir, audit, f"python main.py --model resnet18 --epochs 30{option}")
-    log.info("look at the copies that were found: %s", data_dir / "audit")
-    for line in describe_moved(frame, kept):
+    if sheets.is_dir():
+        log.info("look at the copies that were found: %s", sheets)
+    for line in describe_moved(frame, splits):
         log.info("%s", line)
 
 

@@ -71,7 +71,7 @@ def build_audit(
             for label in counts
         },
         "byte_copies": _count_byte_copies(frame),
-        "n_slices": int(frame["slice"].nunique()),
+        "n_slices": int(readable["slice"].nunique()),
         "n_groups": int(frame["group"].nunique()),
         "n_patients": n_patients,
         "copies": None if links is None else _describe_copies(readable, links),
@@ -119,10 +119,12 @@ def _count_byte_copies(frame: pd.DataFrame) -> dict[str, int]:
 def _describe_copies(readable: pd.DataFrame, links: pd.DataFrame) -> dict[str, Any]:
     """Copies and neighbours, and how often linked slices are of one class, which is a check."""
     first_of = readable.drop_duplicates("sha256").set_index("sha256")
-    labels = np.stack([links[end].map(first_of["label"]) for end in ("first", "second")])
-    across = labels[0] != labels[1]
+    ends = {
+        column: np.stack([links[end].map(first_of[column]) for end in ("first", "second")])
+        for column in ("label", "group", "split")
+    }
+    across, is_cut = (ends[column][0] != ends[column][1] for column in ("label", "group"))
     kinds = links["kind"].to_numpy()
-    conflicts = links[across].head(NAMES_KEPT)
     return {
         "finder": FINDER_VERSION,
         "images_with_a_copy": int(readable["slice"].duplicated(keep=False).sum()),
@@ -136,16 +138,34 @@ def _describe_copies(readable: pd.DataFrame, links: pd.DataFrame) -> dict[str, A
             }
             for kind in ("slice", "group")
         },
-        "conflicts": [
-            {
-                "first": first_of["path"][row.first],
-                "second": first_of["path"][row.second],
-                "score": int(row.score),
-                "kind": row.kind,
-            }
-            for row in conflicts.itertuples()
-        ],
+        "cut_links": {  # of groups that were larger than a patient
+            "count": int(is_cut.sum()),
+            "highest_score": int(links["score"][is_cut].max()) if is_cut.any() else None,
+            "across_splits": int((is_cut & (ends["split"][0] != ends["split"][1])).sum()),
+        },
+        "conflicts": _list_conflicts(readable, links[across], first_of["path"]),
     }
+
+
+def _list_conflicts(
+    readable: pd.DataFrame, across: pd.DataFrame, path_of: "pd.Series[str]"
+) -> list[dict[str, Any]]:
+    """What is in two classes: equal files first, then links, the strongest first."""
+    conflicts: list[dict[str, Any]] = []
+    for _, files in readable.groupby("sha256"):
+        if files["label"].nunique() > 1:
+            first, second = files.drop_duplicates("label")["path"].iloc[:2]
+            conflicts.append({"first": first, "second": second, "score": None, "kind": "byte"})
+    conflicts += [
+        {
+            "first": path_of[row.first],
+            "second": path_of[row.second],
+            "score": int(row.score),
+            "kind": row.kind,
+        }
+        for row in across.itertuples()
+    ]
+    return conflicts[:NAMES_KEPT]
 
 
 def _compute_leak(readable: pd.DataFrame) -> dict[str, float] | None:
@@ -208,16 +228,8 @@ def read_audit(data_dir: Path) -> dict[str, Any]:
         return {}
 
 
-def read_kept_splits(data_dir: Path, seed: int) -> dict[str, str]:
-    """The splits of an earlier manifest by sha256, which a new one keeps.
-
-    Nothing is kept of a manifest that cannot be read, or whose copies were found by another version
-    or not at all, or that was divided by another seed: the slices are then divided anew.
-    """
-    audit = read_audit(data_dir)
-    copies = audit.get("copies") or {}
-    if audit.get("seed") != seed or copies.get("finder") != FINDER_VERSION:
-        return {}
+def read_splits(data_dir: Path) -> dict[str, str]:
+    """The splits of an earlier manifest by sha256; empty where there is none that can be read."""
     try:
         frame = load_manifest(data_dir)
     except (OSError, UserError):
@@ -226,18 +238,38 @@ def read_kept_splits(data_dir: Path, seed: int) -> dict[str, str]:
     return dict(zip(divided["sha256"], divided["split"], strict=True))
 
 
-def describe_moved(frame: pd.DataFrame, kept: Mapping[str, str]) -> list[str]:
-    """Which slices changed sides because new ones tied their groups together, and the way on."""
-    before = frame["sha256"].map(kept)
-    moved = frame[before.notna() & (before != frame["split"]) & (frame["split"] != "")]
+def keeps_splits(data_dir: Path, seed: int) -> bool:
+    """Whether a new manifest keeps the splits of the earlier one.
+
+    Not where the copies were found by another version or not at all, or the seed is another: the
+    slices are then divided anew.
+    """
+    audit = read_audit(data_dir)
+    copies = audit.get("copies") or {}
+    return audit.get("seed") == seed and copies.get("finder") == FINDER_VERSION
+
+
+def describe_moved(frame: pd.DataFrame, before: Mapping[str, str]) -> list[str]:
+    """Which slices changed sides since the earlier manifest, why, and the way on."""
+    was = frame["sha256"].map(before)
+    moved = frame[was.notna() & (was != frame["split"]) & (frame["split"] != "")]
     if moved.empty:
         return []
-    was = before[moved.index].value_counts()
-    parts = ", ".join(f"{count} of {split}" for split, count in was.items())
+    if (moved["split"] == "train").all():
+        counts = was[moved.index].value_counts()
+        parts = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        what = (
+            "new images or known patients tie groups of different splits together: "
+            f"{len(moved)} images ({parts}) of {moved['group'].nunique()} groups are training "
+            f"slices now, such as {moved['path'].iloc[0]}"
+        )
+    else:
+        what = (
+            "the split was made anew (another seed or search for copies, or a class that was left "
+            f"without train, val or test): {len(moved)} of {len(frame)} images changed sides"
+        )
     return [
-        f"new images tie groups of different splits together: {len(moved)} images ({parts}) of "
-        f"{moved['group'].nunique()} groups are training slices now, such as "
-        f"{moved['path'].iloc[0]}",
+        what,
         "runs trained before keep their own split, whose test may now hold copies of training "
         "slices: train again",
     ]
@@ -295,17 +327,22 @@ def _tell_copies(audit: Mapping[str, Any]) -> list[str]:
         return lines
     known = f", {audit['n_patients']} known patients" if audit["n_patients"] else ""
     lines.append(
-        f"  copies: {audit['n_images']} files are {audit['n_slices']} distinct slices; "
-        f"{copies['images_with_a_copy']} have a turned, flipped, shifted or recompressed copy"
+        f"  copies: {audit['n_images'] - len(audit['unreadable'])} files are {audit['n_slices']} "
+        f"distinct slices; {copies['images_with_a_copy']} files have a copy"
     )
     lines.append(
         f"  groups: {audit['n_groups']} (copies and likely neighbours{known}), the largest of "
         f"{copies['largest_group']} images; the split keeps each on one side"
     )
+    if count := copies["cut_links"]["count"]:
+        lines.append(
+            f"  groups larger than a patient were divided at their weakest: {count} links cut, "
+            f"{copies['cut_links']['across_splits']} of them between splits now"
+        )
     if leak:
         lines.append(
-            f"  a random split would put a copy of {leak['copy']:.0%} of the test images into "
-            f"training, and a copy or neighbour of {leak['relative']:.0%}"
+            f"  of a random test split {leak['copy']:.0%} of the images would have a copy in the "
+            f"rest, and {leak['relative']:.0%} a copy or neighbour"
         )
     for kind, what in (
         ("slice", "copies join two classes: label conflicts"),
@@ -313,10 +350,9 @@ def _tell_copies(audit: Mapping[str, Any]) -> list[str]:
     ):
         if across := copies["links"][kind]["across_classes"]:
             lines.append(f"  {across} of {copies['links'][kind]['count']} links of {what}")
-    lines += [
-        f"    {conflict['first']} and {conflict['second']} ({conflict['score']} points agree)"
-        for conflict in copies["conflicts"][:3]
-    ]
+    for conflict in copies["conflicts"][:3]:
+        how = f"{conflict['score']} points agree" if conflict["score"] else "the same bytes"
+        lines.append(f"    {conflict['first']} and {conflict['second']} ({how})")
     return lines
 
 

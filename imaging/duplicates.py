@@ -4,6 +4,7 @@ Thumbnails in, links and ids out. No label, file name or order enters: slices ar
 sha256 of their files, and everything here is a function of the set of them.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ import pandas as pd
 
 from helper import atomic_path
 from imaging.candidates import Pairs, propose_friends, propose_pairs
-from imaging.features import Features, extract_features, load_words
+from imaging.features import WORDS_FILE, Features, extract_features, load_words
 from imaging.grouping import GROUP_SCORE, SLICE_SCORE, number_groups, number_slices
+from imaging.read import READER_VERSION
 from imaging.registration import Registrations, register_pairs
 
 FINDER_VERSION = 1  # raise it when the same slices give other links
@@ -124,12 +126,21 @@ def load_copies(path: Path) -> Copies | None:
             features = Features(*(kept[name] for name in Features.__dataclass_fields__))
             compared = Registrations(*(kept[name] for name in Registrations.__dataclass_fields__))
             return Copies([digest.decode() for digest in kept["digests"]], features, compared)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # damaged: worked out again
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        EOFError,
+        BadZipFile,
+    ):  # damaged: worked out again
         return None
 
 
 def _cache_key() -> str:
-    return f"finder {FINDER_VERSION}, opencv {cv2.__version__}"
+    words = hashlib.sha256(WORDS_FILE.read_bytes()).hexdigest()[:12]
+    versions = f"finder {FINDER_VERSION}, reader {READER_VERSION}, opencv {cv2.__version__}"
+    return f"{versions}, words {words}"
 
 
 def _gather_features(

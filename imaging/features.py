@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 THUMBNAIL_PX = 192  # side of the squares that features are taken from
@@ -78,7 +79,7 @@ def extract_features(thumbnails: list[Bytes]) -> Features:
         features.descriptors[row, :count] = descriptors
         features.words[row, :count] = assign_words(descriptors, words)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
         done = pool.map(fill, range(n_slices))
         for _ in tqdm(done, "features", n_slices, unit="slice", disable=None):
             pass

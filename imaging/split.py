@@ -67,8 +67,9 @@ def extend_split(
     """Divide rows as `split_groups`, but leave those that have a split where they are.
 
     A group that now holds rows of different splits becomes train as a whole. New groups go, the
-    largest first, where their class falls short of its share most. Where nothing is kept, or a
-    class has no kept row, everything is divided anew.
+    largest first, where their class falls short of its share most; those of a class that is new
+    are dealt by themselves. Everything is divided anew where nothing is kept, or where a class
+    would be left without train, val or test.
 
     Args:
         labels: Class of each row.
@@ -78,10 +79,23 @@ def extend_split(
     """
     table = pd.DataFrame({"label": labels, "group": groups, "kept": kept})
     has_split = table["kept"] != ""
-    if set(table["label"]) - set(table["label"][has_split]):
-        return split_groups(labels, groups, seed)
     before = table[has_split].groupby("group")["kept"].agg(["nunique", "first"])
     split_of = before["first"].where(before["nunique"] == 1, "train").to_dict()
+    is_new = ~table["label"].isin(table["label"][has_split]) & ~table["group"].isin(split_of)
+    of_new = table[is_new]
+    if len(of_new) and of_new.groupby("label")["group"].nunique().min() >= MIN_GROUPS:
+        dealt = split_groups(of_new["label"].to_numpy(), of_new["group"].to_numpy(), seed)
+        split_of |= dict(zip(of_new["group"], dealt, strict=True))
+    split_of |= _fill_up(table, split_of, seed)
+    splits = table["group"].map(split_of).to_numpy(dtype=str)
+    reached = set(zip(table["label"], splits, strict=True))
+    if len(reached) < len(SPLITS) * table["label"].nunique():
+        return split_groups(labels, groups, seed)
+    return splits
+
+
+def _fill_up(table: pd.DataFrame, split_of: dict[str, str], seed: int) -> dict[str, str]:
+    """A split for each group that has none, the one in which its classes lack most images."""
     filled = pd.crosstab(table["label"], table["group"].map(split_of).fillna(""))
     filled = filled.reindex(columns=list(SPLITS), fill_value=0).astype(float)
     wanted = np.outer(table["label"].value_counts().reindex(filled.index), SHARES)
@@ -89,11 +103,12 @@ def extend_split(
     contents = pd.crosstab(fresh["group"], fresh["label"]).reindex(columns=filled.index)
     contents = contents.fillna(0).iloc[np.random.default_rng(seed).permutation(len(contents))]
     largest_first = np.argsort(-contents.sum(axis=1).to_numpy(), kind="stable")
+    chosen: dict[str, str] = {}
     for group, counts in contents.iloc[largest_first].iterrows():
         lacking = (counts.to_numpy()[:, None] * (wanted - filled)).sum(axis=0)
-        split_of[group] = SPLITS[int(lacking.to_numpy().argmax())]
-        filled[split_of[group]] += counts
-    return table["group"].map(split_of).to_numpy(dtype=str)
+        chosen[str(group)] = SPLITS[int(lacking.to_numpy().argmax())]
+        filled[chosen[str(group)]] += counts
+    return chosen
 
 
 def _find_rarest(

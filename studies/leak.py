@@ -36,7 +36,11 @@ def name_run(model: str, split_by: str, seed: int) -> str:
 def train_missing(model: str, split_by: str, seed: int, weights: Path) -> None:
     """Train one run, with the same budget whatever the split, unless it is there."""
     name = name_run(model, split_by, seed)
-    if (training.SESSION_DIR / name / "best.pt").exists():
+    if (evaluate.RESULTS_DIR / name / "metrics.json").exists():  # written last: it is finished
+        return
+    if (training.SESSION_DIR / name / "last.pt").exists():
+        if training.main(["--resume", str(training.SESSION_DIR / name)]) != 0:
+            raise SystemExit(1)
         return
     start = ["--weights", str(weights)] if model == "mobilenet_v2" else []
     division = ["--split-by", split_by, "--split-seed", str(seed), "--seed", str(seed)]

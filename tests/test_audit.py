@@ -14,7 +14,8 @@ from imaging.audit import (
     build_audit,
     describe_audit,
     describe_moved,
-    read_kept_splits,
+    keeps_splits,
+    read_splits,
 )
 from imaging.duplicates import FINDER_VERSION, LINK_COLUMNS
 from imaging.features import THUMBNAIL_PX
@@ -120,12 +121,35 @@ def test_odd_pictures_are_named() -> None:
 
 def test_slices_that_change_sides_are_told() -> None:
     frame = build_frame(["s1", "s2", "s3"], ["g1", "g1", "g1"], ["a", "a", "a"])
-    kept = {frame["sha256"][0]: "test", frame["sha256"][1]: "train"}
-    first, second = describe_moved(frame, kept)
+    before = {frame["sha256"][0]: "test", frame["sha256"][1]: "train"}
+    first, second = describe_moved(frame, before)
     assert "1 images (1 of test) of 1 groups are training slices now" in first
     assert "Images/a/0.png" in first
     assert "train again" in second
     assert describe_moved(frame, {}) == []
+    frame.loc[1, "split"] = "val"
+    assert "made anew" in describe_moved(frame, before)[0]
+    assert "2 of 3 images changed sides" in describe_moved(frame, before)[0]
+
+
+def test_equal_files_in_two_classes_are_conflicts() -> None:
+    frame = build_frame(["s1", "s1", "s2"], ["g1", "g1", "g2"], ["a", "b", "b"])
+    frame.loc[1, "sha256"] = frame["sha256"][0]
+    audit = build_audit(frame, build_facts(frame), "source", 0, links=build_links([]))
+    assert audit["byte_copies"]["sets_across_classes"] == 1
+    assert audit["copies"]["conflicts"] == [
+        {"first": "Images/a/0.png", "second": "Images/b/1.png", "score": None, "kind": "byte"}
+    ]
+    assert "Images/a/0.png and Images/b/1.png (the same bytes)" in "\n".join(describe_audit(audit))
+
+
+def test_links_that_were_cut_are_told() -> None:
+    frame = build_frame(["s1", "s2"], ["g1", "g2"], ["a", "a"])
+    frame.loc[1, "split"] = "test"
+    links = build_links([(frame["sha256"][0], frame["sha256"][1], 14, "group")])
+    audit = build_audit(frame, build_facts(frame), "source", 0, links=links)
+    assert audit["copies"]["cut_links"] == {"count": 1, "highest_score": 14, "across_splits": 1}
+    assert "1 links cut, 1 of them between splits" in "\n".join(describe_audit(audit))
 
 
 def write_tables(data: Path, audit: object) -> None:
@@ -136,19 +160,20 @@ def write_tables(data: Path, audit: object) -> None:
 
 
 def test_splits_are_kept_of_the_same_seed_and_finder_alone(tmp_path: Path) -> None:
-    assert read_kept_splits(tmp_path, 0) == {}
+    assert read_splits(tmp_path) == {}
+    assert not keeps_splits(tmp_path, 0)
     good = {"schema": AUDIT_SCHEMA, "seed": 0, "copies": {"finder": FINDER_VERSION}}
     write_tables(tmp_path, good)
-    assert set(read_kept_splits(tmp_path, 0).values()) == {"train"}
-    assert read_kept_splits(tmp_path, 1) == {}
+    assert set(read_splits(tmp_path).values()) == {"train"}
+    assert keeps_splits(tmp_path, 0)
+    assert not keeps_splits(tmp_path, 1)
     no_copies, other_finder = good | {"copies": None}, good | {"copies": {"finder": -1}}
     useless: list[object] = [{}, [], good | {"schema": 1}, no_copies, other_finder]
     for audit in useless:
         write_tables(tmp_path, audit)
-        assert read_kept_splits(tmp_path, 0) == {}
-    write_tables(tmp_path, good)
+        assert not keeps_splits(tmp_path, 0)
     manifest_path(tmp_path).write_text("no table")
-    assert read_kept_splits(tmp_path, 0) == {}
+    assert read_splits(tmp_path) == {}
 
 
 def test_sheets_show_links_groups_and_conflicts(tmp_path: Path, phantom_dir: Path) -> None:

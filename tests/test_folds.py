@@ -21,7 +21,7 @@ FOLDS = [f"fold_{fold}" for fold in range(1, N_FOLDS + 1)]
 def test_folds_judge_every_slice_once(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([*COMMAND, "--name", "cross v1.2"]) == 0
     session, results = Path("session/cross v1.2"), Path("results/cross v1.2")
-    assert {path.name for path in session.iterdir()} == {"config.json", *FOLDS}
+    assert {path.name for path in session.iterdir()} == {"config.json", "split.csv", *FOLDS}
     manifest = pd.read_csv("data/phantom/CSV/images.csv")
     judged = []
     for fold in FOLDS:
@@ -80,6 +80,51 @@ def test_a_stopped_cross_validation_goes_on(
     reports = [read_metrics(workplace, run) for run in ("whole", "parts")]
     assert reports[0]["accuracy"] == reports[1]["accuracy"]
     assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]
+
+
+def test_a_fold_killed_at_its_start_is_begun_again(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
+    assert main.main([*COMMAND, "--name", "cross"]) == 0
+    (Path("session/cross/fold_2/last.pt")).unlink()
+    assert main.main(["--resume", "session/cross", "--device", "cpu"]) == 0
+    assert (Path("session/cross/fold_2/last.pt")).exists()
+    (Path("session/cross/fold_2/last.pt")).unlink()
+    capsys.readouterr()
+    status = main.main(["--resume", "session/cross/fold_2", "--device", "cpu"])
+    assert "last.pt" in expect_refusal(capsys, status)
+    assert {path.name for path in Path("session/cross/fold_2").iterdir()} < SESSION_FILES
+
+
+def test_folds_of_changed_slices_are_not_mixed(
+    workplace: Path,
+    phantom_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("data/phantom").unlink()
+    shutil.copytree(phantom_dir, "data/phantom", ignore=shutil.ignore_patterns("cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", lambda _: None)
+        assert main.main([*COMMAND, "--name", "cross"]) == 0
+    path = Path("data/phantom/CSV/images.csv")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.iloc[1:].to_csv(path, index=False)
+    capsys.readouterr()
+    line = expect_refusal(capsys, main.main(["--resume", "session/cross", "--device", "cpu"]))
+    assert "session/cross/split.csv: the slices are not divided as when the run began" in line
+
+
+def test_overlapping_folds_are_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", lambda _: None)
+        assert main.main([*COMMAND, "--name", "cross"]) == 0
+    shutil.copy("session/cross/fold_1/best.pt", "session/cross/fold_2/best.pt")
+    line = expect_refusal(capsys, evaluate.main(["session/cross", "--device", "cpu"]))
+    assert "its folds overlap" in line
 
 
 def test_folds_of_single_images_are_called_leaky(workplace: Path) -> None:

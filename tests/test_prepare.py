@@ -115,7 +115,7 @@ def test_archive_becomes_classes_manifest_and_audit(
         "512 x 512",
         "1 files repeat others",
         "19 files are 18 distinct slices",
-        "a random split would put",
+        "of a random test split",
         f"python main.py --model resnet18 --epochs 30 --data {data}",
         "Research use only",
     ):

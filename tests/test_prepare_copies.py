@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,14 +144,16 @@ def test_new_slices_leave_the_others_where_they_are(
     pd.testing.assert_frame_equal(kept, before[["slice", "group", "split"]])
     assert len(after) == len(before) + 6
     assert after["split"].ne("").all()
-    assert "train again" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "train again" not in output
+    assert "made anew" not in output
     (data / "cache/copies.npz").unlink()
     at_once = run(source, tmp_path / "at once").set_index("sha256")
     columns = ["slice", "group"]
     pd.testing.assert_frame_equal(at_once.loc[after.index, columns], after[columns])
 
 
-def test_new_slices_that_tie_splits_together_are_told(
+def test_patients_that_tie_splits_together_empty_none(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
@@ -160,21 +163,31 @@ def test_new_slices_that_tie_splits_together_are_told(
     groups.write_text(f"path,group\n{chosen['train']},p1\n{chosen['test']},p1\n")
     capsys.readouterr()
     after = run(source, data, "--groups", str(groups))
-    output = capsys.readouterr().out
-    assert "new images tie groups of different splits together: 2 images (2 of test)" in output
-    assert "train again" in output
+    assert "the split was made anew" in capsys.readouterr().out  # a class has one test group here
     pair = after.set_index("path").loc[[chosen["train"], chosen["test"]]]
-    assert pair["group"].nunique() == 1
-    assert set(pair["split"]) == {"train"}
-    others = ~after["group"].isin(pair["group"])
-    assert (after["split"] == frame["split"])[others].all()
+    assert pair["group"].nunique() == pair["split"].nunique() == 1
+    assert after.groupby("label")["split"].nunique().eq(3).all()
 
 
-def test_another_seed_divides_anew(source: Path, tmp_path: Path) -> None:
+def test_another_seed_divides_anew(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = run(source, tmp_path / "data")
+    capsys.readouterr()
     second = run(source, tmp_path / "data", "--seed", "1")
+    assert "the split was made anew" in capsys.readouterr().out
     assert (first["split"] != second["split"]).any()
     assert (first["group"] == second["group"]).all()
+
+
+def test_sheets_that_were_removed_are_drawn_again(source: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    run(source, data)
+    sheet = data / "audit" / "pairs_by_score.png"
+    content = sheet.read_bytes()
+    shutil.rmtree(data / "audit")
+    run(source, data)
+    assert sheet.read_bytes() == content
 
 
 def test_a_damaged_cache_is_made_again(source: Path, tmp_path: Path) -> None:

@@ -168,18 +168,31 @@ def test_what_has_a_split_keeps_it_and_new_groups_fill_up() -> None:
 
 
 def test_groups_tied_together_become_train() -> None:
-    labels = ["a", "a", "b", "b", "a", "b"]
-    groups = ["g1", "g1", "g2", "g2", "g3", "g4"]
-    kept = ["test", "val", "test", "", "train", "train"]
-    splits = extend_split(labels, groups, kept, seed=0)
-    assert splits.tolist() == ["train", "train", "test", "test", "train", "train"]
+    labels = ["a"] * 5 + ["b"] * 5
+    groups = ["g1", "g1", "g2", "g3", "g4", "g5", "g5", "g6", "g7", "g8"]
+    kept = ["test", "val", "test", "val", "train", "test", "", "test", "val", "train"]
+    expected = ["train", "train", "test", "val", "train", "test", "test", "test", "val", "train"]
+    assert extend_split(labels, groups, kept, seed=0).tolist() == expected
 
 
-def test_a_new_class_divides_anew() -> None:
-    labels, groups = build_rows(90)
-    kept = np.where(labels == "Tumor", "", "train")
+def test_a_tie_that_would_empty_a_split_divides_anew() -> None:
+    labels = ["a"] * 8 + ["b"] * 8
+    groups = ["g1"] * 4 + [f"g{number}" for number in range(2, 14)]
+    kept = ["test", "val", *["train"] * 6, "test", "val", *["train"] * 6]
     splits = extend_split(labels, groups, kept, seed=0)
     np.testing.assert_array_equal(splits, split_groups(labels, groups, seed=0))
+    assert set(splits[:8]) == {"train", "val", "test"}
+
+
+def test_a_new_class_leaves_the_others_alone() -> None:
+    labels, groups = build_rows(90)
+    old = labels != "Tumor"
+    kept = np.full(len(labels), "", dtype="<U5")
+    kept[old] = split_groups(labels[old], groups[old], seed=0)
+    splits = extend_split(labels, groups, kept, seed=0)
+    np.testing.assert_array_equal(splits[old], kept[old])
+    assert set(splits[~old]) == {"train", "val", "test"}
+    assert np.mean(splits[~old] == "train") == pytest.approx(0.7, abs=0.1)
 
 
 # ---- folds
