@@ -118,7 +118,7 @@ def test_it_opens_no_slice_unless_asked(
 def test_a_folder_that_is_not_prepared_is_not_replaced_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(CellExecutionError, match=r"images\.csv is missing: prepare the data first"):
+    with pytest.raises(CellExecutionError, match=r"absent.*images\.csv is missing"):
         run(tmp_path / "data exploration", tmp_path / "absent", monkeypatch, n_cells=3)
 
 
