@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import prepare
+from assessment.baselines import N_STATISTICS, cross_validate_brightness
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "data exploration" / "exploration.ipynb"
@@ -71,6 +73,16 @@ def list_plots(folder: Path) -> set[str]:
     return {path.stem for path in plots}
 
 
+def fill_in_shortcut(path: Path) -> dict[str, Any]:
+    """Give an audit of too few groups the shortcut of noise, in the form that prepare.py writes."""
+    audit: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    assert audit["shortcut"] is None
+    statistics = np.random.default_rng(0).random((60, N_STATISTICS))
+    audit["shortcut"] = cross_validate_brightness(statistics, np.arange(60) % 3, np.arange(60))
+    path.write_text(json.dumps(audit), "utf-8")
+    return audit
+
+
 def test_it_runs_on_phantoms(
     tmp_path: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,12 +113,12 @@ def test_it_opens_no_slice_unless_asked(
     shutil.copytree(phantom_dir / "Images", tmp_path / "source")
     assert prepare.main([str(tmp_path / "source"), "--data", str(data)]) == 0
     shutil.rmtree(data / "Images")
+    audit = fill_in_shortcut(data / "CSV" / "audit.json")
     text, titles = run(folder, data, monkeypatch)
-    assert list_plots(folder) == PLOTS | {"link_scores"}
+    assert list_plots(folder) == PLOTS | {"link_scores", "shortcut"}
     assert [title for title in titles if "PHANTOM" in title] == ["PHANTOM: Samples"]
     assert "PHANTOM: generated pictures" in text
     assert "PHANTOM: 60 images" not in text
-    audit = json.loads((data / "CSV" / "audit.json").read_text("utf-8"))
     links = audit["copies"]["links"]
     n_links = links["slice"]["count"] + links["group"]["count"]
     n_across = links["slice"]["across_classes"] + links["group"]["across_classes"]
