@@ -40,13 +40,10 @@ def split_groups(
         UserError: A class with fewer than 3 groups, so that it cannot be in every split.
     """
     class_codes, group_codes = _encode(labels, groups)
-    pairs = np.unique(np.stack([class_codes, group_codes]), axis=1)
-    n_groups = np.bincount(pairs[0])
-    rarest = int(n_groups.argmin())
-    if n_groups[rarest] < MIN_GROUPS:
-        name = str(np.asarray(labels)[class_codes == rarest][0])
+    rarest, n_groups = _find_fewest(labels, class_codes, group_codes)
+    if n_groups < MIN_GROUPS:
         raise UserError(
-            f"class {name!r} has {n_groups[rarest]} group(s) of slices, and train, val and test "
+            f"class {rarest!r} has {n_groups} group(s) of slices, and train, val and test "
             f"need one each: at least {MIN_GROUPS}; add slices or leave the class out"
         )
     splits = np.full(len(class_codes), "", dtype="<U5")
@@ -96,7 +93,8 @@ def extend_split(
 
 def _fill_up(table: pd.DataFrame, split_of: dict[str, str], seed: int) -> dict[str, str]:
     """A split for each group that has none, the one in which its classes lack most images."""
-    filled = pd.crosstab(table["label"], table["group"].map(split_of).fillna(""))
+    placed = pd.Series([split_of.get(group, "") for group in table["group"]], table.index)
+    filled = pd.crosstab(table["label"], placed)
     filled = filled.reindex(columns=list(SPLITS), fill_value=0).astype(float)
     wanted = np.outer(table["label"].value_counts().reindex(filled.index), SHARES)
     fresh = table[~table["group"].isin(split_of)]
@@ -176,14 +174,12 @@ def split_folds(
         UserError: A class has too few groups to be in every split of every fold.
     """
     class_codes, group_codes = _encode(labels, groups)
-    pairs = np.unique(np.stack([class_codes, group_codes]), axis=1)
-    n_groups = np.bincount(pairs[0])
-    few = str(np.asarray(labels)[class_codes == n_groups.argmin()][0])
+    rarest, n_groups = _find_fewest(labels, class_codes, group_codes)
     too_few = UserError(
-        f"class {few!r} has {n_groups.min()} group(s) of slices, too few for --folds {n_folds}: "
+        f"class {rarest!r} has {n_groups} group(s) of slices, too few for --folds {n_folds}: "
         "choose fewer folds, add slices or leave the class out"
     )
-    if n_groups.min() < max(n_folds, MIN_GROUPS):
+    if n_groups < max(n_folds, MIN_GROUPS):
         raise too_few
     units = _bundle(class_codes, group_codes, seed)
     divisions = []
@@ -192,10 +188,22 @@ def split_folds(
         splits[judged] = "test"
         rest = np.flatnonzero(splits == "train")
         splits[rest] = _carve_val(class_codes[rest], group_codes[rest], units[rest], seed)
-        if len(set(zip(class_codes, splits, strict=True))) < len(SPLITS) * len(n_groups):
+        if len(set(zip(class_codes, splits, strict=True))) < len(SPLITS) * len(set(class_codes)):
             raise too_few
         divisions.append(splits)
     return divisions
+
+
+def _find_fewest(
+    labels: Sequence[str] | npt.NDArray,
+    class_codes: npt.NDArray[np.intp],
+    group_codes: npt.NDArray[np.intp],
+) -> tuple[str, int]:
+    """The class with the fewest groups, and how many it has."""
+    pairs = np.unique(np.stack([class_codes, group_codes]), axis=1)
+    n_groups = np.bincount(pairs[0])
+    rarest = int(n_groups.argmin())
+    return str(np.asarray(labels)[class_codes == rarest][0]), int(n_groups[rarest])
 
 
 def _carve_val(
