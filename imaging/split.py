@@ -232,7 +232,10 @@ def _deal_rows(
     order = np.lexsort((class_codes, units))
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
     unused = np.zeros((len(order), 1))
-    return [order[rows] for _, rows in splitter.split(unused, class_codes[order], units[order])]
+    dealt = splitter.split(unused, class_codes[order], units[order])
+    folds = [order[rows] for _, rows in dealt]
+    # the largest groups are dealt first and would be in the first folds whatever the seed
+    return [folds[fold] for fold in np.random.default_rng(seed).permutation(n_folds)]
 
 
 def split_images(

@@ -142,6 +142,18 @@ def test_a_rare_class_leaves_the_shares_of_the_others_alone() -> None:
     assert sorted(splits[400:]) == ["test", "train", "val"]
 
 
+def test_large_groups_are_not_always_judged() -> None:
+    """Seeds decide where the largest groups go, as often as the shares say."""
+    sizes = np.concatenate([[60, 58, 55, 50, 40], np.random.default_rng(0).integers(1, 7, 600)])
+    groups = np.repeat([f"g{number:03d}" for number in range(len(sizes))], sizes)
+    labels = np.repeat(np.array(["a", "b", "c"])[np.arange(len(sizes)) % 3], sizes)
+    largest = [int(start) for start in np.cumsum(sizes)[:5] - 1]
+    divisions = [split_groups(labels, groups, seed) for seed in range(60)]
+    shares = Counter(str(splits[row]) for splits in divisions for row in largest)
+    assert shares["test"] / shares.total() == pytest.approx(0.15, abs=0.06)
+    assert shares["val"] / shares.total() == pytest.approx(0.15, abs=0.06)
+
+
 # ---- slices that come later
 
 
