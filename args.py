@@ -191,11 +191,12 @@ class ResumeConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """evaluate.py: a checkpoint's numbers and plots."""
+    """evaluate.py: the figures, pictures and page of checkpoints."""
 
-    checkpoint: Path = argument(
-        "the checkpoint, session/RUN/best.pt; of a run with --folds its folder, session/RUN",
+    checkpoints: tuple[Path, ...] = argument(
+        "session/RUN/best.pt, or session/RUN of a run with --folds; several are compared",
         metavar="CHECKPOINT",
+        several=True,
     )
     data: Path | None = option(
         None, "folder that prepare.py wrote (default: the run's own)", metavar="DIR"
@@ -210,6 +211,16 @@ class EvaluateConfig:
         "folder under results/ (default: the run's name)",
         metavar="RUN",
         pattern=PLAIN_NAME,
+    )
+    stress: bool = option(
+        False, "also judge slices that are turned, blurred, blanked …: how far accuracy falls"
+    )
+    gallery: int = option(
+        8,
+        "errors and least certain slices shown with heat maps, N each",
+        low=0,
+        high=50,
+        metavar="N",
     )
     batch_size: int = option(64, "slices a forward pass", low=1, metavar="N")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
@@ -295,10 +306,14 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
     """The configuration of evaluate.py; exits as `parse_train` does."""
     parser = build_parser(
         "evaluate.py",
-        "CHECKPOINT [options]",
-        "Evaluate a checkpoint: metrics.json, predictions.csv and plots under results/RUN.",
+        "CHECKPOINT [MORE …] [options]",
+        "Evaluate a checkpoint: metrics.json, predictions.csv, plots and report.html under "
+        "results/RUN. Several are compared on the slices that all of them judge, beside their "
+        "ensemble.",
         "examples:\n"
         "  python evaluate.py session/RUN/best.pt\n"
+        "  python evaluate.py session/RUN/best.pt --stress\n"
+        "  python evaluate.py session/A/best.pt session/B/best.pt\n"
         "  python evaluate.py session/RUN/best.pt --data elsewhere --split all",
     )
     add_options(parser, EvaluateConfig)

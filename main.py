@@ -15,9 +15,11 @@ import helper
 from helper import UserError, log
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
 
+    import dataset
     import model
 
 SESSION_DIR = Path("session")
@@ -74,7 +76,7 @@ def resume(config: args.ResumeConfig) -> None:
 
 def judge(path: Path, device: str) -> None:
     """Evaluate on the test split, which is used here and nowhere before."""
-    evaluate.evaluate(args.EvaluateConfig(path, device=device))
+    evaluate.evaluate(args.EvaluateConfig((path,), device=device))
 
 
 def train_folds(config: args.TrainConfig, run_dir: Path, device: str) -> None:
@@ -252,16 +254,42 @@ def fit(
         raise KeyboardInterrupt(
             f"interrupted after epoch {trainer.epoch}; go on with --resume {run_dir}"
         ) from error
+    groups = table.loc[table["split"] == "val", "group"].to_numpy()
+    calibrate(run_dir / "best.pt", trainer.val, groups, config.train.batch_size)
+
+
+def calibrate(path: Path, val: "dataset.Slices", groups: "np.ndarray", batch_size: int) -> None:
+    """Fit what belongs to val, once the epoch is chosen, and keep it in best.pt.
+
+    Args:
+        path: The checkpoint, which is written anew.
+        val: The val slices, on the device.
+        groups: Their groups [N].
+        batch_size: Slices a forward pass.
+    """
+    import checkpoint
+    import model
+    from assessment import calibration
+
+    best = checkpoint.load_run(path)
+    network = checkpoint.restore_model(best, path).to(val.labels.device)
+    logits = model.infer(network, val.iterate(batch_size))[0].numpy()
+    best["calibration"] = calibration.fit_calibration(
+        logits, val.labels.cpu().numpy(), groups, best["classes"]
+    )
+    checkpoint.save_checkpoint(path, best)
 
 
 def announce(
     record: dict[str, Any], n_train: int, n_val: int, device: "torch.device", run_dir: Path
 ) -> None:
     """Say what is trained on what, and what a reader must not overlook."""
+    import verdicts
+
     if record["phantom"]:
-        log.info(evaluate.PHANTOM)
+        log.info(verdicts.PHANTOM)
     if record["config"]["data"]["split_by"] == "image":
-        log.info(evaluate.LEAKY_SPLIT)
+        log.info(verdicts.LEAKY_SPLIT)
     log.info(
         "%s (%s) at %d px on %s, %d threads, %s; %d training slices, %d val; classes %s; into %s",
         record["model"],

@@ -43,9 +43,16 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def argument(help: str, *, metavar: str, optional: bool = False) -> Any:
-    """A dataclass field that is a positional argument; `optional` ones are None when not given."""
-    metadata = {"help": help, "metavar": metavar, "positional": True}
+def argument(help: str, *, metavar: str, optional: bool = False, several: bool = False) -> Any:
+    """A dataclass field that is a positional argument.
+
+    Args:
+        help: One line for `--help`.
+        metavar: What stands for the value in `--help`.
+        optional: None when not given.
+        several: A tuple of one or more values.
+    """
+    metadata = {"help": help, "metavar": metavar, "positional": True, "several": several}
     if optional:
         return field(default=None, metadata=metadata)
     return field(metadata=metadata)
@@ -79,12 +86,12 @@ def add_options(parser: argparse.ArgumentParser, group: type) -> None:
     for entry in dataclasses.fields(group):
         meta, kind = entry.metadata, _plain_type(entry.type)
         if meta.get("positional"):
-            # argparse would convert its own mark for "not given" to the type: None instead
-            absent: dict[str, Any] = (
-                {} if entry.default is dataclasses.MISSING else {"nargs": "?", "default": None}
-            )
+            count: dict[str, Any] = {"nargs": "+"} if meta["several"] else {}
+            if entry.default is not dataclasses.MISSING:
+                # argparse would convert its own mark for "not given" to the type: None instead
+                count = {"nargs": "?", "default": None}
             section.add_argument(
-                entry.name, type=kind, metavar=meta["metavar"], help=meta["help"], **absent
+                entry.name, type=kind, metavar=meta["metavar"], help=meta["help"], **count
             )
         elif kind is bool:
             help_line = f"{meta['help']} (default: {'yes' if entry.default else 'no'})"
@@ -125,7 +132,13 @@ def _checked(
 def fill_dataclass(group: Callable[..., Config], given: dict[str, Any]) -> Config:
     """The dataclass filled with what was given; the rest are its defaults."""
     names = {entry.name for entry in dataclasses.fields(group)}  # type: ignore[arg-type]
-    return group(**{name: value for name, value in given.items() if name in names})
+    return group(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+            if name in names
+        }
+    )
 
 
 def restore_dataclass(group: Callable[..., Config], values: dict[str, Any]) -> Config:
@@ -140,7 +153,9 @@ def restore_dataclass(group: Callable[..., Config], values: dict[str, Any]) -> C
 
 
 def _plain_type(annotation: Any) -> type:
-    """`int` for `int | None`, and the type itself otherwise."""
+    """`int` for `int | None` and for `tuple[int, ...]`, and the type itself otherwise."""
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         return next(part for part in get_args(annotation) if part is not type(None))
     return annotation

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
+from assessment.calibration import N_BINS, bin_scores, compute_ece, compute_risk_coverage
 from helper import atomic_path
 
 IntArray = NDArray[np.integer[Any]]
@@ -151,6 +152,81 @@ def plot_pr_curves(
     axes.set(xlabel="recall", ylabel="precision")
     _finish_curves(axes, labels, classes)
     _save(figure, path, "Precision and recall of each class, level lines: prevalence", stamp)
+
+
+def plot_reliability(
+    raw_probs: FloatArray,
+    probs: FloatArray,
+    labels: IntArray,
+    path: Path,
+    *,
+    stamp: str | None = None,
+) -> None:
+    """How often the likeliest class is right, by confidence, before and after calibration.
+
+    Args:
+        raw_probs: [N, K], plain softmax.
+        probs: [N, K], calibrated.
+        labels: [N] class ids.
+        path: The PNG to write.
+        stamp: A word to lay over the picture, such as PHANTOM.
+
+    Source: Guo et al. 2017, On calibration of modern neural networks.
+    """
+    figure = _build_figure(6.4, 6.4)
+    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    colors = _palette(2)
+    edges = np.linspace(0, 1, N_BINS + 1)
+    width = 0.42 / N_BINS
+    for position, (name, values) in enumerate((("softmax", raw_probs), ("calibrated", probs))):
+        confidence = values.max(axis=1)
+        right = values.argmax(axis=1) == labels
+        bins = bin_scores(confidence)
+        counts = np.bincount(bins, minlength=N_BINS)
+        filled = counts > 0
+        means = np.bincount(bins, weights=confidence, minlength=N_BINS)[filled] / counts[filled]
+        rates = np.bincount(bins, weights=right, minlength=N_BINS)[filled] / counts[filled]
+        label = f"{name}: ECE {compute_ece(confidence, right):.4f}"
+        style = {"color": colors[position], "linestyle": LINE_STYLES[position]}
+        top.plot(means, rates, marker="os"[position], label=label, **style)
+        left = edges[:-1] + (0.06 + position * 0.44) / N_BINS
+        bottom.bar(left, counts, width, align="edge", color=colors[position])
+    top.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="as good as its word")
+    top.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    top.legend(frameon=False, fontsize=9)
+    bottom.set(xlabel="confidence: probability of the likeliest class", ylabel="images")
+    bottom.set_yscale("symlog", linthresh=10)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    _save(figure, path, "Reliability: confidence against what came true", stamp)
+
+
+def plot_risk_coverage(
+    probs: FloatArray, labels: IntArray, path: Path, *, stamp: str | None = None
+) -> None:
+    """The error among the slices that are kept when those of least confidence are referred.
+
+    Args:
+        probs: [N, K].
+        labels: [N] class ids.
+        path: The PNG to write.
+        stamp: A word to lay over the picture, such as PHANTOM.
+    """
+    kept, errors = compute_risk_coverage(probs, labels)
+    figure = _build_figure(6.4, 4.4)
+    axes = figure.subplots()
+    color = _palette(1)[0]
+    axes.step(100 * kept, 100 * errors, where="post", color=color, label="by confidence")
+    axes.axhline(100 * errors[-1], color="grey", linewidth=0.8, label="at random")
+    axes.set(
+        xlabel="slices kept, % (the rest, of least confidence, is referred)",
+        ylabel="error among the kept, %",
+        xlim=(0, 101),
+    )
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    _save(figure, path, "Risk and coverage: what referring the unsure ones brings", stamp)
 
 
 def plot_training_curves(

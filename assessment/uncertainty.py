@@ -1,83 +1,239 @@
-"""Intervals for accuracies of images that are not independent: groups are the unit.
+"""Intervals for figures of images that are not independent: groups are the unit.
 
-Source: Wilson 1927, Probable inference, the law of succession, and statistical inference; Kish
-1965, Survey sampling (design effect).
+A figure is an `Estimate`: its value and what each image adds to it. From that alone its interval
+follows, be it an accuracy, an F1, an area under a curve or an average of them.
 """
 
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest, rankdata
 
 Z_95 = 1.959963984540054
-PRIOR_GROUPS = 4
+PRIOR_GROUPS = 0.5  # doubt about a variance that few groups decide, in groups
 
 Interval = tuple[float, float]
+IntArray = NDArray[np.integer[Any]]
+FloatArray = NDArray[np.floating[Any]]
+BoolArray = NDArray[np.bool_]
 
 
-def compute_interval(correct: NDArray[np.bool_], groups: NDArray[Any]) -> Interval:
-    """The 95 % interval of an accuracy, within [0, 1], never of zero width.
+@dataclass(frozen=True)
+class Estimate:
+    """A figure in [0, 1] and how it rests on the images.
 
-    Wilson's score interval of as many images as the groups are worth: n over the design effect,
-    which is the variance between groups over that of independent images. With few erring groups
-    that is hardly known, so it is drawn towards the largest that the group sizes allow (all images
-    of a group right or wrong together), by PRIOR_GROUPS against the number of erring groups.
-    Simulated with 60 to 300 groups and accuracies of 0.90 to 0.99 it covers 92 to 99 %.
+    Attributes:
+        value: The figure.
+        residuals: [N] how far each image draws it from its value, to first order; they add up to 0.
+        shares: [N] how far each image could move it: its weight, adding up to 1 for an average.
+    """
+
+    value: float
+    residuals: NDArray[np.float64]
+    shares: NDArray[np.float64]
+
+
+def estimate_ratio(hits: NDArray[Any], trials: NDArray[Any] | None = None) -> Estimate | None:
+    """The sum of hits over the sum of trials, in [0, 1]; None where nothing was tried.
+
+    Accuracy, recall, precision, specificity, and F1 (2 TP of 2 TP + FP + FN trials) are such.
 
     Args:
-        correct: [N] whether the verdict on the image is right.
+        hits: [N] of each image, from 0 to its trials.
+        trials: [N]; one an image when not given.
+    """
+    tried = np.ones(len(hits)) if trials is None else np.asarray(trials, dtype=np.float64)
+    total = float(tried.sum())
+    if not total:
+        return None
+    value = float(np.sum(hits) / total)
+    return Estimate(value, (hits - value * tried) / total, tried / total)
+
+
+def estimate_auc(is_class: BoolArray, scores: FloatArray) -> Estimate | None:
+    """The area under the ROC curve, in [0, 1]; None where one side has no images.
+
+    Args:
+        is_class: [N].
+        scores: [N], higher for the class; ties count half.
+
+    Source: DeLong et al. 1988, Comparing the areas under two or more correlated ROC curves;
+    Obuchowski 1997, Nonparametric analysis of clustered ROC curve data.
+    """
+    n_in, n_out = int(is_class.sum()), int((~is_class).sum())
+    if not n_in or not n_out:
+        return None
+    ranks = rankdata(scores)
+    placements = np.empty(len(scores))  # share of the other side that an image is on the right of
+    placements[is_class] = (ranks[is_class] - rankdata(scores[is_class])) / n_out
+    placements[~is_class] = 1 - (ranks[~is_class] - rankdata(scores[~is_class])) / n_in
+    value = float((ranks[is_class].sum() - n_in * (n_in + 1) / 2) / (n_in * n_out))
+    shares = np.where(is_class, 1 / n_in, 1 / n_out)
+    return Estimate(value, (placements - value) * shares, shares)
+
+
+def estimate_mcc(confusion: IntArray, predicted: IntArray, labels: IntArray) -> Estimate | None:
+    """Matthews' correlation r of K classes as (1 + r) / 2; None where a side has one class only.
+
+    Args:
+        confusion: [K, K] counts, rows true.
+        predicted: [N] class ids.
+        labels: [N] class ids.
+
+    Source: Gorodkin 2004, Comparing two K-category assignments by a K-category correlation
+    coefficient.
+    """
+    counts = confusion.astype(np.float64)
+    n_true, n_predicted = counts.sum(axis=1), counts.sum(axis=0)
+    n_images, n_right = counts.sum(), counts.trace()
+    spread_predicted = n_images**2 - n_predicted @ n_predicted
+    spread_true = n_images**2 - n_true @ n_true
+    if not spread_predicted or not spread_true:
+        return None
+    scale = np.sqrt(spread_predicted * spread_true)
+    value = (n_right * n_images - n_true @ n_predicted) / scale
+    # how it moves with one more image of true class (rows) and predicted class (columns)
+    covariance = n_images * np.eye(len(counts)) + n_right - n_true[None, :] - n_predicted[:, None]
+    slopes = (n_images - n_predicted)[None, :] / spread_predicted
+    slopes = slopes + ((n_images - n_true) / spread_true)[:, None]
+    slopes = covariance / scale - value * slopes
+    shares = np.full(len(labels), 1 / n_images)
+    return Estimate(float((1 + value) / 2), slopes[labels, predicted] / 2, shares)
+
+
+def average_estimates(estimates: Sequence[Estimate]) -> Estimate:
+    """The plain mean of figures of the same images."""
+    return Estimate(
+        float(np.mean([estimate.value for estimate in estimates])),
+        np.mean([estimate.residuals for estimate in estimates], axis=0),
+        np.mean([estimate.shares for estimate in estimates], axis=0),
+    )
+
+
+def compute_interval(estimate: Estimate, groups: NDArray[Any]) -> Interval:
+    """The 95 % interval of a figure, within [0, 1], never of zero width.
+
+    Wilson's score interval of as many independent trials as would give the figure its variance,
+    which is that between groups. Near 1 a few groups decide it, and it is hardly known: it is drawn
+    towards the largest that the groups' sizes allow (all of a group right or wrong together), the
+    more the fewer groups it rests on. `studies.coverage` tells how often it holds the truth.
+
+    Args:
+        estimate: Of N images.
         groups: [N] ids; images of one group are not independent.
 
-    Raises:
-        ValueError: There are no images.
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference; Kish
+    1965, Survey sampling (design effect).
     """
-    n_images = len(correct)
-    if not n_images:
-        raise ValueError("the interval of no images is undefined")
-    accuracy = float(np.mean(correct))
     codes = np.unique(groups, return_inverse=True)[1]
-    sizes = np.bincount(codes)
-    largest_effect = float(np.sum(sizes**2) / n_images)
-    design_effect = largest_effect
-    if 0 < accuracy < 1 and len(sizes) > 1:
-        between = np.bincount(codes, weights=correct - accuracy)
-        variance = float(np.sum(between**2)) * len(sizes) / (len(sizes) - 1)
-        found = variance / (accuracy * (1 - accuracy) * n_images)
-        n_erring = len(np.unique(codes[~correct]))
-        trust = n_erring / (n_erring + PRIOR_GROUPS)
-        design_effect = max(found, trust * found + (1 - trust) * largest_effect)
-    n_effective = n_images / max(1.0, design_effect)
-    middle = (accuracy + Z_95**2 / (2 * n_effective)) / (1 + Z_95**2 / n_effective)
-    spread = accuracy * (1 - accuracy) / n_effective + Z_95**2 / (4 * n_effective**2)
-    half = Z_95 * float(np.sqrt(spread)) / (1 + Z_95**2 / n_effective)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    value, n_groups = estimate.value, int(codes.max()) + 1
+    largest = float(np.sum(np.bincount(codes, weights=estimate.shares) ** 2))
+    spread = value * (1 - value)
+    n_trials = 1 / largest
+    if 1e-12 < value < 1 - 1e-12 and n_groups > 1:
+        squares = np.bincount(codes, weights=estimate.residuals) ** 2
+        between = float(squares.sum()) * n_groups / (n_groups - 1)
+        n_deciding = squares.sum() ** 2 / np.sum(squares**2) if between else 0.0
+        trust = n_deciding / (n_deciding + PRIOR_GROUPS)
+        alone = float(np.sum(estimate.residuals**2))
+        drawn = trust * between + (1 - trust) * spread * largest
+        n_trials = spread / max(alone, between, drawn)
+    return _wilson(value, n_trials)
+
+
+def describe(estimate: Estimate | None, groups: NDArray[Any]) -> dict[str, Any]:
+    """A figure as metrics.json has it: `value` and `ci95`, both null where it is undefined."""
+    if estimate is None:
+        return {"value": None, "ci95": None}
+    return {"value": estimate.value, "ci95": list(compute_interval(estimate, groups))}
+
+
+def _wilson(value: float, n_trials: float) -> Interval:
+    middle = (value + Z_95**2 / (2 * n_trials)) / (1 + Z_95**2 / n_trials)
+    spread = value * (1 - value) / n_trials + Z_95**2 / (4 * n_trials**2)
+    half = Z_95 * float(np.sqrt(spread)) / (1 + Z_95**2 / n_trials)
+    # the value itself lies within: at 0 and 1 rounding could leave it out
+    return max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half))
 
 
 def compute_difference(
-    first_correct: NDArray[np.bool_],
-    first_groups: NDArray[Any],
-    second_correct: NDArray[np.bool_],
-    second_groups: NDArray[Any],
+    first: Estimate, first_groups: NDArray[Any], second: Estimate, second_groups: NDArray[Any]
 ) -> tuple[float, Interval]:
-    """The difference of two accuracies, first less second, and its 95 % interval.
+    """The difference of two figures of different images, first less second, and its 95 % interval.
 
-    From the two intervals, as if the two were judged apart: where they share images or groups the
-    interval is wider than it need be, never narrower than for two that have nothing in common.
-
-    Args:
-        first_correct: [N] whether the first is right.
-        first_groups: [N] ids.
-        second_correct: [M] whether the second is right.
-        second_groups: [M] ids.
-
-    Raises:
-        ValueError: One of them has no images.
+    From the two intervals, as if they had nothing in common: where they share images or groups the
+    interval is wider than it need be.
 
     Source: Newcombe 1998, Interval estimation for the difference between independent proportions.
     """
-    first_low, first_high = compute_interval(first_correct, first_groups)
-    second_low, second_high = compute_interval(second_correct, second_groups)
-    first, second = float(np.mean(first_correct)), float(np.mean(second_correct))
-    down = float(np.hypot(first - first_low, second_high - second))
-    up = float(np.hypot(first_high - first, second - second_low))
-    return first - second, (first - second - down, first - second + up)
+    first_low, first_high = compute_interval(first, first_groups)
+    second_low, second_high = compute_interval(second, second_groups)
+    down = float(np.hypot(first.value - first_low, second_high - second.value))
+    up = float(np.hypot(first_high - first.value, second.value - second_low))
+    difference = first.value - second.value
+    return difference, (difference - down, difference + up)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two classifiers on the same images.
+
+    Attributes:
+        difference: Accuracy of the first less that of the second, in [-1, 1].
+        ci95: Its interval, groups as the unit.
+        n_first: Slices on which the first is right more often among the copies.
+        n_second: The same of the second.
+        p_value: McNemar's exact test of n_first against n_second, one vote a slice.
+    """
+
+    difference: float
+    ci95: Interval
+    n_first: int
+    n_second: int
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As metrics.json has it."""
+        return {**dataclasses.asdict(self), "ci95": list(self.ci95)}
+
+
+def compare_paired(
+    first_correct: BoolArray,
+    second_correct: BoolArray,
+    slices: NDArray[Any],
+    groups: NDArray[Any],
+) -> Comparison:
+    """Compare two classifiers on the same images.
+
+    Args:
+        first_correct: [N].
+        second_correct: [N].
+        slices: [N] ids; copies of one slice have one vote in McNemar's test.
+        groups: [N] ids; the unit of the interval.
+
+    Raises:
+        ValueError: There are no images.
+
+    Source: Agresti and Min 2005, Simple improved confidence intervals for comparing matched
+    proportions (one disagreement each way is added, here a group's); McNemar 1947, Note on the
+    sampling error of the difference between correlated proportions or percentages.
+    """
+    if not len(first_correct):
+        raise ValueError("there are no images to compare")
+    ahead = first_correct.astype(np.float64) - second_correct  # [N] -1, 0 or 1
+    difference = float(ahead.mean())
+    codes = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(codes)
+    squares = np.bincount(codes, weights=ahead - difference) ** 2
+    variance = (float(squares.sum()) + 2 * float(np.mean(sizes**2))) / len(ahead) ** 2
+    half = Z_95 * float(np.sqrt(variance))
+    votes = np.bincount(np.unique(slices, return_inverse=True)[1], weights=ahead)
+    n_first, n_second = int((votes > 0).sum()), int((votes < 0).sum())
+    n_discordant = n_first + n_second
+    p_value = float(binomtest(n_first, n_discordant).pvalue) if n_discordant else 1.0
+    interval = (max(-1.0, difference - half), min(1.0, difference + half))
+    return Comparison(difference, interval, n_first, n_second, p_value)

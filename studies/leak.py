@@ -16,9 +16,10 @@ import pandas as pd
 
 import evaluate
 import main as training
-from args import DATA_DIR, EvaluateConfig
-from assessment.uncertainty import compute_difference, compute_interval
+from args import DATA_DIR
+from assessment.uncertainty import Estimate, compute_difference, compute_interval, estimate_ratio
 from helper import write_json
+from verdicts import judge as judge_checkpoint
 
 RECIPES = {
     "mobilenet_v2": ["--image-size", "128", "--epochs", "5"],
@@ -52,18 +53,23 @@ def train_missing(model: str, split_by: str, seed: int, weights: Path) -> None:
 
 def judge(model: str, split_by: str, seed: int) -> tuple[pd.DataFrame, dict[str, float]]:
     """The verdicts of one run on its own test split, and the baselines on the same rows."""
-    name = name_run(model, split_by, seed)
-    config = EvaluateConfig(training.SESSION_DIR / name / "best.pt", device="cpu")
-    verdicts = evaluate.judge(config.checkpoint, config)
-    classes = np.array(verdicts.checkpoint["classes"])
-    rows = verdicts.rows.assign(seed=seed, correct=verdicts.logits.argmax(1) == verdicts.labels)
-    learnt = pd.DataFrame(verdicts.checkpoint["split"]).query("split == 'train'")["sha256"]
+    path = training.SESSION_DIR / name_run(model, split_by, seed) / "best.pt"
+    verdicts = judge_checkpoint(path, "test", None, device="cpu", batch_size=64, threads=0)
+    rows = verdicts.rows.assign(seed=seed, correct=verdicts.correct)
+    [kept] = verdicts.checkpoints
+    learnt = pd.DataFrame(kept["split"]).query("split == 'train'")["sha256"]
     table = pd.read_csv(DATA_DIR / "CSV" / "images.csv", usecols=["sha256", "slice", "group"])
     table = table[table["sha256"].isin(set(learnt))]
     for column, flag in (("slice", "has_copy"), ("group", "has_relative")):
         rows[flag] = rows[column].isin(set(table[column]))
-    assert (classes[verdicts.labels] == rows["label"]).all()
     return rows, verdicts.baselines
+
+
+def estimate_accuracy(rows: pd.DataFrame) -> Estimate:
+    """The accuracy over all rows."""
+    estimate = estimate_ratio(rows["correct"].to_numpy())
+    assert estimate is not None
+    return estimate
 
 
 def describe(rows: pd.DataFrame, baselines: list[dict[str, float]]) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def describe(rows: pd.DataFrame, baselines: list[dict[str, float]]) -> dict[str,
     per_seed = rows.groupby("seed")["correct"].mean()
     return {
         "accuracy": float(per_seed.mean()),
-        "ci95": compute_interval(rows["correct"].to_numpy(), rows["group"].to_numpy()),
+        "ci95": compute_interval(estimate_accuracy(rows), rows["group"].to_numpy()),
         "per_seed": per_seed.round(4).tolist(),
         "n_images": len(rows),
         "n_slices": int(rows["slice"].nunique()),
@@ -104,8 +110,10 @@ def run_study(seeds: list[int], weights: Path) -> dict[str, Any]:
             entry[split_by] = describe(rows, [baselines for _, baselines in verdicts])
         leaky, honest = (judged[split_by] for split_by in SPLITS)
         difference, interval = compute_difference(
-            *(leaky[name].to_numpy() for name in ("correct", "group")),
-            *(honest[name].to_numpy() for name in ("correct", "group")),
+            estimate_accuracy(leaky),
+            leaky["group"].to_numpy(),
+            estimate_accuracy(honest),
+            honest["group"].to_numpy(),
         )
         entry["difference"], entry["difference_ci95"] = difference, interval
     return figures

@@ -11,7 +11,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("imaging", "assessment")
 VERBS = {"main", "evaluate", "prepare"}
 STUDIES = "studies"  # measurements: may import anything, and nothing imports them
-SPINE = {"options", "args", "helper", "net", "model", "checkpoint", "dataset", "trainer"}
+SPINE = {
+    *{"options", "args", "helper", "net", "model", "checkpoint", "dataset", "trainer"},
+    *{"verdicts", "outcome"},
+}
 # What each room may import from the project; a room's name stands for all modules in it.
 ALLOWED = {
     "options": set(),
@@ -24,11 +27,21 @@ ALLOWED = {
     "checkpoint": {"model", "helper"},
     "dataset": {"imaging", "helper"},
     "trainer": {"model", "checkpoint", "imaging.augment", "assessment.metrics", "helper"},
+    "verdicts": {"model", "checkpoint", "dataset", "assessment", "helper"},
+    "outcome": {"verdicts", "assessment", "helper"},
 }
 TYPES_ALLOWED = {"trainer": {"args", "dataset"}}
 WITHOUT_TORCH = ("imaging", "assessment")
-WITH_TORCH = {"imaging.augment"}
-ASKS_FOR_TEST = {"evaluate", "args", "imaging.split", "imaging.manifest", "imaging.audit"}
+WITH_TORCH = {"imaging.augment", "assessment.explain"}
+ASKS_FOR_TEST = {
+    "evaluate",
+    "verdicts",
+    "args",
+    "imaging.split",
+    "imaging.manifest",
+    "imaging.audit",
+    "studies.leak",
+}
 
 
 def list_modules() -> dict[str, Path]:

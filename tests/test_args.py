@@ -175,11 +175,17 @@ def test_wrong_values_are_refused(
 
 
 @pytest.mark.parametrize("name", VERBS)
-@pytest.mark.parametrize("argv", [["--nonsense"], ["--see", "1"], ["--device"], ["a", "b", "c"]])
+@pytest.mark.parametrize("argv", [["--nonsense"], ["--see", "1"], ["--device"], ["--name"]])
 def test_what_no_verb_knows_is_refused(
     name: str, argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     refuse(capsys, VERBS[name].parse, *VERBS[name].least, *argv)
+
+
+def test_only_evaluate_takes_several(capsys: pytest.CaptureFixture[str]) -> None:
+    assert args.parse_evaluate(["a.pt", "b.pt"]).checkpoints == (Path("a.pt"), Path("b.pt"))
+    for parse in (args.parse_train, args.parse_prepare):
+        refuse(capsys, parse, "a", "b", "c")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,15 @@ import trainer
 
 SESSION_FILES = {"config.json", "split.csv", "history.csv", "last.pt", "best.pt"}
 RESULT_FILES = {"metrics.json", "predictions.csv", "report.html", "model_card.md"}
-PLOTS = {"confusion_matrix.png", "class_metrics.png", "roc.png", "pr.png", "training.png"}
+PLOTS = {
+    "confusion_matrix.png",
+    "class_metrics.png",
+    "roc.png",
+    "pr.png",
+    "training.png",
+    "reliability.png",
+    "risk_coverage.png",
+}
 FIGURES = (
     *("accuracy", "accuracy_per_slice", "precision_macro", "recall_macro", "f1_macro"),
     *("roc_auc_macro", "mcc"),
@@ -68,8 +76,14 @@ def test_metrics_have_every_key_of_the_contracts(first_run: Run) -> None:
     report = read_metrics(first_run.root, "first")
     top = ("schema", "run", "checkpoint", "data", "split", "n_images", "n_slices", "n_groups")
     rest = ("classes", "notes", "per_class", "confusion_matrix", "calibration", "conformal")
-    assert set(report) == {*top, *rest, *FIGURES, "baselines", "environment"}
+    more = ("referral", "operating_points")
+    assert set(report) == {*top, *rest, *more, *FIGURES, "baselines", "environment"}
     assert all(set(report[key]) == {"value", "ci95"} for key in FIGURES)
+    calibration = {"ece", "ece_classwise", "brier", "nll", "temperature"}
+    assert set(report["calibration"]) == {*calibration, "uncalibrated"}
+    assert all(value is not None for value in report["calibration"].values())
+    conformal = {"alpha", "coverage", "coverage_by_class", "mean_set_size"}
+    assert set(report["conformal"]) == {*conformal, "share_single", "share_empty"}
     for figures in report["per_class"].values():
         assert set(figures) == {"precision", "recall", "specificity", "f1", "roc_auc", "support"}
     assert set(report["baselines"]) == {"majority", "brightness"}

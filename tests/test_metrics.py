@@ -6,11 +6,10 @@ import pytest
 from sklearn import metrics as reference
 
 from assessment.metrics import (
-    PENDING_NOTES,
-    compute_accuracy_per_slice,
     compute_confusion,
     compute_macro_f1,
     compute_metrics,
+    estimate_accuracy_per_slice,
     softmax,
 )
 from helper import UserError
@@ -20,9 +19,9 @@ CLASSES = ["Glioma", "Menin", "Tumor"]
 
 def score(predicted: list[int], labels: list[int], n_classes: int = 3) -> dict[str, Any]:
     """Metrics of verdicts given as class ids, every image its own slice and group."""
-    logits = np.eye(n_classes)[predicted]
+    probs = np.eye(n_classes)[predicted]
     ids = np.arange(len(labels))
-    return compute_metrics(logits, np.array(labels), ids, ids, CLASSES[:n_classes])
+    return compute_metrics(probs, np.array(labels), ids, ids, CLASSES[:n_classes])
 
 
 def values(figures: dict[str, Any]) -> dict[str, float | None]:
@@ -44,10 +43,10 @@ def test_hand_worked_three_classes() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
     slices = np.array(["a", "a", "b", "c", "d", "e"])
     groups = np.array(["p", "p", "p", "q", "q", "r"])
-    result = compute_metrics(logits, labels, slices, groups, CLASSES)
+    result = compute_metrics(softmax(logits), labels, slices, groups, CLASSES)
     assert (result["n_images"], result["n_slices"], result["n_groups"]) == (6, 5, 3)
     assert result["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
-    assert result["accuracy"] == {"value": pytest.approx(4 / 6), "ci95": None}
+    assert result["accuracy"]["value"] == pytest.approx(4 / 6)
     assert result["accuracy_per_slice"]["value"] == pytest.approx(3 / 5)  # a c e of a b c d e
     assert result["precision_macro"]["value"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     assert result["recall_macro"]["value"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
@@ -63,7 +62,7 @@ def test_hand_worked_three_classes() -> None:
         "roc_auc": pytest.approx(7 / 8),
     }
     assert [result["per_class"][name]["support"] for name in CLASSES] == [3, 2, 1]
-    assert result["notes"] == list(PENDING_NOTES.values())
+    assert result["notes"] == []
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -75,8 +74,8 @@ def test_agrees_with_scikit_learn(seed: int, n_classes: int) -> None:
     logits[np.arange(len(labels)), labels] += 1
     classes = [f"class {index}" for index in range(n_classes)]
     ids = np.arange(len(labels))
-    result = compute_metrics(logits, labels, ids, ids, classes)
     predicted, probs = logits.argmax(axis=1), softmax(logits)
+    result = compute_metrics(probs, labels, ids, ids, classes)
     precision, recall, f1, support = reference.precision_recall_fscore_support(labels, predicted)
     areas = [
         reference.roc_auc_score(labels == index, probs[:, index]) for index in range(n_classes)
@@ -176,7 +175,10 @@ def test_one_image() -> None:
 def test_one_predicted_class_has_mcc_zero() -> None:
     result = score([0, 0, 0, 0], [0, 1, 0, 1], n_classes=2)
     assert result["mcc"]["value"] == 0.0
-    assert "mcc: 0 by convention, one class is predicted for every image" in result["notes"]
+    assert (
+        "mcc: 0 by convention without interval, one class is predicted for every image"
+        in result["notes"]
+    )
 
 
 def test_ties_go_to_the_first_class() -> None:
@@ -202,23 +204,55 @@ def test_keys_in_the_order_of_the_contract() -> None:
     assert list(result) == [
         *["n_images", "n_slices", "n_groups", "classes", "notes"],
         *["accuracy", "accuracy_per_slice", *macro],
-        *["per_class", "confusion_matrix", "calibration", "conformal", "baselines"],
+        *["per_class", "confusion_matrix"],
     ]
-    assert result["calibration"] == dict.fromkeys(
-        ["ece", "ece_classwise", "brier", "nll", "temperature"]
-    )
-    assert result["conformal"] == dict.fromkeys(
-        ["alpha", "coverage", "coverage_by_class", "mean_set_size"]
-    )
-    assert result["baselines"] == {"majority": None, "brightness": None}
-    assert set(PENDING_NOTES.values()) <= set(result["notes"])
 
 
-def test_logits_that_are_not_finite_are_counted_and_refused() -> None:
-    logits = np.zeros((4, 3))
-    logits[1, 0], logits[1, 1], logits[3, 2] = np.nan, np.inf, -np.inf
-    with pytest.raises(UserError, match="2 of 4 images have logits that are NaN or infinite"):
-        compute_metrics(logits, np.zeros(4, int), np.arange(4), np.arange(4), CLASSES)
+@pytest.mark.parametrize("seed", range(4))
+def test_intervals_hold_their_values(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, 60)
+    logits = rng.normal(size=(60, 3)) + 3 * np.eye(3)[labels]
+    result = compute_metrics(
+        softmax(logits), labels, np.arange(60) // 2, np.arange(60) // 4, CLASSES
+    )
+    headline = ["accuracy", "accuracy_per_slice", "precision_macro", "recall_macro", "f1_macro"]
+    figures = [result[key] for key in [*headline, "roc_auc_macro", "mcc"]]
+    figures += [
+        entry
+        for name in CLASSES
+        for key, entry in result["per_class"][name].items()
+        if key != "support"
+    ]
+    for figure in figures:
+        low, high = figure["ci95"]
+        assert low < figure["value"] <= high or low <= figure["value"] < high
+        assert high - low > 0.01
+
+
+def test_a_class_is_judged_by_its_own_images() -> None:
+    """Recall of one class is the accuracy on its images: the same interval as of these alone."""
+    labels = np.repeat([0, 1, 2], 20)
+    predicted = labels.copy()
+    predicted[:4] = 1
+    groups = np.arange(60) // 2
+    result = compute_metrics(np.eye(3)[predicted], labels, np.arange(60), groups, CLASSES)
+    own = slice(0, 20)
+    alone = compute_metrics(
+        np.eye(3)[predicted[own]], labels[own], np.arange(20), groups[own], CLASSES
+    )
+    low, high = alone["accuracy"]["ci95"]
+    found = result["per_class"]["Glioma"]["recall"]
+    assert found["value"] == pytest.approx(0.8)
+    # the groups of other classes add only G / (G - 1) of a finite sample: 30 groups against 10
+    assert found["ci95"] == pytest.approx([low, high], abs=0.02)
+
+
+def test_verdicts_that_are_not_finite_are_counted_and_refused() -> None:
+    probs = np.zeros((4, 3))
+    probs[1, 0], probs[1, 1], probs[3, 2] = np.nan, np.inf, -np.inf
+    with pytest.raises(UserError, match="2 of 4 images have verdicts that are NaN or infinite"):
+        compute_metrics(probs, np.zeros(4, int), np.arange(4), np.arange(4), CLASSES)
 
 
 def test_no_images_are_refused() -> None:
@@ -233,7 +267,7 @@ def test_no_images_are_refused() -> None:
         ({"labels": np.array([0, 3])}, "outside 0..2"),
         ({"labels": np.array([-1, 0])}, "outside 0..2"),
         ({"labels": np.array([0.0, 1.0])}, "not integers"),
-        ({"logits": np.zeros((2, 2))}, "logits: shape"),
+        ({"probs": np.zeros((2, 2))}, "probs: shape"),
         ({"slices": np.zeros(3)}, "slices: shape"),
         ({"groups": np.zeros(3)}, "groups: shape"),
         ({"classes": ["a", "b", "a"]}, "repeats"),
@@ -241,7 +275,7 @@ def test_no_images_are_refused() -> None:
 )
 def test_wrong_arrays_are_refused(change: dict[str, Any], message: str) -> None:
     inputs: dict[str, Any] = {
-        "logits": np.zeros((2, 3)),
+        "probs": np.zeros((2, 3)),
         "labels": np.array([0, 1]),
         "slices": np.arange(2),
         "groups": np.arange(2),
@@ -255,7 +289,11 @@ def test_accuracy_per_slice_gives_each_slice_one_vote() -> None:
     # a: 3 of 4 copies right, b: 0 of 1, c: 1 of 1; images alone would give 4 of 6.
     correct = np.array([True, False, True, True, True, False])
     slices = np.array(["a", "b", "a", "c", "a", "a"])
-    assert compute_accuracy_per_slice(correct, slices) == pytest.approx((3 / 4 + 0 + 1) / 3)
+    estimate = estimate_accuracy_per_slice(correct, slices)
+    assert estimate is not None
+    assert estimate.value == pytest.approx((3 / 4 + 0 + 1) / 3)
+    assert estimate.residuals.sum() == pytest.approx(0)
+    assert estimate.shares.sum() == pytest.approx(1)
 
 
 def test_softmax_of_large_logits() -> None:

@@ -1,0 +1,195 @@
+"""The files of results/RUN: metrics.json, predictions.csv, plots, report.html, model_card.md."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import helper
+from assessment import calibration, metrics, plots, uncertainty
+from assessment.report import write_model_card, write_report
+from helper import UserError
+from verdicts import LEAKY_SPLIT, PHANTOM, Verdicts, describe_leak
+
+METRICS_SCHEMA = 1
+NOT_CALIBRATED = (
+    "calibration: the checkpoint holds none, so temperature, prediction sets and referral are null "
+    "and probabilities are plain softmax; python main.py --resume session/RUN fits it"
+)
+NO_SETS = "conformal: null, no prediction sets were fitted to the ensemble"
+
+
+def build_report(verdicts: Verdicts, identity: dict[str, Any]) -> dict[str, Any]:
+    """The content of metrics.json.
+
+    Args:
+        verdicts: Of one run, pooled folds or an ensemble.
+        identity: `run`, `checkpoint`, `data`, `split` and `environment`.
+    """
+    calibrated, labels, classes = verdicts.calibrated, verdicts.labels, verdicts.classes
+    slices, groups = (verdicts.rows[name].to_numpy() for name in ("slice", "group"))
+    figures = metrics.compute_metrics(calibrated.probs, labels, slices, groups, classes)
+    fitted = [kept["calibration"] for kept in verdicts.checkpoints if kept.get("calibration")]
+    is_fitted = len(fitted) == len(verdicts.checkpoints)
+    notes = [*verdicts.warnings, *describe_leak(verdicts), *figures["notes"]]
+    report = {
+        "schema": METRICS_SCHEMA,
+        **{key: identity[key] for key in ("run", "checkpoint", "data", "split")},
+        **figures,
+        "calibration": {
+            **calibration.compute_calibration(calibrated.probs, labels),
+            "temperature": float(np.mean([each["temperature"] for each in fitted]))
+            if is_fitted
+            else None,
+            "uncalibrated": calibration.compute_calibration(verdicts.raw_probs, labels),
+        },
+        "conformal": dict.fromkeys(calibration.CONFORMAL_KEYS),
+        "referral": None,
+        "operating_points": None,
+        "baselines": verdicts.baselines,
+        "environment": identity["environment"],
+    }
+    if calibrated.sets is not None and calibrated.unsure is not None:
+        report["conformal"] = calibration.compute_conformal(calibrated.sets, labels, classes)
+        report["referral"] = calibration.compute_referral(
+            calibrated.unsure, verdicts.correct, groups
+        )
+    if calibrated.called is not None:
+        report["operating_points"] = calibration.compute_operating_points(
+            calibrated.called, labels, groups, classes
+        )
+    report["notes"] = [*notes, *_describe_calibration(verdicts, fitted)]
+    return report
+
+
+def _describe_calibration(verdicts: Verdicts, fitted: Sequence[dict[str, Any]]) -> list[str]:
+    """What limits the figures of calibration."""
+    if len(fitted) < len(verdicts.checkpoints):
+        return [NOT_CALIBRATED]
+    if verdicts.calibrated.sets is None:
+        return [NO_SETS]
+    n_images, n_groups = (sum(each[key] for each in fitted) for key in ("n_images", "n_groups"))
+    notes = [
+        f"temperature, prediction sets and referral were fitted on the {n_images} val slices "
+        f"({n_groups} groups) that also chose the epoch: a little too favourable"
+    ]
+    if len(fitted) > 1:
+        notes.append(f"temperature: the mean of {len(fitted)} networks, each with its own")
+    for name in verdicts.classes:
+        fewest = min(each["conformal"]["n_slices"][name] for each in fitted)
+        if fewest < calibration.FEWEST_SLICES:
+            notes.append(
+                f"prediction sets: {name} is in every set, for val has {fewest} groups of it, and "
+                f"{calibration.FEWEST_SLICES} are the fewest that say more"
+            )
+    return notes
+
+
+def compare(members: Sequence[Verdicts], names: Sequence[str], whole: Verdicts) -> dict[str, Any]:
+    """Several runs on the same slices: a row each and one for their ensemble, and every pair.
+
+    Returns:
+        `rows` with accuracy, accuracy per slice and macro-F1 (each with interval), ECE and NLL;
+        `pairs` with the difference of accuracies, its interval and McNemar's test on slices;
+        `spread` of accuracy over the members: mean, standard deviation, least and greatest.
+    """
+    rows, slices = [], whole.rows["slice"].to_numpy()
+    groups = whole.rows["group"].to_numpy()
+    for name, member in [*zip(names, members, strict=True), ("ensemble", whole)]:
+        probs = member.calibrated.probs
+        figures = metrics.compute_metrics(probs, member.labels, slices, groups, whole.classes)
+        measured = calibration.compute_calibration(probs, member.labels)
+        rows.append(
+            {
+                "run": name,
+                **{key: figures[key] for key in ("accuracy", "accuracy_per_slice", "f1_macro")},
+                **{key: measured[key] for key in ("ece", "ece_classwise", "nll")},
+            }
+        )
+    verdicts = {**dict(zip(names, members, strict=True)), "ensemble": whole}
+    pairs = [
+        {
+            "first": first,
+            "second": second,
+            **uncertainty.compare_paired(
+                verdicts[first].correct, verdicts[second].correct, slices, groups
+            ).to_dict(),
+        }
+        for position, first in enumerate(verdicts)
+        for second in list(verdicts)[position + 1 :]
+    ]
+    accuracies = np.array([row["accuracy"]["value"] for row in rows[:-1]])
+    spread = {
+        "mean": float(accuracies.mean()),
+        "standard_deviation": float(accuracies.std(ddof=1)),
+        "least": float(accuracies.min()),
+        "greatest": float(accuracies.max()),
+    }
+    return {"rows": rows, "pairs": pairs, "spread": spread}
+
+
+def check_results_dir(results_dir: Path, report: dict[str, Any]) -> None:
+    """Results of another checkpoint, split or data are never overwritten.
+
+    Raises:
+        UserError: The folder holds such results.
+    """
+    path = results_dir / "metrics.json"
+    if not path.exists():
+        return
+    there = json.loads(path.read_text("utf-8"))
+    for key in ("checkpoint", "split", "data"):
+        if Path(there[key]).resolve() != Path(report[key]).resolve():
+            raise UserError(
+                f"{results_dir} holds results of {key} {there[key]}, not {report[key]}; choose "
+                "another --name, or move that folder"
+            )
+
+
+def tabulate(verdicts: Verdicts) -> pd.DataFrame:
+    """predictions.csv: a row a slice; `set` holds class names joined by |, empty where none."""
+    calibrated, classes = verdicts.calibrated, np.array(verdicts.classes)
+    table = verdicts.rows[["path", "sha256", "slice", "group", "label"]].reset_index(drop=True)
+    table["predicted"] = classes[calibrated.probs.argmax(1)]
+    table["confidence"] = calibrated.probs.max(1).round(6)
+    for index, name in enumerate(classes):
+        table[f"p_{name}"] = calibrated.probs[:, index].round(6)
+    if calibrated.sets is None:
+        return table.assign(set="", refer="")
+    return table.assign(
+        set=["|".join(classes[row]) for row in calibrated.sets], refer=calibrated.refer
+    )
+
+
+def write_results(results_dir: Path, report: dict[str, Any], verdicts: Verdicts) -> None:
+    """Every file of results/RUN; metrics.json last, so that where it is, all is."""
+    labels, probs, classes = verdicts.labels, verdicts.calibrated.probs, verdicts.classes
+    stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
+    stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
+    (results_dir / "metrics.json").unlink(missing_ok=True)
+    with helper.atomic_path(results_dir / "predictions.csv") as temporary:
+        tabulate(verdicts).to_csv(temporary, index=False)
+    pictures = results_dir / "plots"
+    plots.plot_confusion_matrix(
+        np.array(report["confusion_matrix"]),
+        classes,
+        pictures / "confusion_matrix.png",
+        stamp=stamp,
+    )
+    plots.plot_class_metrics(report["per_class"], pictures / "class_metrics.png", stamp=stamp)
+    plots.plot_roc_curves(probs, labels, classes, pictures / "roc.png", stamp=stamp)
+    plots.plot_pr_curves(probs, labels, classes, pictures / "pr.png", stamp=stamp)
+    plots.plot_reliability(
+        verdicts.raw_probs, probs, labels, pictures / "reliability.png", stamp=stamp
+    )
+    plots.plot_risk_coverage(probs, labels, pictures / "risk_coverage.png", stamp=stamp)
+    if len(verdicts.checkpoints) == 1:
+        history = pd.DataFrame(verdicts.checkpoints[0]["history"])
+        best_epoch = verdicts.checkpoints[0]["best"]["epoch"]
+        plots.plot_training_curves(history, best_epoch, pictures / "training.png", stamp=stamp)
+    write_report(results_dir / "report.html", report, pictures)
+    write_model_card(results_dir / "model_card.md", report, verdicts.checkpoints)
+    helper.write_json(results_dir / "metrics.json", report)

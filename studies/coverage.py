@@ -1,0 +1,104 @@
+"""How often the 95 % intervals hold the truth, by simulation, beside the bootstrap of images.
+
+    python -m studies.coverage --json results/benchmarks/coverage.json
+
+Groups of 1 to 5 images whose verdicts are correlated: the chance to be right is drawn anew for each
+group from a Beta distribution about the true accuracy.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from assessment.uncertainty import Interval, compute_interval, estimate_ratio
+from helper import derive_seed, write_json
+
+ACCURACIES = (0.9, 0.99)
+GROUPS = (60, 250, 1000)
+CORRELATIONS = (0.0, 0.3, 0.6, 1.0)
+LARGEST_GROUP = 5
+
+
+def draw_verdicts(
+    accuracy: float, correlation: float, sizes: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Right or wrong for every image of every group, [sum of sizes].
+
+    Args:
+        accuracy: The truth, in (0, 1).
+        correlation: Between two images of one group, in [0, 1].
+        sizes: [G] images of each group.
+        rng: Drawn from.
+    """
+    n_groups = len(sizes)
+    if correlation == 0:
+        chances = np.full(n_groups, accuracy)
+    elif correlation == 1:
+        chances = (rng.random(n_groups) < accuracy).astype(float)
+    else:
+        strength = (1 - correlation) / correlation
+        chances = rng.beta(accuracy * strength, (1 - accuracy) * strength, n_groups)
+    return rng.random(int(sizes.sum())) < np.repeat(chances, sizes)
+
+
+def bootstrap_images(correct: NDArray[np.bool_]) -> Interval:
+    """The percentile bootstrap that takes images for independent, with endless resamples."""
+    n_images = len(correct)
+    low, high = binom.ppf([0.025, 0.975], n_images, correct.mean()) / n_images
+    return float(low), float(high)
+
+
+def simulate(
+    accuracy: float, n_groups: int, correlation: float, n_trials: int, seed: int = 0
+) -> dict[str, float]:
+    """How often both intervals hold the truth, and how wide ours is on average."""
+    rng = np.random.default_rng(
+        derive_seed(seed, "coverage", str(accuracy), n_groups, str(correlation))
+    )
+    ours, images, widths = [], [], []
+    for _ in range(n_trials):
+        sizes = rng.integers(1, LARGEST_GROUP + 1, n_groups)
+        correct = draw_verdicts(accuracy, correlation, sizes, rng)
+        estimate = estimate_ratio(correct)
+        assert estimate is not None
+        low, high = compute_interval(estimate, np.repeat(np.arange(n_groups), sizes))
+        ours.append(low <= accuracy <= high)
+        widths.append(high - low)
+        low, high = bootstrap_images(correct)
+        images.append(low <= accuracy <= high)
+    return {
+        "ours": float(np.mean(ours)),
+        "image_bootstrap": float(np.mean(images)),
+        "mean_width": float(np.mean(widths)),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, and write the figures where asked to."""
+    parser = argparse.ArgumentParser(prog="studies.coverage", description=__doc__)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args(argv)
+    rows: list[dict[str, Any]] = []
+    print("| accuracy | groups | correlation | ours | bootstrap of images | mean width of ours |")
+    print("|---|---|---|---|---|---|")
+    for accuracy in ACCURACIES:
+        for n_groups in GROUPS:
+            for correlation in CORRELATIONS:
+                found = simulate(accuracy, n_groups, correlation, options.trials)
+                place = {"accuracy": accuracy, "groups": n_groups, "correlation": correlation}
+                rows.append({**place, **found})
+                cells = [*place.values(), *(f"{value:.3f}" for value in found.values())]
+                print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    if options.json:
+        write_json(options.json, {"trials": options.trials, "seed": 0, "rows": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
