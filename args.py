@@ -317,7 +317,10 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
         "  python evaluate.py session/RUN/best.pt --data elsewhere --split all",
     )
     add_options(parser, EvaluateConfig)
-    return fill_dataclass(EvaluateConfig, vars(parser.parse_args(argv)))
+    config = fill_dataclass(EvaluateConfig, vars(parser.parse_args(argv)))
+    if config.stress and len(config.checkpoints) > 1:
+        parser.error("--stress judges one run at a time; name one CHECKPOINT")
+    return config
 
 
 def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:

@@ -108,10 +108,10 @@ def has_found_copies(data_dir: Path) -> bool:
     return bool(audit.get("phantom") or audit.get("copies"))
 
 
-def count_relatives(table: pd.DataFrame, rows: pd.DataFrame) -> int:
-    """How many of the rows share a group with a training slice of the table: the leak."""
+def find_relatives(table: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
+    """Which of the rows share a group with a training slice of the table, bool [N]: the leak."""
     learnt = set(table["group"][table["split"] == "train"])
-    return int(rows["group"].isin(learnt).sum())
+    return rows["group"].isin(learnt).to_numpy()
 
 
 def record_split(table: pd.DataFrame) -> dict[str, list[str]]:

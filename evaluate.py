@@ -27,6 +27,7 @@ def evaluate(config: args.EvaluateConfig) -> None:
     their ensemble, with a comparison of all.
     """
     import outcome
+    import stress
     import verdicts
 
     judged = [
@@ -60,7 +61,10 @@ def evaluate(config: args.EvaluateConfig) -> None:
         report["comparison"] = comparison
     results_dir = RESULTS_DIR / name_results(config, identity["run"], trained_on)
     outcome.check_results_dir(results_dir, report)
-    outcome.write_results(results_dir, report, whole)
+    if config.stress:
+        report["stress"] = stress.run_stress(whole, config.batch_size)
+        report["notes"] = [*stress.describe_shortcut(report["stress"]), *report["notes"]]
+    outcome.write_results(results_dir, report, whole, config.gallery)
     summarise(report, results_dir)
 
 
@@ -82,6 +86,8 @@ def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str
 
 def summarise(report: dict[str, Any], results_dir: Path) -> None:
     """The headline on the screen, its warnings first."""
+    from assessment.report import show_figure
+
     for note in report["notes"]:
         log.info("note: %s", note)
     if "comparison" in report:
@@ -91,7 +97,7 @@ def summarise(report: dict[str, Any], results_dir: Path) -> None:
         "knowing nothing %.4f, brightness alone %.4f",
         report["run"],
         report["split"],
-        *(show(report[key]) for key in ("accuracy", "accuracy_per_slice", "f1_macro")),
+        *(show_figure(report[key]) for key in ("accuracy", "accuracy_per_slice", "f1_macro")),
         report["n_images"],
         report["n_groups"],
         report["baselines"]["majority"],
@@ -103,11 +109,13 @@ def summarise(report: dict[str, Any], results_dir: Path) -> None:
 
 def print_comparison(comparison: dict[str, Any]) -> None:
     """A row a run, the ensemble last, then every pair."""
+    from assessment.report import show_figure
+
     for row in comparison["rows"]:
         log.info(
             "%-24s accuracy %s  per slice %s  macro-F1 %s  ECE %.4f  NLL %.4f",
             row["run"],
-            *(show(row[key]) for key in ("accuracy", "accuracy_per_slice", "f1_macro")),
+            *(show_figure(row[key]) for key in ("accuracy", "accuracy_per_slice", "f1_macro")),
             row["ece"],
             row["nll"],
         )
@@ -127,16 +135,6 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         "over the runs: accuracy %.4f, standard deviation %.4f, from %.4f to %.4f",
         *(spread[key] for key in ("mean", "standard_deviation", "least", "greatest")),
     )
-
-
-def show(figure: dict[str, Any]) -> str:
-    """A figure with its interval: 0.9876 [0.9712, 0.9931]."""
-    if figure["value"] is None:
-        return "undefined"
-    if figure["ci95"] is None:
-        return f"{figure['value']:.4f}"
-    low, high = figure["ci95"]
-    return f"{figure['value']:.4f} [{low:.4f}, {high:.4f}]"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The files of results/RUN: metrics.json, predictions.csv, plots, report.html, model_card.md."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import gallery
 import helper
-from assessment import calibration, metrics, plots, uncertainty
-from assessment.report import write_model_card, write_report
+from assessment import calibration, metrics, plots, trust_plots, uncertainty
+from assessment.report import Context, write_model_card, write_report
 from helper import UserError
+from imaging.audit import describe_audit, read_audit
 from verdicts import LEAKY_SPLIT, PHANTOM, Verdicts, describe_leak
 
 METRICS_SCHEMA = 1
@@ -50,6 +53,12 @@ def build_report(verdicts: Verdicts, identity: dict[str, Any]) -> dict[str, Any]
         "referral": None,
         "operating_points": None,
         "baselines": verdicts.baselines,
+        "provenance": {
+            "split_sha256": " ".join(
+                dict.fromkeys(kept["fingerprint"] for kept in verdicts.checkpoints)
+            ),
+            "weights_sha256": " ".join(_hash_weights(kept) for kept in verdicts.checkpoints),
+        },
         "environment": identity["environment"],
     }
     if calibrated.sets is not None and calibrated.unsure is not None:
@@ -63,6 +72,14 @@ def build_report(verdicts: Verdicts, identity: dict[str, Any]) -> dict[str, Any]
         )
     report["notes"] = [*notes, *_describe_calibration(verdicts, fitted)]
     return report
+
+
+def _hash_weights(kept: dict[str, Any]) -> str:
+    """A hash of a checkpoint's weights by name, whatever else the file holds."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(kept["weights"].items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _describe_calibration(verdicts: Verdicts, fitted: Sequence[dict[str, Any]]) -> list[str]:
@@ -164,8 +181,17 @@ def tabulate(verdicts: Verdicts) -> pd.DataFrame:
     )
 
 
-def write_results(results_dir: Path, report: dict[str, Any], verdicts: Verdicts) -> None:
-    """Every file of results/RUN; metrics.json last, so that where it is, all is."""
+def write_results(
+    results_dir: Path, report: dict[str, Any], verdicts: Verdicts, n_exhibits: int
+) -> None:
+    """Every file of results/RUN; metrics.json last, so that where it is, all is.
+
+    Args:
+        results_dir: results/RUN.
+        report: The content of metrics.json.
+        verdicts: Of one run, pooled folds or an ensemble.
+        n_exhibits: Slices in each gallery.
+    """
     labels, probs, classes = verdicts.labels, verdicts.calibrated.probs, verdicts.classes
     stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
     stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
@@ -173,6 +199,8 @@ def write_results(results_dir: Path, report: dict[str, Any], verdicts: Verdicts)
     with helper.atomic_path(results_dir / "predictions.csv") as temporary:
         tabulate(verdicts).to_csv(temporary, index=False)
     pictures = results_dir / "plots"
+    for old in pictures.glob("*.png"):
+        old.unlink()  # what is not drawn again would be of another evaluation
     plots.plot_confusion_matrix(
         np.array(report["confusion_matrix"]),
         classes,
@@ -182,14 +210,61 @@ def write_results(results_dir: Path, report: dict[str, Any], verdicts: Verdicts)
     plots.plot_class_metrics(report["per_class"], pictures / "class_metrics.png", stamp=stamp)
     plots.plot_roc_curves(probs, labels, classes, pictures / "roc.png", stamp=stamp)
     plots.plot_pr_curves(probs, labels, classes, pictures / "pr.png", stamp=stamp)
-    plots.plot_reliability(
+    trust_plots.plot_reliability(
         verdicts.raw_probs, probs, labels, pictures / "reliability.png", stamp=stamp
     )
-    plots.plot_risk_coverage(probs, labels, pictures / "risk_coverage.png", stamp=stamp)
+    trust_plots.plot_risk_coverage(probs, labels, pictures / "risk_coverage.png", stamp=stamp)
     if len(verdicts.checkpoints) == 1:
         history = pd.DataFrame(verdicts.checkpoints[0]["history"])
         best_epoch = verdicts.checkpoints[0]["best"]["epoch"]
         plots.plot_training_curves(history, best_epoch, pictures / "training.png", stamp=stamp)
-    write_report(results_dir / "report.html", report, pictures)
+    if "stress" in report:
+        trust_plots.plot_stress(report["stress"], pictures / "stress.png", stamp=stamp)
+    shows_maps = n_exhibits > 0 and len(verdicts.parts) > 0
+    if shows_maps:
+        plot_galleries(verdicts, n_exhibits, pictures, stamp)
+    context = Context(
+        audit=describe_audit(audit) if (audit := read_audit(Path(report["data"]))) else (),
+        leaky=find_leaky_twin(verdicts, results_dir.parent),
+        heatmap_method=gallery.describe_method(verdicts) if shows_maps else "",
+    )
+    write_report(results_dir / "report.html", report, pictures, context)
     write_model_card(results_dir / "model_card.md", report, verdicts.checkpoints)
     helper.write_json(results_dir / "metrics.json", report)
+
+
+def plot_galleries(verdicts: Verdicts, count: int, pictures: Path, stamp: str | None) -> None:
+    """The worst errors and the least certain slices with their heat maps."""
+    for name, title, exhibits in (
+        ("errors.png", "Errors of highest confidence", gallery.show_errors(verdicts, count)),
+        (
+            "least_certain.png",
+            "Verdicts of least confidence",
+            gallery.show_least_certain(verdicts, count),
+        ),
+    ):
+        if exhibits:
+            trust_plots.plot_gallery(exhibits, title, pictures / name, stamp=stamp)
+
+
+def find_leaky_twin(verdicts: Verdicts, results_root: Path) -> dict[str, Any] | None:
+    """The accuracy of the same training on a random split of images, where it was measured."""
+    own = verdicts.checkpoints[0]["config"]
+    if own["data"]["split_by"] == "image":
+        return None
+    for path in sorted(results_root.glob("*/metrics.json")):
+        there = json.loads(path.read_text("utf-8"))
+        kept = Path(there["checkpoint"]).parent / "config.json"
+        if LEAKY_SPLIT not in there["notes"] or not kept.is_file():
+            continue
+        if _list_recipe(json.loads(kept.read_text("utf-8"))) == _list_recipe(own):
+            return {**there["accuracy"], "run": there["run"]}
+    return None
+
+
+def _list_recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides a training, but for the split, the seed and where it ran."""
+    return {
+        **{group: config[group] for group in ("model", "train", "augment")},
+        "phantom": config["data"]["phantom"],
+    }

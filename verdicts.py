@@ -26,8 +26,8 @@ LEAKY_SPLIT = (
     "these figures measure the leak, not the classifier"
 )
 COPIES_UNKNOWN = (
-    "copies were not searched for in this data: they may stand in training and test, so these "
-    "figures are likely too high; run prepare.py again"
+    "UNCHECKED: copies were not searched for in this data: they may stand in training and test, so "
+    "these figures are likely too high; run prepare.py again"
 )
 PHANTOM = "PHANTOM: generated slices; nothing here says anything about patients"
 
@@ -43,8 +43,8 @@ class Verdicts:
         labels: Class indices [N].
         calibrated: Probabilities [N, K], prediction sets and what else was fitted on val.
         raw_probs: [N, K], plain softmax of the logits.
-        baselines: Accuracies of the two that know no anatomy.
-        n_related: How many of them have a copy or likely neighbour among the training slices.
+        baseline_hits: Of the two that know no anatomy, how far each is right [N], 0 to 1.
+        related: [N] whether a copy or likely neighbour is among the training slices.
         warnings: What a reader must know first.
         parts: What a network alone said, with its slices still at hand.
     """
@@ -55,8 +55,8 @@ class Verdicts:
     labels: np.ndarray
     calibrated: calibration.Calibrated
     raw_probs: np.ndarray
-    baselines: dict[str, float]
-    n_related: int
+    baseline_hits: dict[str, np.ndarray]
+    related: np.ndarray
     warnings: list[str]
     parts: "list[Part]"
 
@@ -70,14 +70,22 @@ class Verdicts:
         """[N] whether the likeliest class is the true one."""
         return self.calibrated.probs.argmax(axis=1) == self.labels
 
+    @property
+    def baselines(self) -> dict[str, float]:
+        """Accuracies of the two that know no anatomy, on the same slices."""
+        return {name: float(hits.mean()) for name, hits in self.baseline_hits.items()}
+
     def take(self, kept: np.ndarray) -> "Verdicts":
-        """The same verdicts on some of the slices; baselines and leak stay those of all."""
+        """The same verdicts on some of the slices, by position."""
         return replace(
             self,
             rows=self.rows.iloc[kept].reset_index(drop=True),
             labels=self.labels[kept],
             calibrated=self.calibrated.take(kept),
             raw_probs=self.raw_probs[kept],
+            baseline_hits={name: hits[kept] for name, hits in self.baseline_hits.items()},
+            related=self.related[kept],
+            parts=[],
         )
 
 
@@ -121,7 +129,7 @@ def list_fold_checkpoints(run_dir: Path) -> list[Path]:
     """
     if not run_dir.is_dir() or not (run_dir / "config.json").is_file():
         return []
-    n_folds = json.loads((run_dir / "config.json").read_text("utf-8"))["data"]["folds"] or 0
+    n_folds = json.loads((run_dir / "config.json").read_text("utf-8"))["data"].get("folds") or 0
     paths = [run_dir / f"fold_{fold}" / "best.pt" for fold in range(1, n_folds + 1)]
     for path in paths:
         if not path.is_file():
@@ -159,10 +167,13 @@ def judge(
         labels=labels,
         calibrated=calibration.apply_calibration(kept.get("calibration"), logits),
         raw_probs=softmax(logits),
-        baselines=baselines.compute_baseline_accuracies(
-            kept["baselines"], slices.pixels.squeeze(1).numpy(), labels
-        ),
-        n_related=dataset.count_relatives(table, rows) if split in {"test", "val"} else 0,
+        baseline_hits={
+            name: hits.astype(float)
+            for name, hits in baselines.judge_baselines(
+                kept["baselines"], slices.pixels.squeeze(1).numpy(), labels
+            ).items()
+        },
+        related=dataset.find_relatives(table, rows) & (split in {"test", "val"}),
         warnings=list_warnings(kept, table, split, data_dir),
         parts=[Part(network, slices, kept.get("calibration"))],
     )
@@ -183,7 +194,7 @@ def check_finite(logits: np.ndarray, path: Path) -> None:
 
 
 def pool_folds(path: Path, folds: Sequence[Verdicts]) -> Verdicts:
-    """The verdicts of several folds as one; baselines are averaged over the slices.
+    """The verdicts of several folds as one.
 
     Raises:
         UserError: A slice is judged by more than one fold.
@@ -191,7 +202,6 @@ def pool_folds(path: Path, folds: Sequence[Verdicts]) -> Verdicts:
     rows = pd.concat([fold.rows for fold in folds], ignore_index=True)
     if rows["path"].duplicated().any():
         raise UserError(f"{path}: its folds overlap; start a new run")
-    sizes = [len(fold.labels) for fold in folds]
     return Verdicts(
         path=path,
         checkpoints=[kept for fold in folds for kept in fold.checkpoints],
@@ -199,11 +209,11 @@ def pool_folds(path: Path, folds: Sequence[Verdicts]) -> Verdicts:
         labels=np.concatenate([fold.labels for fold in folds]),
         calibrated=calibration.Calibrated.concatenate([fold.calibrated for fold in folds]),
         raw_probs=np.concatenate([fold.raw_probs for fold in folds]),
-        baselines={
-            name: float(np.average([fold.baselines[name] for fold in folds], weights=sizes))
-            for name in folds[0].baselines
+        baseline_hits={
+            name: np.concatenate([fold.baseline_hits[name] for fold in folds])
+            for name in folds[0].baseline_hits
         },
-        n_related=sum(fold.n_related for fold in folds),
+        related=np.concatenate([fold.related for fold in folds]),
         warnings=[
             *dict.fromkeys(line for fold in folds for line in fold.warnings),
             f"pooled over {len(folds)} folds: each slice is judged once, by the "
@@ -256,11 +266,11 @@ def average_members(members: Sequence[Verdicts]) -> Verdicts:
             np.mean([member.calibrated.probs for member in members], axis=0)
         ),
         raw_probs=np.mean([member.raw_probs for member in members], axis=0),
-        baselines={
-            name: float(np.mean([member.baselines[name] for member in members]))
-            for name in first.baselines
+        baseline_hits={
+            name: np.mean([member.baseline_hits[name] for member in members], axis=0)
+            for name in first.baseline_hits
         },
-        n_related=max(member.n_related for member in members),
+        related=np.any([member.related for member in members], axis=0),
         warnings=list(dict.fromkeys(line for member in members for line in member.warnings)),
         parts=[],
     )
@@ -300,21 +310,25 @@ def list_warnings(
     known = int((table["split"] != "").sum())
     learnt = int((table["split"] == "train").sum())
     if split in {"train", "val"}:
-        warnings.append(f"these are the {split} slices: the run has seen them")
+        warnings.append(
+            f"SEEN: these are the {split} slices, which the run has learnt from or chosen by"
+        )
     elif split == "all" and not known:
-        warnings.append("none of these slices belongs to the run: other data than it was made from")
+        warnings.append("OTHER DATA: none of these slices belongs to the run")
     elif split == "all":
         warnings.append(
-            f"{known} of these {len(table)} slices belong to the run; it was trained on {learnt}"
+            f"SEEN: {known} of these {len(table)} slices belong to the run; it was trained on "
+            f"{learnt}"
         )
     return warnings
 
 
 def describe_leak(verdicts: Verdicts) -> list[str]:
     """The warning of a leak, where slices judged have relatives among those learnt from."""
-    if not verdicts.n_related:
+    n_related = int(verdicts.related.sum())
+    if not n_related:
         return []
     return [
-        f"LEAK: {verdicts.n_related} of these {len(verdicts.labels)} slices have a copy or likely "
+        f"LEAK: {n_related} of these {len(verdicts.labels)} slices have a copy or likely "
         "neighbour among the training slices of the run; the figures are too high"
     ]

@@ -158,26 +158,21 @@ def fit_baselines(pixels: NDArray[np.uint8], labels: IntArray, n_classes: int) -
     }
 
 
-def compute_baseline_accuracies(
+def judge_baselines(
     baselines: dict[str, Any], pixels: NDArray[np.uint8], labels: IntArray
-) -> dict[str, float]:
-    """Accuracy of both baselines on the same slices, each in [0, 1]; what a network must exceed.
+) -> dict[str, NDArray[np.bool_]]:
+    """Which slices both baselines are right about; what a network must exceed.
 
     Args:
         baselines: What `fit_baselines` gave.
         pixels: uint8 [N, H, W] of the slices judged.
         labels: [N] their class ids.
 
-    Raises:
-        ValueError: There are no slices.
+    Returns:
+        `majority` and `brightness`, [N] each.
     """
-    if not len(labels):
-        raise ValueError("accuracy of no slices is undefined")
     predicted = predict_brightness(baselines["brightness"], compute_brightness_statistics(pixels))
-    return {
-        "majority": float(np.mean(labels == baselines["majority"])),
-        "brightness": float(np.mean(predicted == labels)),
-    }
+    return {"majority": labels == baselines["majority"], "brightness": predicted == labels}
 
 
 def _expand(standardised: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,9 +1,5 @@
-"""Pictures of a run's results: arrays and a path in, a PNG out.
+"""Pictures of a run's results: arrays and a path in, a PNG out."""
 
-The figures are made without pyplot, so that no window, backend or global state is touched.
-"""
-
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,22 +8,14 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
-from assessment.calibration import N_BINS, bin_scores, compute_ece, compute_risk_coverage
-from helper import atomic_path
+from assessment.canvas import LINE_STYLES, build_figure, get_palette, save, wrap
 
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.floating[Any]]
-
-DPI = 120
-FOOTER = "research use only · not a medical device"
-LINE_STYLES = ("-", "--", "-.", ":")  # a second mark beside the colour
 
 
 def plot_confusion_matrix(
@@ -42,10 +30,10 @@ def plot_confusion_matrix(
         stamp: A word to lay over the picture, such as PHANTOM.
     """
     n_classes = len(classes)
-    names = [_wrap(name) for name in classes]
+    names = [wrap(name) for name in classes]
     matrix_inch = max(3.2, 0.6 * n_classes)
     side_inch = matrix_inch + _compute_width_inch(names) + 0.8
-    figure = _build_figure(2 * side_inch + 0.2, side_inch + 0.8)
+    figure = build_figure(2 * side_inch + 0.2, side_inch + 0.8)
     n_true = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(n_true, 1)
     share_texts = np.where(n_true > 0, np.char.mod("%.1f %%", 100 * shares), "–")
@@ -75,7 +63,7 @@ def plot_confusion_matrix(
         axes.tick_params(axis="y", rotation=0, labelsize=9)
         _place_names(axes, names, 0.9 * matrix_inch / n_classes)
     n_images = int(confusion.sum())
-    _save(
+    save(
         figure,
         path,
         f"Confusion matrix: accuracy {100 * accuracy:.1f} % of {n_images} images",
@@ -100,7 +88,7 @@ def plot_roc_curves(
         path: The PNG to write.
         stamp: A word to lay over the picture, such as PHANTOM.
     """
-    figure = _build_figure(7.6, 5.2)
+    figure = build_figure(7.6, 5.2)
     axes = figure.subplots()
     for index, label, style in _each_class(classes):
         is_class = labels == index
@@ -111,7 +99,7 @@ def plot_roc_curves(
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="chance\nAUC 0.500")
     axes.set(xlabel="false positive rate", ylabel="true positive rate")
     _finish_curves(axes, labels, classes)
-    _save(figure, path, "ROC curves, each class against the rest", stamp)
+    save(figure, path, "ROC curves, each class against the rest", stamp)
 
 
 def plot_pr_curves(
@@ -133,7 +121,7 @@ def plot_pr_curves(
         path: The PNG to write.
         stamp: A word to lay over the picture, such as PHANTOM.
     """
-    figure = _build_figure(7.6, 5.2)
+    figure = build_figure(7.6, 5.2)
     axes = figure.subplots()
     for index, label, style in _each_class(classes):
         is_class = labels == index
@@ -151,82 +139,7 @@ def plot_pr_curves(
             axes.axhline(prevalence, color=style["color"], linewidth=0.8, alpha=0.6)
     axes.set(xlabel="recall", ylabel="precision")
     _finish_curves(axes, labels, classes)
-    _save(figure, path, "Precision and recall of each class, level lines: prevalence", stamp)
-
-
-def plot_reliability(
-    raw_probs: FloatArray,
-    probs: FloatArray,
-    labels: IntArray,
-    path: Path,
-    *,
-    stamp: str | None = None,
-) -> None:
-    """How often the likeliest class is right, by confidence, before and after calibration.
-
-    Args:
-        raw_probs: [N, K], plain softmax.
-        probs: [N, K], calibrated.
-        labels: [N] class ids.
-        path: The PNG to write.
-        stamp: A word to lay over the picture, such as PHANTOM.
-
-    Source: Guo et al. 2017, On calibration of modern neural networks.
-    """
-    figure = _build_figure(6.4, 6.4)
-    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    colors = _palette(2)
-    edges = np.linspace(0, 1, N_BINS + 1)
-    width = 0.42 / N_BINS
-    for position, (name, values) in enumerate((("softmax", raw_probs), ("calibrated", probs))):
-        confidence = values.max(axis=1)
-        right = values.argmax(axis=1) == labels
-        bins = bin_scores(confidence)
-        counts = np.bincount(bins, minlength=N_BINS)
-        filled = counts > 0
-        means = np.bincount(bins, weights=confidence, minlength=N_BINS)[filled] / counts[filled]
-        rates = np.bincount(bins, weights=right, minlength=N_BINS)[filled] / counts[filled]
-        label = f"{name}: ECE {compute_ece(confidence, right):.4f}"
-        style = {"color": colors[position], "linestyle": LINE_STYLES[position]}
-        top.plot(means, rates, marker="os"[position], label=label, **style)
-        left = edges[:-1] + (0.06 + position * 0.44) / N_BINS
-        bottom.bar(left, counts, width, align="edge", color=colors[position])
-    top.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="as good as its word")
-    top.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
-    top.legend(frameon=False, fontsize=9)
-    bottom.set(xlabel="confidence: probability of the likeliest class", ylabel="images")
-    bottom.set_yscale("symlog", linthresh=10)
-    for axes in (top, bottom):
-        axes.grid(alpha=0.3)
-    _save(figure, path, "Reliability: confidence against what came true", stamp)
-
-
-def plot_risk_coverage(
-    probs: FloatArray, labels: IntArray, path: Path, *, stamp: str | None = None
-) -> None:
-    """The error among the slices that are kept when those of least confidence are referred.
-
-    Args:
-        probs: [N, K].
-        labels: [N] class ids.
-        path: The PNG to write.
-        stamp: A word to lay over the picture, such as PHANTOM.
-    """
-    kept, errors = compute_risk_coverage(probs, labels)
-    figure = _build_figure(6.4, 4.4)
-    axes = figure.subplots()
-    color = _palette(1)[0]
-    axes.step(100 * kept, 100 * errors, where="post", color=color, label="by confidence")
-    axes.axhline(100 * errors[-1], color="grey", linewidth=0.8, label="at random")
-    axes.set(
-        xlabel="slices kept, % (the rest, of least confidence, is referred)",
-        ylabel="error among the kept, %",
-        xlim=(0, 101),
-    )
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
-    _save(figure, path, "Risk and coverage: what referring the unsure ones brings", stamp)
+    save(figure, path, "Precision and recall of each class, level lines: prevalence", stamp)
 
 
 def plot_training_curves(
@@ -240,7 +153,7 @@ def plot_training_curves(
         path: The PNG to write.
         stamp: A word to lay over the picture, such as PHANTOM.
     """
-    figure = _build_figure(12.0, 4.0)
+    figure = build_figure(12.0, 4.0)
     colors = sns.color_palette("colorblind")
     panels = figure.subplots(1, 3)
     curves = (
@@ -269,7 +182,7 @@ def plot_training_curves(
     for axes in panels[:2]:
         axes.legend(frameon=False)
     panels[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    _save(figure, path, title, stamp)
+    save(figure, path, title, stamp)
 
 
 def plot_class_metrics(
@@ -283,11 +196,11 @@ def plot_class_metrics(
         stamp: A word to lay over the picture, such as PHANTOM.
     """
     width_inch = max(6.4, 1.15 * len(per_class) + 2.4)
-    figure = _build_figure(width_inch, 4.6)
+    figure = build_figure(width_inch, 4.6)
     axes = figure.subplots()
     keys = ("precision", "recall", "f1")
     positions = np.arange(len(per_class))
-    for offset, key, color in zip((-0.27, 0.0, 0.27), keys, _palette(3), strict=True):
+    for offset, key, color in zip((-0.27, 0.0, 0.27), keys, get_palette(3), strict=True):
         values = [figures[key]["value"] for figures in per_class.values()]
         label = "F1" if key == "f1" else key
         axes.bar(
@@ -296,49 +209,14 @@ def plot_class_metrics(
         for position, value in zip(positions + offset, values, strict=True):
             text = "–" if value is None else f"{value:.2f}"
             axes.text(position, (value or 0) + 0.01, text, ha="center", fontsize=7)
-    names = [f"{_wrap(name)}\n({figures['support']})" for name, figures in per_class.items()]
+    names = [f"{wrap(name)}\n({figures['support']})" for name, figures in per_class.items()]
     axes.set_xticks(positions, names)
     _place_names(axes, names, (width_inch - 2.0) / len(names))
     axes.set(ylim=(0, 1.08), ylabel="value", xlabel="class (images)")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
-    _save(figure, path, "Precision, recall and F1 of each class", stamp)
-
-
-def _build_figure(width_inch: float, height_inch: float) -> Figure:
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
-    figure = Figure(figsize=(width_inch, height_inch), dpi=DPI, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path, title: str, stamp: str | None) -> None:
-    """Add title, footer and stamp, and write the PNG, complete or not at all."""
-    figure.suptitle(f"{title} · {stamp}" if stamp else title)
-    figure.supxlabel(FOOTER, fontsize=7, color="dimgrey")
-    if stamp:
-        width_inch, height_inch = figure.get_size_inches()
-        # A letter is about 0.7 of its size wide: the word spans 0.6 of the diagonal, in points.
-        size = 72 * min(
-            0.6 * np.hypot(width_inch, height_inch) / (0.7 * len(stamp)), height_inch / 4
-        )
-        figure.text(
-            0.5,
-            0.5,
-            stamp,
-            fontsize=size,
-            color="red",
-            alpha=0.13,
-            rotation=np.degrees(np.arctan2(height_inch, width_inch)),
-            ha="center",
-            va="center",
-            weight="bold",
-            zorder=10,
-            in_layout=False,
-        )
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+    save(figure, path, "Precision, recall and F1 of each class", stamp)
 
 
 def _each_class(classes: Sequence[str]) -> list[tuple[int, str, dict[str, Any]]]:
@@ -346,10 +224,10 @@ def _each_class(classes: Sequence[str]) -> list[tuple[int, str, dict[str, Any]]]
     return [
         (
             index,
-            _wrap(name),
+            wrap(name),
             {"color": color, "linestyle": LINE_STYLES[index % len(LINE_STYLES)]},
         )
-        for index, (name, color) in enumerate(zip(classes, _palette(len(classes)), strict=True))
+        for index, (name, color) in enumerate(zip(classes, get_palette(len(classes)), strict=True))
     ]
 
 
@@ -365,12 +243,8 @@ def _finish_curves(axes: Axes, labels: IntArray, classes: Sequence[str]) -> None
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=8)
     if left_out:
-        text = _wrap(f"no curve where one side has no images: {', '.join(left_out)}", 56)
+        text = wrap(f"no curve where one side has no images: {', '.join(left_out)}", 56)
         axes.text(0.5, 0.03, text, ha="center", va="bottom", fontsize=8, color="dimgrey")
-
-
-def _palette(n_colors: int) -> Any:
-    return sns.color_palette("colorblind", n_colors)
 
 
 def _place_names(axes: Axes, names: Sequence[str], room_inch: float) -> None:
@@ -382,9 +256,3 @@ def _place_names(axes: Axes, names: Sequence[str], room_inch: float) -> None:
 def _compute_width_inch(names: Sequence[str]) -> float:
     """Width of the longest line of wrapped names in 9-point letters, 0.077 inch each."""
     return 0.077 * max(len(line) for name in names for line in name.splitlines())
-
-
-def _wrap(text: str, width: int = 18) -> str:
-    """Text in lines of at most `width` letters, broken at spaces and underscores where it can."""
-    lines = textwrap.wrap(text.replace("_", "_ "), width)
-    return "\n".join(line.replace("_ ", "_") for line in lines)

@@ -1,15 +1,19 @@
 """What people read: report.html, one file that opens from disk, and model_card.md."""
 
 import base64
-import html
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from helper import NOTICE, write_text
 
 LIMITS = (
     "A model names one of its classes for any picture; the published data set has no healthy one.",
+    "A prediction set or a confidence is about slices like those of val, not about other scanners.",
     "Research use only. Not a medical device; no diagnosis rests on it.",
 )
 PUBLISHED_CLASSES = ["Glioma", "Menin", "Tumor"]
@@ -27,9 +31,11 @@ ATTRIBUTION = (
 HEADLINE = {
     "accuracy": "accuracy",
     "accuracy_per_slice": "accuracy per distinct slice",
+    "f1_macro": "F1, macro",
+}
+AVERAGES = {
     "precision_macro": "precision, macro",
     "recall_macro": "recall, macro",
-    "f1_macro": "F1, macro",
     "roc_auc_macro": "ROC AUC, macro",
     "mcc": "Matthews correlation",
 }
@@ -38,52 +44,293 @@ PICTURES = {
     "class_metrics.png": "Precision, recall and F1 of each class",
     "roc.png": "ROC curves, one class against the rest",
     "pr.png": "Precision-recall curves, one class against the rest",
+    "reliability.png": "Reliability: share of right verdicts by confidence, before and after "
+    "calibration, and how many images have each confidence",
+    "risk_coverage.png": "Risk and coverage: error among the slices kept when those of least "
+    "confidence are referred",
+    "stress.png": "Stress: accuracy by strength of each corruption, in the eight positions, with "
+    "brightness matched and with the inside of the head blanked",
+    "errors.png": "The errors of highest confidence, each plain and with its heat map",
+    "least_certain.png": "The verdicts of least confidence, each plain and with its heat map",
     "training.png": "Training curves: losses, val scores, learning rate",
 }
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { padding: .25rem .75rem; border-bottom: 1px solid #8886; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-.warning { border-left: .4rem solid #d55e00; padding: .25rem 1rem; margin: .75rem 0; }
-img { max-width: 100%; height: auto; background: white; }
-"""
+# A note that begins with such a word is a warning, and stands at the top of the page.
+WARNING = re.compile(r"[A-Z]{4,}")
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(path: Path, report: dict[str, Any], pictures_dir: Path) -> None:
+@dataclass(frozen=True)
+class Context:
+    """What the page tells beside the figures.
+
+    Attributes:
+        audit: Lines of what prepare found; empty where unknown.
+        leaky: Accuracy of the same training on a random split of images, with its interval and the
+            run's name as `run`; None where there is none.
+        heatmap_method: How the heat maps of the gallery were made.
+    """
+
+    audit: Sequence[str] = ()
+    leaky: Mapping[str, Any] | None = None
+    heatmap_method: str = ""
+
+
+def write_report(
+    path: Path, report: Mapping[str, Any], pictures_dir: Path, context: Context
+) -> None:
     """Write report.html with the pictures inside; nothing in it is fetched.
 
     Args:
         path: The file to write.
         report: The content of metrics.json.
         pictures_dir: Where the plots lie.
+        context: What else there is to tell.
     """
-    title = html.escape(f"{report['run']}: {report['split']} split")
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>",
-        f"<p class='warning'><strong>{html.escape(NOTICE)}</strong></p>",
-        *(f"<p class='warning'>{html.escape(note)}</p>" for note in report["notes"]),
-        f"<p>{report['n_images']} images of {report['n_slices']} distinct slices in "
-        f"{report['n_groups']} groups.</p>",
-        _build_table(["figure", "value"], _list_headline(report)),
-        "<h2>Each class</h2>",
-        _build_table(["class", "precision", "recall", "F1", "images"], _list_classes(report)),
-        "<h2>Pictures</h2>",
-        *(
-            _build_figure(pictures_dir / name, text)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    warnings = [note for note in report["notes"] if WARNING.match(note)]
+    page = environment.get_template("report.html.jinja").render(
+        title=f"{report['run']}: {report['split']} split",
+        notice=NOTICE,
+        warnings=warnings,
+        contents=_list_contents(report),
+        basis=f"{report['n_images']} images of {report['n_slices']} distinct slices in "
+        f"{report['n_groups']} groups.",
+        cards=_list_cards(report, context),
+        averages={
+            "head": ["other averages", ""],
+            "rows": [(name, show_figure(report[key])) for key, name in AVERAGES.items()],
+        },
+        comparison=_show_comparison(report.get("comparison")),
+        classes=_tabulate_classes(report),
+        operating_points=_tabulate_points(report["operating_points"]),
+        calibration=_tabulate_calibration(report["calibration"]),
+        sets=_show_sets(report["conformal"]),
+        referral=_tabulate_referral(report["referral"]),
+        stress=_show_stress(report.get("stress")),
+        heatmap_method=context.heatmap_method,
+        audit="\n".join(context.audit),
+        attribution=_attribute(report),
+        limits=_list_limits(report),
+        notes=[note for note in report["notes"] if note not in warnings],
+        provenance=_tabulate_provenance(report),
+        pictures={
+            name: {"text": text, "source": _inline(pictures_dir / name)}
             for name, text in PICTURES.items()
             if (pictures_dir / name).exists()
-        ),
-        "<h2>Limits</h2><ul>",
-        *(f"<li>{html.escape(limit)}</li>" for limit in _list_limits(report)),
-        "</ul><h2>Where it comes from</h2>",
-        _build_table(["environment", ""], report["environment"].items()),
-        f"<p>{html.escape(_attribute(report))}</p></body></html>",
+        },
+    )
+    write_text(path, page + "\n")
+
+
+def _inline(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _list_contents(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    sections = {
+        "headline": "Headline",
+        "comparison": "Runs",
+        "classes": "Classes",
+        "trust": "Trust",
+        "stress": "Stress",
+        "data": "Data",
+        "limits": "Limits",
+        "provenance": "Provenance",
+    }
+    optional = {"comparison", "stress"}
+    return [
+        (anchor, name)
+        for anchor, name in sections.items()
+        if anchor not in optional or report.get(anchor)
     ]
-    write_text(path, "\n".join(parts) + "\n")
+
+
+def _list_cards(report: Mapping[str, Any], context: Context) -> list[dict[str, str]]:
+    """The headline, then what it is to be compared with."""
+    cards = [
+        {"name": name, "value": show(report[key]["value"]), "about": _bracket(report[key])}
+        | {"kind": ""}
+        for key, name in HEADLINE.items()
+    ]
+    baselines = report["baselines"]
+    beside = [
+        ("always the commonest class", baselines["majority"], "accuracy without looking"),
+        ("brightness alone", baselines["brightness"], "accuracy without anatomy"),
+    ]
+    cards += [
+        {"name": name, "value": show(value), "about": about, "kind": "plain"}
+        for name, value, about in beside
+    ]
+    if leaky := context.leaky:
+        cards.append(
+            {
+                "name": "leaky: the same training on a random split",
+                "value": show(leaky["value"]),
+                "about": f"{_bracket(leaky)} accuracy with copies on both sides, run "
+                f"{leaky['run']}; not to be believed",
+                "kind": "plain",
+            }
+        )
+    return cards
+
+
+def _show_comparison(comparison: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not comparison:
+        return None
+    spread = comparison["spread"]
+    return {
+        "runs": {
+            "head": ["run", "accuracy", "per slice", "F1, macro", "ECE", "NLL"],
+            "rows": [
+                (
+                    row["run"],
+                    *(show_figure(row[key]) for key in ("accuracy", "accuracy_per_slice")),
+                    show_figure(row["f1_macro"]),
+                    show(row["ece"]),
+                    show(row["nll"]),
+                )
+                for row in comparison["rows"]
+            ],
+        },
+        "spread": f"Over the runs: mean accuracy {show(spread['mean'])}, standard deviation "
+        f"{show(spread['standard_deviation'])}, from {show(spread['least'])} to "
+        f"{show(spread['greatest'])}.",
+        "pairs": {
+            "head": ["pair", "difference of accuracy", "slices won", "lost", "McNemar p"],
+            "rows": [
+                (
+                    f"{pair['first']} less {pair['second']}",
+                    f"{pair['difference']:+.4f} [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]",
+                    pair["n_first"],
+                    pair["n_second"],
+                    f"{pair['p_value']:.3g}",
+                )
+                for pair in comparison["pairs"]
+            ],
+        },
+    }
+
+
+def _tabulate_classes(report: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("precision", "recall", "specificity", "f1", "roc_auc")
+    return {
+        "head": ["class", "precision", "recall", "specificity", "F1", "ROC AUC", "images"],
+        "rows": [
+            (name, *(show_figure(figures[key]) for key in keys), figures["support"])
+            for name, figures in report["per_class"].items()
+        ],
+    }
+
+
+def _tabulate_points(points: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not points:
+        return None
+    return {
+        "head": ["class", "sensitivity", "specificity reached"],
+        "rows": [
+            (name, show_figure(point["sensitivity"]), show_figure(point["specificity"]))
+            for name, point in points.items()
+        ],
+    }
+
+
+def _tabulate_calibration(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    names = {
+        "ece": "expected calibration error (ECE)",
+        "ece_classwise": "ECE, classwise",
+        "brier": "Brier score",
+        "nll": "negative log-likelihood",
+    }
+    raw, temperature = calibration["uncalibrated"], calibration["temperature"]
+    if temperature is None:
+        head, columns = ["lower is better", "as it is"], [calibration]
+    else:
+        scaled = f"calibrated (temperature {temperature:.3f})"
+        head, columns = ["lower is better", "plain softmax", scaled], [raw, calibration]
+    return {
+        "head": head,
+        "rows": [(name, *(show(column[key]) for column in columns)) for key, name in names.items()],
+    }
+
+
+def _show_sets(conformal: Mapping[str, Any]) -> dict[str, Any] | None:
+    if conformal["coverage"] is None:
+        return None
+    return {
+        "text": "A set holds every class that the slice is like enough; "
+        f"{1 - conformal['alpha']:.0%} of the slices of each class are meant to have it in their "
+        f"set. Here {conformal['coverage']:.1%} of all do, with {conformal['mean_set_size']:.3f} "
+        f"classes a set; {conformal['share_single']:.1%} of the sets are one class, "
+        f"{conformal['share_empty']:.1%} are empty: such a slice is like none of them.",
+        "coverage": {
+            "head": ["class", "sets that hold it"],
+            "rows": [(name, show(value)) for name, value in conformal["coverage_by_class"].items()],
+        },
+    }
+
+
+def _tabulate_referral(referral: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    if not referral:
+        return None
+    return {
+        "head": ["meant to be referred", "referred", "accuracy of the rest"],
+        "rows": [
+            (
+                f"{row['share_of_val']:.0%}",
+                f"{row['referred']:.1%}",
+                show_figure(row["accuracy_of_the_rest"]),
+            )
+            for row in referral
+        ],
+    }
+
+
+def _show_stress(stress: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not stress:
+        return None
+    blank, matched = (stress["probes"][key] for key in ("blank_interior", "matched_brightness"))
+    return {
+        "text": f"Changed at the size of the network. {stress['position_agreement']:.1%} of the "
+        "slices get the same verdict in all eight positions.",
+        "probes": {
+            "head": ["probe for shortcuts", "accuracy", "brightness alone on such slices"],
+            "rows": [
+                ("as they are", show_figure(stress["clean"]), ""),
+                (
+                    f"inside of the head blanked (found in {blank['covered']:.0%})",
+                    show_figure(blank["accuracy"]),
+                    show(blank["brightness"]),
+                ),
+                (
+                    "all slices with one histogram",
+                    show_figure(matched["accuracy"]),
+                    show(matched["brightness"]),
+                ),
+            ],
+        },
+        "corruptions": {
+            "head": ["corruption", "1", "2", "3", "4", "5 (strongest)"],
+            "rows": [
+                (name, *(f"{row['accuracy']['value']:.3f}" for row in rows))
+                for name, rows in stress["corruptions"].items()
+            ],
+        },
+    }
+
+
+def _tabulate_provenance(report: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {
+        "checkpoint": report["checkpoint"],
+        "data": report["data"],
+        **report["provenance"],
+        **report["environment"],
+    }
+    return {"head": ["", ""], "rows": facts.items()}
 
 
 def write_model_card(
@@ -125,56 +372,41 @@ def write_model_card(
     write_text(path, lines)
 
 
-def _is_published(report: dict[str, Any]) -> bool:
+def _is_published(report: Mapping[str, Any]) -> bool:
     phantom = any(note.startswith("PHANTOM") for note in report["notes"])
     return report["classes"] == PUBLISHED_CLASSES and not phantom
 
 
-def _list_limits(report: dict[str, Any]) -> tuple[str, ...]:
+def _list_limits(report: Mapping[str, Any]) -> tuple[str, ...]:
     return (*PUBLISHED_LIMITS, *LIMITS[1:]) if _is_published(report) else LIMITS
 
 
-def _attribute(report: dict[str, Any]) -> str:
+def _attribute(report: Mapping[str, Any]) -> str:
     return ATTRIBUTION if _is_published(report) else f"slices of {report['data']}"
 
 
-def _list_headline(report: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [(name, _show(report[key]["value"])) for key, name in HEADLINE.items()]
+def _list_headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     baselines = report["baselines"]
     return [
-        *rows,
-        ("accuracy of always naming the commonest class", _show(baselines["majority"])),
-        ("accuracy of brightness alone", _show(baselines["brightness"])),
+        *((name, show_figure(report[key])) for key, name in (HEADLINE | AVERAGES).items()),
+        ("accuracy of always naming the commonest class", show(baselines["majority"])),
+        ("accuracy of brightness alone", show(baselines["brightness"])),
+        ("ECE", show(report["calibration"]["ece"])),
     ]
 
 
-def _list_classes(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            name,
-            *(_show(figures[key]["value"]) for key in ("precision", "recall", "f1")),
-            str(figures["support"]),
-        )
-        for name, figures in report["per_class"].items()
-    ]
+def _bracket(figure: Mapping[str, Any]) -> str:
+    if figure["ci95"] is None:
+        return ""
+    low, high = figure["ci95"]
+    return f"[{low:.4f}, {high:.4f}]"
 
 
-def _build_table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
-    cells = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"]
-    cells += [
-        f"<tr>{''.join(f'<td>{html.escape(str(value))}</td>' for value in row)}</tr>"
-        for row in rows
-    ]
-    return f"<table>{''.join(cells)}</table>"
-
-
-def _build_figure(path: Path, text: str) -> str:
-    content = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f"<figure><img src='data:image/png;base64,{content}' alt='{html.escape(text)}'>"
-        f"<figcaption>{html.escape(text)}</figcaption></figure>"
-    )
-
-
-def _show(value: float | None) -> str:
+def show(value: float | None) -> str:
+    """A figure to four places, or the word for none."""
     return "undefined" if value is None else f"{value:.4f}"
+
+
+def show_figure(figure: Mapping[str, Any]) -> str:
+    """A figure with its interval: 0.9876 [0.9712, 0.9931]."""
+    return f"{show(figure['value'])} {_bracket(figure)}".strip()

@@ -13,7 +13,7 @@ VERBS = {"main", "evaluate", "prepare"}
 STUDIES = "studies"  # measurements: may import anything, and nothing imports them
 SPINE = {
     *{"options", "args", "helper", "net", "model", "checkpoint", "dataset", "trainer"},
-    *{"verdicts", "outcome"},
+    *{"verdicts", "stress", "gallery", "outcome"},
 }
 # What each room may import from the project; a room's name stands for all modules in it.
 ALLOWED = {
@@ -28,7 +28,9 @@ ALLOWED = {
     "dataset": {"imaging", "helper"},
     "trainer": {"model", "checkpoint", "imaging.augment", "assessment.metrics", "helper"},
     "verdicts": {"model", "checkpoint", "dataset", "assessment", "helper"},
-    "outcome": {"verdicts", "assessment", "helper"},
+    "stress": {"verdicts", "model", "imaging.corrupt", "assessment", "helper"},
+    "gallery": {"verdicts", "model", "assessment", "helper"},
+    "outcome": {"verdicts", "gallery", "imaging.audit", "assessment", "helper"},
 }
 TYPES_ALLOWED = {"trainer": {"args", "dataset"}}
 WITHOUT_TORCH = ("imaging", "assessment")
@@ -41,6 +43,7 @@ ASKS_FOR_TEST = {
     "imaging.manifest",
     "imaging.audit",
     "studies.leak",
+    "studies.headline",
 }
 
 

@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 
-from assessment import plots
+from assessment import canvas, plots, trust_plots
 from assessment.metrics import compute_confusion, compute_metrics, softmax
 
 NAMES = [
@@ -42,7 +43,7 @@ def plot_everything(folder: Path, n_classes: int, absent: int | None = None) -> 
     probs = softmax(logits)
     confusion = compute_confusion(logits.argmax(axis=1), labels, n_classes)
     ids = np.arange(80)
-    per_class = compute_metrics(logits, labels, ids, ids, classes)["per_class"]
+    per_class = compute_metrics(probs, labels, ids, ids, classes)["per_class"]
     paths = [folder / f"{name}.png" for name in ("confusion", "roc", "pr", "classes")]
     plots.plot_confusion_matrix(confusion, classes, paths[0])
     plots.plot_roc_curves(probs, labels, classes, paths[1])
@@ -78,14 +79,15 @@ def test_training_curves(tmp_path: Path, n_epochs: int) -> None:
 
 def test_texts_of_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[list[str]] = []
-    save = plots._save
+    save = canvas.save
 
-    def record(figure: plots.Figure, path: Path, title: str, stamp: str | None) -> None:
+    def record(figure: Figure, path: Path, title: str, stamp: str | None) -> None:
         save(figure, path, title, stamp)
         found = figure.findobj(lambda artist: isinstance(artist, matplotlib.text.Text))
         texts.append([text.get_text() for text in found])  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(plots, "_save", record)
+    for module in (plots, trust_plots):
+        monkeypatch.setattr(module, "save", record)
     confusion = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 4]])
     classes = ["Glioma", "Menin", "Tumor"]
     plots.plot_confusion_matrix(confusion, classes, tmp_path / "a.png", stamp="PHANTOM")
@@ -94,7 +96,11 @@ def test_texts_of_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     plots.plot_roc_curves(probs, labels, classes, tmp_path / "b.png")
     plots.plot_pr_curves(probs, labels, classes, tmp_path / "c.png")
     plots.plot_training_curves(HISTORY, 2, tmp_path / "d.png")
-    matrix, roc, pr, training = texts
+    trust_plots.plot_reliability(probs, probs, labels, tmp_path / "e.png")
+    trust_plots.plot_risk_coverage(probs, labels, tmp_path / "f.png")
+    exhibit = (np.zeros((8, 8), np.uint8), np.zeros((8, 8)), "Glioma, called Tumor (0.99)")
+    trust_plots.plot_gallery([exhibit] * 5, "Errors", tmp_path / "g.png")
+    matrix, roc, pr, training, reliability, _, shown = texts
     assert {"Confusion matrix: accuracy 87.5 % of 8 images · PHANTOM", "PHANTOM"} <= set(matrix)
     assert {"75.0 %", "25.0 %", "100.0 %", "–"} <= set(matrix)
     # Glioma 0.8 and 0.6 against 0.1 and 0.7: 3 of 4 pairs; Tumor 0.8 and 0.2 against 0.1 and 0.3.
@@ -103,8 +109,41 @@ def test_texts_of_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     # Glioma by rank: right, wrong, right: 1/2 * 1 + 1/2 * 2/3.
     assert "Glioma\nAP 0.833, prevalence 0.50" in pr
     assert "Training: best val macro F1 0.800 at epoch 2" in training
-    assert all(plots.FOOTER in found for found in texts)
+    assert all(canvas.FOOTER in found for found in texts)
+    # 0.8 and 0.8 right, 0.6 right, 0.7 wrong: |0.2 + 0.2 - ...| of 4 in the bins of 15
+    assert "calibrated: ECE 0.3750" in reliability
+    assert shown.count("Glioma, called Tumor (0.99)") == 5
     assert "PHANTOM" not in roc + pr + training
+
+
+STRESS = {
+    "clean": {"value": 0.9, "ci95": [0.8, 0.95]},
+    "majority": 0.4,
+    "positions": {
+        "as stored": {"value": 0.9, "ci95": [0.8, 0.95]},
+        "mirrored": {"value": 0.8, "ci95": [0.7, 0.9]},
+    },
+    "corruptions": {
+        "blur": [
+            {"strength": level, "accuracy": {"value": 0.9 - level / 10}} for level in range(1, 6)
+        ]
+    },
+    "probes": {
+        "blank_interior": {"accuracy": {"value": 0.5, "ci95": [0.4, 0.6]}},
+        "matched_brightness": {"accuracy": {"value": 0.85, "ci95": [0.8, 0.9]}},
+    },
+}
+
+
+def test_trust_plots_are_pictures(tmp_path: Path) -> None:
+    trust_plots.plot_stress(STRESS, tmp_path / "stress.png", stamp="PHANTOM")
+    for count in (1, 4, 9):
+        exhibit = (np.zeros((8, 8), np.uint8), np.ones((8, 8)), "a")
+        trust_plots.plot_gallery([exhibit] * count, "b", tmp_path / f"{count}.png")
+    for path in tmp_path.iterdir():
+        width_px, height_px = read_size(path)
+        assert 300 <= width_px <= 2400
+        assert 300 <= height_px <= 1400
 
 
 def test_stamp_lies_over_the_picture(tmp_path: Path) -> None:
@@ -120,11 +159,11 @@ def test_stamp_lies_over_the_picture(tmp_path: Path) -> None:
 
 
 def test_failed_plot_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: plots.Figure, path: Path, **__: object) -> None:
+    def fail(_: Figure, path: Path, **__: object) -> None:
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(plots.Figure, "savefig", fail)
+    monkeypatch.setattr(Figure, "savefig", fail)
     path = tmp_path / "training.png"
     path.write_bytes(b"the picture of before")
     with pytest.raises(OSError, match="disk full"):
@@ -150,5 +189,5 @@ def test_global_state_of_matplotlib_is_untouched(tmp_path: Path) -> None:
 
 
 def test_names_break_at_spaces_and_underscores() -> None:
-    assert plots._wrap("Meningioma of the convexity") == "Meningioma of the\nconvexity"
-    assert plots._wrap("Craniopharyngioma_unspecified") == "Craniopharyngioma_\nunspecified"
+    assert canvas.wrap("Meningioma of the convexity") == "Meningioma of the\nconvexity"
+    assert canvas.wrap("Craniopharyngioma_unspecified") == "Craniopharyngioma_\nunspecified"

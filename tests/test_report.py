@@ -3,12 +3,13 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from assessment import metrics, plots
-from assessment.report import write_model_card, write_report
+from assessment import calibration, metrics, plots
+from assessment.report import Context, write_model_card, write_report
 from helper import NOTICE
 
 HOSTILE = "<script>alert('x')</script>"
@@ -17,10 +18,31 @@ HOSTILE = "<script>alert('x')</script>"
 def make_report(run: str = "run", class_name: str = "A") -> dict:
     labels = np.array([0, 0, 1, 1])
     logits = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    figures = metrics.compute_metrics(logits, labels, labels, labels, [class_name, "B"])
-    figures["baselines"] = {"majority": 0.5, "brightness": 0.625}
-    environment = {"python": "3", "device": HOSTILE}
-    return {"run": run, "split": "test", "data": "data", **figures, "environment": environment}
+    return dress(logits, labels, [class_name, "B"]) | {"run": run}
+
+
+def dress(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """The content of metrics.json, as far as the page reads it."""
+    fitted = calibration.fit_calibration(logits, labels, labels, classes)
+    calibrated = calibration.apply_calibration(fitted, logits)
+    assert calibrated.sets is not None
+    assert calibrated.called is not None
+    assert calibrated.unsure is not None
+    measured = calibration.compute_calibration(calibrated.probs, labels)
+    right = calibrated.probs.argmax(1) == labels
+    return {
+        **{"run": "run", "checkpoint": "session/run/best.pt", "split": "test", "data": "data"},
+        **metrics.compute_metrics(calibrated.probs, labels, labels, labels, classes),
+        "calibration": {**measured, "temperature": 1.5, "uncalibrated": measured},
+        "conformal": calibration.compute_conformal(calibrated.sets, labels, classes),
+        "referral": calibration.compute_referral(calibrated.unsure, right, labels),
+        "operating_points": calibration.compute_operating_points(
+            calibrated.called, labels, labels, classes
+        ),
+        "baselines": {"majority": 0.5, "brightness": 0.625},
+        "provenance": {"split_sha256": "abc", "weights_sha256": "def"},
+        "environment": {"python": "3", "device": HOSTILE},
+    }
 
 
 CHECKPOINT = {
@@ -46,7 +68,7 @@ def page(tmp_path: Path) -> str:
     report = make_report(HOSTILE, HOSTILE)
     confusion = np.array(report["confusion_matrix"])
     plots.plot_confusion_matrix(confusion, ["A", "B"], tmp_path / "plots/confusion_matrix.png")
-    write_report(tmp_path / "report.html", report, tmp_path / "plots")
+    write_report(tmp_path / "report.html", report, tmp_path / "plots", Context())
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
     return (tmp_path / "report.html").read_text("utf-8")
 
@@ -64,7 +86,10 @@ def test_nothing_is_fetched(page: str) -> None:
     sources = [attrs["src"] for _, attrs in tags.seen if "src" in attrs]
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources if source)
-    assert not [attrs for _, attrs in tags.seen if "href" in attrs]
+    links = [attrs["href"] or "" for _, attrs in tags.seen if "href" in attrs]
+    anchors = {f"#{attrs['id']}" for _, attrs in tags.seen if "id" in attrs}
+    assert links
+    assert set(links) <= anchors  # within the page alone
     assert "@import" not in page
     assert "url(" not in page
 
@@ -80,12 +105,9 @@ def test_the_page_says_what_it_must(page: str) -> None:
 
 def test_the_publisher_is_named_for_its_classes_alone(tmp_path: Path) -> None:
     labels = np.arange(6) % 3
-    report = make_report() | metrics.compute_metrics(
-        np.eye(3)[labels], labels, labels, labels, ["Glioma", "Menin", "Tumor"]
-    )
-    report["baselines"] = {"majority": 0.5, "brightness": 0.5}
+    report = dress(np.eye(3)[labels], labels, ["Glioma", "Menin", "Tumor"])
     for notes, named in (([], True), (["PHANTOM: made up"], False)):
-        write_report(tmp_path / "a.html", report | {"notes": notes}, tmp_path)
+        write_report(tmp_path / "a.html", report | {"notes": notes}, tmp_path, Context())
         page = (tmp_path / "a.html").read_text("utf-8")
         assert ("10.17632" in page) == named
         assert ("No class holds healthy brains" in page) == named
@@ -94,5 +116,5 @@ def test_the_publisher_is_named_for_its_classes_alone(tmp_path: Path) -> None:
 def test_the_model_card(tmp_path: Path) -> None:
     write_model_card(tmp_path / "model_card.md", make_report(), [CHECKPOINT])
     card = (tmp_path / "model_card.md").read_text("utf-8")
-    for words in (NOTICE, "| accuracy | 0.7500 |", "best epoch 3", "healthy", "scratch"):
+    for words in (NOTICE, "| accuracy | 0.7500 [", "best epoch 3", "healthy", "scratch"):
         assert words in card
