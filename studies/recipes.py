@@ -1,0 +1,89 @@
+"""Recipes tried for the headline, judged on val alone; the test slices are never asked for.
+
+    python -m studies.recipes --weights WEIGHTS.pth --json results/benchmarks/recipes.json
+
+Trains what is not there yet (session/recipe-NAME-SEED) on the grouped split of each seed, and
+prints the best epoch's val figures. The choice and its reason stand in docs/recipe.md.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import args
+import main as training
+from helper import write_json
+
+COMMON = ["--model", "mobilenet_v2", "--patience", "0"]
+RECIPES = {
+    "sketch": ["--image-size", "160", "--epochs", "6"],
+    "longer": ["--image-size", "160", "--epochs", "12"],
+    "smaller-longer": ["--image-size", "128", "--epochs", "12"],
+    "larger": ["--image-size", "192", "--epochs", "8"],
+    "whole-rate": ["--image-size", "160", "--epochs", "6", "--body-lr-factor", "1.0"],
+    "mixup": ["--image-size", "160", "--epochs", "12", "--mixup", "0.2"],
+}
+
+
+def train_missing(name: str, seed: int, weights: Path, threads: int) -> Path:
+    """Train one recipe without judging it, unless that is done; its folder."""
+    run_dir = training.SESSION_DIR / f"recipe-{name}-{seed}"
+    command = [
+        *(*COMMON, *RECIPES[name], "--weights", str(weights), "--threads", str(threads)),
+        *("--split-seed", str(seed), "--seed", str(seed), "--name", run_dir.name),
+    ]
+    config = args.parse_train(command)
+    assert isinstance(config, args.TrainConfig)
+    if (run_dir / "last.pt").exists():
+        training.take_up(run_dir, config.run.device)  # at once where it had ended
+    else:
+        training.start_run(config, training.load_table(config), run_dir, run_dir.name)
+    return run_dir
+
+
+def read_best(run_dir: Path) -> dict[str, float]:
+    """The val figures of the epoch that was kept, and what an epoch cost."""
+    history = pd.read_csv(run_dir / "history.csv")
+    best = history.sort_values(["val_macro_f1", "val_loss"], ascending=[False, True]).iloc[0]
+    keys = ("epoch", "val_accuracy", "val_macro_f1", "val_loss")
+    return {**{key: float(best[key]) for key in keys}, "time_s": float(history["time_s"].sum())}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, and write the figures where asked to."""
+    parser = argparse.ArgumentParser(prog="studies.recipes", description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="of mobilenet_v2")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args(argv)
+    figures: dict[str, Any] = {}
+    for name in options.recipes:
+        runs = {
+            seed: read_best(train_missing(name, seed, options.weights, options.threads))
+            for seed in options.seeds
+        }
+        figures[name] = {"options": " ".join(RECIPES[name]), "seeds": runs}
+    print("| recipe | options | val macro-F1, mean (each seed) | val loss | training, s |")
+    print("|---|---|---|---|---|")
+    for name, entry in figures.items():
+        runs = list(entry["seeds"].values())
+        scores = [run["val_macro_f1"] for run in runs]
+        means = [statistics.mean(run[key] for run in runs) for key in ("val_loss", "time_s")]
+        each = ", ".join(f"{score:.4f}" for score in scores)
+        print(
+            f"| {name} | `{entry['options']}` | {statistics.mean(scores):.4f} ({each}) | "
+            f"{means[0]:.4f} | {means[1]:.0f} |"
+        )
+    if options.json:
+        write_json(options.json, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
