@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from helper import build_generator
 
-METHODS = ("auto", "gradcam", "occlusion")
 IMAGES_AT_ONCE = 16  # bounds the memory of a large network's graph
 PASSES_AT_ONCE = 64  # occluded images a forward pass
 PATCHES_PER_SIDE = 8
@@ -33,7 +32,7 @@ def compute_heatmaps(
 ) -> Tensor:
     """What of each image speaks for a class, 0..1 in each map; all zeros where nothing does.
 
-    Each map is cut at zero and divided by its own maximum: maps compare places in one image, never
+    Each map is cut at zero and divided by its own maximum: it compares places of one image, never
     images. The network is left as it was found, and the arithmetic is fp32.
 
     Grad-CAM weighs the channels of the layer of `find_spatial_layer` by their mean gradient.
@@ -61,27 +60,32 @@ def compute_heatmaps(
         raise ValueError(f"images must be [B, 1, S, S], not {list(images.shape)}")
     if targets.shape != images.shape[:1]:
         raise ValueError(f"targets must be [{len(images)}], not {list(targets.shape)}")
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}; choose one of {', '.join(METHODS)}")
     size_px = images.shape[-1]
     if method == "auto":
         method = choose_method(network, size_px)
-    layer = find_spatial_layer(network, size_px) if method == "gradcam" else ""
-    maps = []
-    with _evaluating(network), _full_precision(images.device):
-        parts = (part.split(IMAGES_AT_ONCE) for part in (images, targets.to(images.device)))
-        for some, classes in zip(*parts, strict=True):
-            own = some.detach().clone().float()
+    if method not in {"gradcam", "occlusion"}:
+        raise ValueError(f"method {method!r}; choose gradcam, occlusion or auto")
+    name = find_spatial_layer(network, size_px) if method == "gradcam" else ""
+    maps = [torch.zeros(0, size_px, size_px)]
+    with _undisturbed(network):
+        for part in torch.arange(len(images)).split(IMAGES_AT_ONCE):
+            own = images[part].detach().clone().float()
+            classes = targets[part.to(targets.device)].to(images.device)
             if method == "gradcam":
-                found = _compute_gradcam(network, network.get_submodule(layer), own, classes)
+                found = _compute_gradcam(network, network.get_submodule(name), own, classes)
             else:
                 found = _compute_occlusion(network, own, classes)
             maps.append(found.squeeze(1).detach().cpu())
-    return _normalise(torch.cat(maps)) if maps else torch.zeros(0, size_px, size_px)
+    positive = torch.cat(maps).clamp(min=0)
+    peaks = positive.amax((1, 2), keepdim=True)
+    return torch.where(peaks > 0, positive / peaks, 0.0)
 
 
 def choose_method(network: nn.Module, image_size: int | None = None) -> str:
-    """What `auto` takes: `gradcam` where the network has a map to look at, else `occlusion`.
+    """What `auto` takes: `gradcam` where its cells are as fine as patches, else `occlusion`.
+
+    A coarser grid cannot tell a lesion from what is around it: `studies.pointing_game` finds its
+    maximum hardly more often in the lesion than chance would, and that of occlusion mostly.
 
     Args:
         network: As in `compute_heatmaps`.
@@ -90,18 +94,10 @@ def choose_method(network: nn.Module, image_size: int | None = None) -> str:
     if image_size is None:
         image_size = int(network.preprocess.image_size)  # type: ignore[union-attr, arg-type]
     try:
-        find_spatial_layer(network, image_size)
+        n_cells = count_cells(network, image_size)
     except ValueError:
         return "occlusion"
-    return "gradcam"
-
-
-class _Step(NamedTuple):
-    """A module's output in a forward pass."""
-
-    name: str
-    module: nn.Module
-    shape: tuple[int, ...]
+    return "gradcam" if n_cells >= PATCHES_PER_SIDE else "occlusion"
 
 
 def find_spatial_layer(network: nn.Module, image_size: int) -> str:
@@ -123,20 +119,12 @@ def find_spatial_layer(network: nn.Module, image_size: int) -> str:
     Raises:
         ValueError: The network has no such layer at this size.
     """
-    refusal = f"no layer for Grad-CAM in {_name_kind(network)} at {image_size} px: "
-    with _evaluating(network), _full_precision(_find_device(network)):
-        steps = _trace(network, image_size)
-        runs = Counter(step.name for step in steps)
-        for name, module, shape in reversed(steps):
-            if sum(length > 1 for length in shape[1:]) <= 1:  # pooled, or a grid of one cell
-                continue
-            if len(shape) != 4 or shape[2] != shape[3] or shape[1] == shape[2]:
-                raise ValueError(f"{refusal}{name} gives {list(shape)}, which is no [B, C, h, w]")
-            if isinstance(module, PASSIVE) or runs[name] > 1:
-                continue
-            if _is_passed_by_all(network, module, image_size):
-                return name
-    raise ValueError(f"{refusal}no module gives a map [B, C, h, w] that leads to the head")
+    return _find_step(network, image_size).name
+
+
+def count_cells(network: nn.Module, image_size: int) -> int:
+    """Cells a side of the map that Grad-CAM looks at; arguments and errors as above."""
+    return _find_step(network, image_size).shape[-1]
 
 
 def point_hits(heatmaps: Tensor, masks: Tensor) -> Tensor:
@@ -150,27 +138,17 @@ def point_hits(heatmaps: Tensor, masks: Tensor) -> Tensor:
 
     Source: Zhang et al. 2018, Top-down neural attention by excitation backprop.
     """
-    points = find_points(heatmaps)
-    rows = torch.arange(len(masks))
-    return masks[rows, points[:, 0], points[:, 1]].bool() & (heatmaps.amax((1, 2)) > 0)
-
-
-def find_points(heatmaps: Tensor) -> Tensor:
-    """Row and column [B, 2] of each map's maximum, as `point_hits` takes it."""
-    n_maps, _, width = heatmaps.shape
-    is_peak = heatmaps == heatmaps.amax((1, 2), keepdim=True)
-    points = torch.zeros(n_maps, 2, dtype=torch.long)
-    for index in range(n_maps):
-        peaks = is_peak[index].nonzero().double()
-        nearest = (peaks - peaks.mean(0)).square().sum(1).argmin()
-        points[index] = peaks[nearest].long()
-    return points.clamp(max=max(0, width - 1))
+    hits = torch.zeros(len(heatmaps), dtype=torch.bool)
+    for index, (heatmap, mask) in enumerate(zip(heatmaps, masks, strict=True)):
+        peaks = (heatmap == heatmap.max()).nonzero()
+        away = (peaks - peaks.double().mean(0)).square().sum(1)
+        row, column = peaks[away.argmin()]
+        hits[index] = (heatmap[row, column] > 0) & mask[row, column]
+    return hits
 
 
 def compute_energy_inside(heatmaps: Tensor, masks: Tensor) -> Tensor:
-    """The share of each map's sum that lies in the lesion [B], 0..1, high is good.
-
-    An empty map has 0.
+    """The share of each map's sum that lies in the lesion [B], 0..1, high is good; 0 if empty.
 
     Args:
         heatmaps: [B, S, S], 0 or more.
@@ -178,9 +156,8 @@ def compute_energy_inside(heatmaps: Tensor, masks: Tensor) -> Tensor:
 
     Source: Wang et al. 2020, Score-CAM (energy-based pointing game).
     """
-    whole = heatmaps.sum((1, 2))
-    inside = (heatmaps * masks).sum((1, 2))
-    return torch.where(whole > 0, inside / whole.clamp(min=1e-30), 0.0)
+    whole, inside = heatmaps.sum((1, 2)), (heatmaps * masks).sum((1, 2))
+    return torch.where(whole > 0, inside / whole, 0.0)
 
 
 def randomise_weights(network: nn.Module, seed: int) -> nn.Module:
@@ -212,18 +189,11 @@ def randomise_weights(network: nn.Module, seed: int) -> nn.Module:
 def _compute_gradcam(
     network: nn.Module, layer: nn.Module, images: Tensor, targets: Tensor
 ) -> Tensor:
-    """[B, 1, S, S], cut at zero, between the centres of the cells bilinear."""
-    with torch.enable_grad(), _rectified(network, layer, images):
-        grid = LayerGradCam(network, layer).attribute(images, targets, relu_attributions=True)
-    return LayerAttribution.interpolate(grid, images.shape[-2:], "bilinear")
+    """[B, 1, S, S], bilinear between the centres of the cells.
 
-
-@contextlib.contextmanager
-def _rectified(network: nn.Module, layer: nn.Module, images: Tensor) -> Iterator[None]:
-    """Cut the layer's output at zero, where the network does so itself in its next step.
-
-    DenseNet calls a function for it, which no hook sees: negative activations, of which the head
-    knows nothing, would be multiplied with the channels' weights and speak for the wrong class.
+    DenseNet cuts its last map at zero by a function that no hook sees, and its head knows nothing
+    of the negative activations: times the channels' weights they would speak for the wrong class.
+    So they are cut here where that leaves the logits as they are.
     """
     with torch.no_grad():
         logits = network(images)
@@ -231,10 +201,11 @@ def _rectified(network: nn.Module, layer: nn.Module, images: Tensor) -> Iterator
         try:
             if not torch.equal(network(images), logits):
                 handle.remove()
-            with torch.enable_grad():
-                yield
+            cam = LayerGradCam(network, layer)
+            grid = cam.attribute(images, targets, relu_attributions=True)
         finally:
             handle.remove()
+    return LayerAttribution.interpolate(grid, images.shape[-2:], "bilinear")
 
 
 @torch.no_grad()
@@ -256,85 +227,88 @@ def _compute_occlusion(network: nn.Module, images: Tensor, targets: Tensor) -> T
     return torch.where(falls > ROUNDING * scale, falls, 0.0)
 
 
-def _normalise(maps: Tensor) -> Tensor:
-    """[B, S, S] cut at zero, each divided by its maximum."""
-    maps = maps.clamp(min=0)
-    peaks = maps.amax((1, 2), keepdim=True)
-    return torch.where(peaks > 0, maps / peaks, 0.0)
-
-
 # ---- the network, looked at and left alone
 
 
-def _trace(network: nn.Module, image_size: int) -> list[_Step]:
+class _Step(NamedTuple):
+    """A module's output in a forward pass."""
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+
+
+def _find_step(network: nn.Module, image_size: int) -> _Step:
+    kind = type(getattr(network, "backbone", network)).__name__
+    refusal = f"no layer for Grad-CAM in {kind} at {image_size} px: "
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    with _undisturbed(network):
+        image = torch.zeros(1, 1, image_size, image_size, device=device)
+        steps = _trace(network, image)
+        runs = Counter(step.name for step in steps)
+        for step in reversed(steps):
+            shape = step.shape
+            if sum(length > 1 for length in shape[1:]) <= 1:  # pooled, or a grid of one cell
+                continue
+            if len(shape) != 4 or shape[2] != shape[3] or shape[1] == shape[2]:
+                raise ValueError(f"{refusal}{step.name} gives {list(shape)}, not [B, C, h, w]")
+            if isinstance(step.module, PASSIVE) or runs[step.name] > 1:
+                continue
+            if _is_passed_by_all(network, step.module, image):
+                return step
+    raise ValueError(f"{refusal}no module gives a map [B, C, h, w] on every way to the head")
+
+
+def _trace(network: nn.Module, image: Tensor) -> list[_Step]:
     """What every module gave before the head was entered, in order of completion."""
     steps: list[_Step] = []
-    handles = []
     reached: list[bool] = []
     head: nn.Module = network.head  # type: ignore[assignment]
-
-    def watch(name: str, module: nn.Module) -> None:
-        def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and not reached:
-                steps.append(_Step(name, module, tuple(output.shape)))
-
-        handles.append(module.register_forward_hook(record))
-
-    try:
+    with contextlib.ExitStack() as hooks, torch.no_grad():
         for name, module in network.named_modules():
-            watch(name, module)
-        handles.append(head.register_forward_pre_hook(lambda *_: reached.append(True)))
-        with torch.no_grad():
-            network(torch.zeros(1, 1, image_size, image_size, device=_find_device(network)))
-    finally:
-        for handle in handles:
-            handle.remove()
+
+            def record(
+                module: nn.Module, _inputs: object, output: object, name: str = name
+            ) -> None:
+                if isinstance(output, Tensor) and not reached:
+                    steps.append(_Step(name, module, tuple(output.shape)))
+
+            hooks.callback(module.register_forward_hook(record).remove)
+        hooks.callback(head.register_forward_pre_hook(lambda *_: reached.append(True)).remove)
+        network(image)
     if not reached:
-        raise ValueError(f"{_name_kind(network)} does not run its head")
+        raise ValueError(f"{type(network).__name__} does not run its head")
     return steps
 
 
-def _is_passed_by_all(network: nn.Module, module: nn.Module, image_size: int) -> bool:
+def _is_passed_by_all(network: nn.Module, module: nn.Module, image: Tensor) -> bool:
     """Whether no gradient finds its way from the logits to the image once the module is cut."""
-    image = torch.zeros(1, 1, image_size, image_size, device=_find_device(network))
+    leaf = image.clone().requires_grad_()
     handle = module.register_forward_hook(lambda _module, _inputs, output: output.detach().clone())
     try:
         with torch.enable_grad():
-            total = network(image.requires_grad_()).sum()
+            total = network(leaf).sum()
             if not total.requires_grad:
                 return True
-            return torch.autograd.grad(total, image, allow_unused=True)[0] is None
+            return torch.autograd.grad(total, leaf, allow_unused=True)[0] is None
     finally:
         handle.remove()
 
 
 @contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has its own flag again."""
+def _undisturbed(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and fp32 whatever the caller has switched on; then every flag as it was."""
     flags = [(module, module.training) for module in network.modules()]
+    device_types = {parameter.device.type for parameter in network.parameters()} or {"cpu"}
     network.eval()
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            for device_type in device_types:
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+            yield
     finally:
         for module, was_training in flags:
             module.training = was_training
-
-
-@contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """fp32 whatever the caller has switched on, and tensors that may have gradients."""
-    with (
-        torch.inference_mode(False),
-        torch.autocast(device.type, enabled=False),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-    ):
-        yield
-
-
-def _find_device(network: nn.Module) -> torch.device:
-    tensors = itertools.chain(network.parameters(), network.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-def _name_kind(network: nn.Module) -> str:
-    return type(getattr(network, "backbone", network)).__name__
