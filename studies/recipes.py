@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     print("| recipe | options | val macro-F1, mean (each seed) | val loss | training, s |")
     print("|---|---|---|---|---|")
     for name, entry in figures.items():
-        runs = list(entry["seeds"].values())
-        scores = [run["val_macro_f1"] for run in runs]
-        means = [statistics.mean(run[key] for run in runs) for key in ("val_loss", "time_s")]
+        best = list(entry["seeds"].values())
+        scores = [run["val_macro_f1"] for run in best]
+        means = [statistics.mean(run[key] for run in best) for key in ("val_loss", "time_s")]
         each = ", ".join(f"{score:.4f}" for score in scores)
         print(
             f"| {name} | `{entry['options']}` | {statistics.mean(scores):.4f} ({each}) | "
