@@ -35,6 +35,8 @@ PLOTS = {
     "training.png",
     "reliability.png",
     "risk_coverage.png",
+    "errors.png",
+    "least_certain.png",
 }
 FIGURES = (
     *("accuracy", "accuracy_per_slice", "precision_macro", "recall_macro", "f1_macro"),
@@ -76,7 +78,7 @@ def test_metrics_have_every_key_of_the_contracts(first_run: Run) -> None:
     report = read_metrics(first_run.root, "first")
     top = ("schema", "run", "checkpoint", "data", "split", "n_images", "n_slices", "n_groups")
     rest = ("classes", "notes", "per_class", "confusion_matrix", "calibration", "conformal")
-    more = ("referral", "operating_points")
+    more = ("referral", "operating_points", "provenance")
     assert set(report) == {*top, *rest, *more, *FIGURES, "baselines", "environment"}
     assert all(set(report[key]) == {"value", "ci95"} for key in FIGURES)
     calibration = {"ece", "ece_classwise", "brier", "nll", "temperature"}
@@ -129,7 +131,7 @@ def test_other_splits_go_elsewhere(trained: Run, split: str) -> None:
     assert evaluate.main(["session/first/best.pt", "--device", "cpu", "--split", split]) == 0
     report = read_metrics(trained.root, f"first-{split}")
     assert report["split"] == split
-    words = "slices belong to the run" if split == "all" else "the run has seen them"
+    words = "slices belong to the run" if split == "all" else "SEEN: these are the"
     assert any(words in note for note in report["notes"])
     assert list_files(Path("results/first")) == before
 
@@ -141,7 +143,7 @@ def test_other_data_is_told_and_kept_apart(trained: Run) -> None:
     assert evaluate.main(command) == 0
     report = read_metrics(trained.root, "first-on-other-all")
     assert report["n_images"] == 18
-    assert any("other data" in note for note in report["notes"])
+    assert any("OTHER DATA" in note for note in report["notes"])
     assert list_files(Path("results/first")) == before
 
 

@@ -172,7 +172,7 @@ def test_stress_through_the_command_line(trained: Run) -> None:
     assert {"stress.png", "least_certain.png"} <= plots
     page = Path("results/first/report.html").read_text("utf-8")
     assert "probe for shortcuts" in page
-    assert "Grad-CAM" in page
+    assert "by occlusion" in page  # at 32 px the network has a map of one cell
     # without it again: no picture of before stays
     assert evaluate.main(["session/first/best.pt", *ON, "--gallery", "0"]) == 0
     plots = {path.name for path in Path("results/first/plots").iterdir()}
