@@ -35,7 +35,9 @@ def compute_heatmaps(
     Each map is cut at zero and divided by its own maximum: it compares places of one image, never
     images. The network is left as it was found, and the arithmetic is fp32.
 
-    Grad-CAM weighs the channels of the layer of `find_spatial_layer` by their mean gradient.
+    Grad-CAM weighs the channels of the layer of `find_spatial_layer` by their mean gradient. Its
+    cells are taken to lie side by side over the image; those of padded convolutions with stride may
+    see a place up to half a cell further up and left.
     Occlusion is the fall of the class's logit when a patch of an eighth of the side, moved by half
     of its own, is replaced by the mean of its surroundings (three patches wide). A lesion then
     fades into what is around it, and the black outside a head stays black: a patch of one fixed
@@ -68,9 +70,9 @@ def compute_heatmaps(
     name = find_spatial_layer(network, size_px) if method == "gradcam" else ""
     maps = [torch.zeros(0, size_px, size_px)]
     with _undisturbed(network):
-        for part in torch.arange(len(images)).split(IMAGES_AT_ONCE):
-            own = images[part].detach().clone().float()
-            classes = targets[part.to(targets.device)].to(images.device)
+        for first in range(0, len(images), IMAGES_AT_ONCE):
+            own = images[first : first + IMAGES_AT_ONCE].detach().clone().float()
+            classes = targets[first : first + IMAGES_AT_ONCE].to(images.device)
             if method == "gradcam":
                 found = _compute_gradcam(network, network.get_submodule(name), own, classes)
             else:
@@ -85,7 +87,7 @@ def choose_method(network: nn.Module, image_size: int | None = None) -> str:
     """What `auto` takes: `gradcam` where its cells are as fine as patches, else `occlusion`.
 
     A coarser grid cannot tell a lesion from what is around it: `studies.pointing_game` finds its
-    maximum hardly more often in the lesion than chance would, and that of occlusion mostly.
+    maximum seldom in the lesion, and that of occlusion mostly.
 
     Args:
         network: As in `compute_heatmaps`.
