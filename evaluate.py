@@ -121,7 +121,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         )
     for pair in comparison["pairs"]:
         log.info(
-            "%s less %s: %+.4f [%+.4f, %+.4f], McNemar on slices p = %.3g (%d against %d)",
+            "%s less %s: %+.4f [%+.4f, %+.4f], McNemar by groups p = %.3g (%d against %d)",
             pair["first"],
             pair["second"],
             pair["difference"],

@@ -1,6 +1,7 @@
 """The files of results/RUN: metrics.json, predictions.csv, plots, report.html, model_card.md."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,11 @@ from imaging.audit import describe_audit, read_audit
 from verdicts import LEAKY_SPLIT, PHANTOM, Verdicts, describe_leak
 
 METRICS_SCHEMA = 1
+ENSEMBLE = "ensemble"
 NOT_CALIBRATED = (
-    "calibration: the checkpoint holds none, so temperature, prediction sets and referral are null "
-    "and probabilities are plain softmax; python main.py --resume session/RUN fits it"
+    "calibration: {missing} of {all} checkpoints hold none, so temperature, prediction sets and "
+    "referral are null, and the probabilities of those are plain softmax; "
+    "python main.py --resume session/RUN fits it"
 )
 NO_SETS = "conformal: null, no prediction sets were fitted to the ensemble"
 
@@ -85,7 +88,8 @@ def _hash_weights(kept: dict[str, Any]) -> str:
 def _describe_calibration(verdicts: Verdicts, fitted: Sequence[dict[str, Any]]) -> list[str]:
     """What limits the figures of calibration."""
     if len(fitted) < len(verdicts.checkpoints):
-        return [NOT_CALIBRATED]
+        missing = len(verdicts.checkpoints) - len(fitted)
+        return [NOT_CALIBRATED.format(missing=missing, all=len(verdicts.checkpoints))]
     if verdicts.calibrated.sets is None:
         return [NO_SETS]
     n_images, n_groups = (sum(each[key] for each in fitted) for key in ("n_images", "n_groups"))
@@ -110,12 +114,22 @@ def compare(members: Sequence[Verdicts], names: Sequence[str], whole: Verdicts) 
 
     Returns:
         `rows` with accuracy, accuracy per slice and macro-F1 (each with interval), ECE and NLL;
-        `pairs` with the difference of accuracies, its interval and McNemar's test on slices;
+        `pairs` with the difference of accuracies, its interval and McNemar's test by groups;
         `spread` of accuracy over the members: mean, standard deviation, least and greatest.
+
+    Raises:
+        UserError: Two of them have one name.
     """
-    rows, slices = [], whole.rows["slice"].to_numpy()
-    groups = whole.rows["group"].to_numpy()
-    for name, member in [*zip(names, members, strict=True), ("ensemble", whole)]:
+    for name in names:
+        if name == ENSEMBLE or names.count(name) > 1:
+            raise UserError(
+                f"more than one of the runs to compare is called {name}; name each run once, and "
+                "train with a --name of its own what is to be compared"
+            )
+    compared = {**dict(zip(names, members, strict=True)), ENSEMBLE: whole}
+    slices, groups = (whole.rows[key].to_numpy() for key in ("slice", "group"))
+    rows = []
+    for name, member in compared.items():
         probs = member.calibrated.probs
         figures = metrics.compute_metrics(probs, member.labels, slices, groups, whole.classes)
         measured = calibration.compute_calibration(probs, member.labels)
@@ -126,17 +140,15 @@ def compare(members: Sequence[Verdicts], names: Sequence[str], whole: Verdicts) 
                 **{key: measured[key] for key in ("ece", "ece_classwise", "nll")},
             }
         )
-    verdicts = {**dict(zip(names, members, strict=True)), "ensemble": whole}
     pairs = [
         {
             "first": first,
             "second": second,
             **uncertainty.compare_paired(
-                verdicts[first].correct, verdicts[second].correct, slices, groups
+                compared[first].correct, compared[second].correct, slices, groups
             ).to_dict(),
         }
-        for position, first in enumerate(verdicts)
-        for second in list(verdicts)[position + 1 :]
+        for first, second in itertools.combinations(compared, 2)
     ]
     accuracies = np.array([row["accuracy"]["value"] for row in rows[:-1]])
     spread = {
@@ -195,6 +207,7 @@ def write_results(
     labels, probs, classes = verdicts.labels, verdicts.calibrated.probs, verdicts.classes
     stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
     stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
+    leaky = find_leaky_twin(verdicts, report, results_dir.parent)
     (results_dir / "metrics.json").unlink(missing_ok=True)
     with helper.atomic_path(results_dir / "predictions.csv") as temporary:
         tabulate(verdicts).to_csv(temporary, index=False)
@@ -210,9 +223,10 @@ def write_results(
     plots.plot_class_metrics(report["per_class"], pictures / "class_metrics.png", stamp=stamp)
     plots.plot_roc_curves(probs, labels, classes, pictures / "roc.png", stamp=stamp)
     plots.plot_pr_curves(probs, labels, classes, pictures / "pr.png", stamp=stamp)
-    trust_plots.plot_reliability(
-        verdicts.raw_probs, probs, labels, pictures / "reliability.png", stamp=stamp
-    )
+    curves = {"softmax": verdicts.raw_probs}
+    if report["calibration"]["temperature"] is not None:
+        curves["calibrated"] = probs
+    trust_plots.plot_reliability(curves, labels, pictures / "reliability.png", stamp=stamp)
     trust_plots.plot_risk_coverage(probs, labels, pictures / "risk_coverage.png", stamp=stamp)
     if len(verdicts.checkpoints) == 1:
         history = pd.DataFrame(verdicts.checkpoints[0]["history"])
@@ -225,7 +239,7 @@ def write_results(
         plot_galleries(verdicts, n_exhibits, pictures, stamp)
     context = Context(
         audit=describe_audit(audit) if (audit := read_audit(Path(report["data"]))) else (),
-        leaky=find_leaky_twin(verdicts, results_dir.parent),
+        leaky=leaky,
         heatmap_method=gallery.describe_method(verdicts) if shows_maps else "",
     )
     write_report(results_dir / "report.html", report, pictures, context)
@@ -247,13 +261,18 @@ def plot_galleries(verdicts: Verdicts, count: int, pictures: Path, stamp: str | 
             trust_plots.plot_gallery(exhibits, title, pictures / name, stamp=stamp)
 
 
-def find_leaky_twin(verdicts: Verdicts, results_root: Path) -> dict[str, Any] | None:
-    """The accuracy of the same training on a random split of images, where it was measured."""
+def find_leaky_twin(
+    verdicts: Verdicts, report: dict[str, Any], results_root: Path
+) -> dict[str, Any] | None:
+    """The accuracy of the same training on a random split of the same images, if measured."""
+    wanted = {key: report[key] for key in ("schema", "data", "split", "classes")}
     own = verdicts.checkpoints[0]["config"]
     if own["data"]["split_by"] == "image":
         return None
     for path in sorted(results_root.glob("*/metrics.json")):
         there = json.loads(path.read_text("utf-8"))
+        if any(there.get(key) != value for key, value in wanted.items()):
+            continue
         kept = Path(there["checkpoint"]).parent / "config.json"
         if LEAKY_SPLIT not in there["notes"] or not kept.is_file():
             continue

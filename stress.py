@@ -29,25 +29,13 @@ def run_stress(verdicts: Verdicts, batch_size: int) -> dict[str, Any]:
         batch_size: Slices a forward pass.
 
     Returns:
-        `clean`: accuracy of the slices as they are. `positions`: accuracy in each of the eight, and
-        `position_agreement`: share of slices with one verdict in all of them. `corruptions`: for
-        each kind a list of strengths 1 to 5. `probes`: `blank_interior` and `matched_brightness`,
-        with what brightness alone reaches on such slices. Accuracies have intervals.
+        `clean`: accuracy of the slices as they are, and `majority`, what naming their commonest
+        class reaches. `positions`: accuracy in each of the eight, and `position_agreement`: share
+        of slices with one verdict in all of them. `corruptions`: for each kind a list of strengths
+        1 to 5. `probes`: `blank_interior`, on the slices in which a head was found (their share:
+        `covered`), and `matched_brightness`, each beside what brightness alone and the commonest
+        class reach on the same changed slices. Accuracies have intervals.
     """
-    labels = verdicts.labels
-    groups = verdicts.rows["group"].to_numpy()
-    n_classes = len(verdicts.classes)
-
-    def describe(predicted: NDArray[np.int64]) -> dict[str, Any]:
-        return uncertainty.describe(uncertainty.estimate_ratio(predicted == labels), groups)
-
-    def measure_brightness(change: Change) -> float | None:
-        changed = np.concatenate([change(_take_pixels(part)) for part in verdicts.parts])
-        known = baselines.cross_validate_brightness(
-            baselines.compute_brightness_statistics(changed), labels, groups
-        )
-        return known["brightness"] if known else None
-
     steps = len(corrupt.POSITIONS) + 5 * len(corrupt.CORRUPTIONS) + 2
     with tqdm(total=steps, desc="stress", unit="change", leave=False, disable=None) as bar:
 
@@ -56,55 +44,86 @@ def run_stress(verdicts: Verdicts, batch_size: int) -> dict[str, Any]:
             return np.concatenate([_predict(part, change, batch_size) for part in verdicts.parts])
 
         placed = {name: predict(_place(name)) for name in corrupt.POSITIONS}
-        positions = {name: describe(predicted) for name, predicted in placed.items()}
-        everywhere = np.stack(list(placed.values()))
         corruptions = {
             name: [
                 {
                     "strength": strength,
                     "what": corrupt.describe(name, strength),
-                    "accuracy": describe(predict(_corrupt(name, strength))),
+                    "accuracy": _describe(verdicts, predict(_corrupt(name, strength))),
                 }
                 for strength in corrupt.STRENGTHS
             ]
             for name in corrupt.CORRUPTIONS
         }
-        probes = {
-            name: {
-                "accuracy": describe(predict(change)),
-                "brightness": measure_brightness(change),
-            }
-            for name, change in (
-                ("blank_interior", _blank_interior),
-                ("matched_brightness", _match_to(verdicts.parts)),
-            )
-        }
-    share = float(np.bincount(labels, minlength=n_classes).max() / len(labels))
-    covered = [corrupt.blank_interior(_take_pixels(part))[1] for part in verdicts.parts]
-    probes["blank_interior"]["covered"] = float(np.concatenate(covered).mean())
+        blanked, matched = predict(_blank_interior), predict(_match_to(verdicts.parts))
+    everything = np.ones(len(verdicts.labels), dtype=bool)
+    covered = np.concatenate(
+        [corrupt.blank_interior(_take_pixels(part))[1] for part in verdicts.parts]
+    )
+    everywhere = np.stack(list(placed.values()))
     return {
-        "clean": describe(verdicts.calibrated.probs.argmax(axis=1)),
-        "majority": share,
-        "positions": positions,
+        "clean": _describe(verdicts, verdicts.calibrated.probs.argmax(axis=1)),
+        "majority": _measure_majority(verdicts.labels),
+        "positions": {name: _describe(verdicts, predicted) for name, predicted in placed.items()},
         "position_agreement": float(np.mean((everywhere == everywhere[0]).all(axis=0))),
         "corruptions": corruptions,
-        "probes": probes,
+        "probes": {
+            "blank_interior": _judge_probe(verdicts, blanked, _blank_interior, covered),
+            "matched_brightness": _judge_probe(
+                verdicts, matched, _match_to(verdicts.parts), everything
+            ),
+        },
+    }
+
+
+def _describe(
+    verdicts: Verdicts, predicted: NDArray[np.int64], counted: NDArray[np.bool_] | None = None
+) -> dict[str, Any]:
+    """Accuracy with its interval, of all slices or of those that count."""
+    right = predicted == verdicts.labels
+    hits, trials = (right, None) if counted is None else (right & counted, counted)
+    estimate = uncertainty.estimate_ratio(hits, trials)
+    return uncertainty.describe(estimate, verdicts.rows["group"].to_numpy())
+
+
+def _measure_majority(labels: NDArray[np.int64]) -> float | None:
+    return float(np.bincount(labels).max() / len(labels)) if len(labels) else None
+
+
+def _judge_probe(
+    verdicts: Verdicts, predicted: NDArray[np.int64], change: Change, counted: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """A network on the slices that a probe changed, beside two that know no anatomy."""
+    changed = np.concatenate([change(_take_pixels(part)) for part in verdicts.parts])[counted]
+    labels, groups = verdicts.labels[counted], verdicts.rows["group"].to_numpy()[counted]
+    known = None
+    if len(labels):
+        statistics = baselines.compute_brightness_statistics(changed)
+        known = baselines.cross_validate_brightness(statistics, labels, groups)
+    return {
+        "covered": float(counted.mean()),
+        "accuracy": _describe(verdicts, predicted, counted),
+        "majority": _measure_majority(labels),
+        "brightness": known["brightness"] if known else None,
     }
 
 
 def describe_shortcut(stress: dict[str, Any]) -> list[str]:
     """The warning of a shortcut, where a network names classes of slices without a brain."""
     blank = stress["probes"]["blank_interior"]
-    low = blank["accuracy"]["ci95"][0]
-    if low <= stress["majority"]:
+    interval, majority, beside = (
+        blank["accuracy"]["ci95"],
+        blank["majority"],
+        blank["brightness"],
+    )
+    if interval is None or interval[0] <= majority:
         return []
-    beside = blank["brightness"]
     known = "" if beside is None else f"; brightness alone reaches {beside:.0%} on such slices"
     return [
         f"SHORTCUT: with the inside of the head blanked the network still names the right class of "
-        f"{blank['accuracy']['value']:.0%} of the slices (the commonest class: "
-        f"{stress['majority']:.0%}{known}): a part of its accuracy comes from outline, rim, place "
-        "or compression, not from the brain"
+        f"{blank['accuracy']['value']:.0%} of the slices (the commonest class: {majority:.0%}"
+        f"{known}): a part of its accuracy comes from outline, rim, place or compression, not from "
+        "the brain"
     ]
 
 
@@ -133,7 +152,9 @@ def _blank_interior(pixels: Pixels) -> Pixels:
 
 def _match_to(parts: Sequence[Part]) -> Change:
     """All slices to one histogram, the mean of all that are judged."""
-    sizes = [len(part.slices) for part in parts]
-    references = [corrupt.compute_reference(_take_pixels(part)) for part in parts]
-    reference = np.average(references, axis=0, weights=sizes)
+    everything = np.concatenate([_take_pixels(part) for part in parts])
+    try:
+        reference = corrupt.compute_reference(everything)
+    except ValueError:  # no slice has a foreground: there is nothing to match
+        return lambda pixels: pixels
     return lambda pixels: corrupt.match_brightness(pixels, reference)

@@ -236,18 +236,18 @@ def align(judged: Sequence[Verdicts]) -> list[Verdicts]:
                 f"{other.path} knows {', '.join(other.classes)}, {first.path} knows "
                 f"{', '.join(first.classes)}; compare runs of the same classes"
             )
-    common = set(first.rows["path"]).intersection(*(other.rows["path"] for other in judged[1:]))
-    if not common:
+    keys = [pd.MultiIndex.from_frame(each.rows[["path", "sha256"]]) for each in judged]
+    common = keys[0]
+    for other_keys in keys[1:]:
+        common = common.intersection(other_keys)
+    if not len(common):
         raise UserError(
             f"{', '.join(str(each.path) for each in judged)}: no slice is in the test of all of "
-            "them; train them with the same --split-by and --split-seed, or use --folds"
+            "them; train them on the same data with the same --split-by and --split-seed, or use "
+            "--folds"
         )
-    aligned = []
-    for each in judged:
-        kept = each.rows["path"].isin(common).to_numpy()
-        order = np.argsort(each.rows["path"].to_numpy()[kept], kind="stable")
-        aligned.append(each.take(np.flatnonzero(kept)[order]))
-    return aligned
+    common = common.sort_values()
+    return [each.take(own.get_indexer(common)) for each, own in zip(judged, keys, strict=True)]
 
 
 def average_members(members: Sequence[Verdicts]) -> Verdicts:

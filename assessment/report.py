@@ -44,8 +44,8 @@ PICTURES = {
     "class_metrics.png": "Precision, recall and F1 of each class",
     "roc.png": "ROC curves, one class against the rest",
     "pr.png": "Precision-recall curves, one class against the rest",
-    "reliability.png": "Reliability: share of right verdicts by confidence, before and after "
-    "calibration, and how many images have each confidence",
+    "reliability.png": "Reliability: share of right verdicts by confidence, and how many images "
+    "have each confidence",
     "risk_coverage.png": "Risk and coverage: error among the slices kept when those of least "
     "confidence are referred",
     "stress.png": "Stress: accuracy by strength of each corruption, in the eight positions, with "
@@ -201,7 +201,7 @@ def _show_comparison(comparison: Mapping[str, Any] | None) -> dict[str, Any] | N
         f"{show(spread['standard_deviation'])}, from {show(spread['least'])} to "
         f"{show(spread['greatest'])}.",
         "pairs": {
-            "head": ["pair", "difference of accuracy", "slices won", "lost", "McNemar p"],
+            "head": ["pair", "difference of accuracy", "groups won", "lost", "McNemar p"],
             "rows": [
                 (
                     f"{pair['first']} less {pair['second']}",
@@ -302,7 +302,8 @@ def _show_stress(stress: Mapping[str, Any] | None) -> dict[str, Any] | None:
             "rows": [
                 ("as they are", show_figure(stress["clean"]), ""),
                 (
-                    f"inside of the head blanked (found in {blank['covered']:.0%})",
+                    f"inside of the head blanked ({blank['covered']:.0%} of the slices, where a "
+                    "head was found)",
                     show_figure(blank["accuracy"]),
                     show(blank["brightness"]),
                 ),

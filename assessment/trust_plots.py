@@ -15,18 +15,16 @@ FloatArray = NDArray[np.floating[Any]]
 
 
 def plot_reliability(
-    raw_probs: FloatArray,
-    probs: FloatArray,
+    curves: Mapping[str, FloatArray],
     labels: IntArray,
     path: Path,
     *,
     stamp: str | None = None,
 ) -> None:
-    """How often the likeliest class is right, by confidence, before and after calibration.
+    """How often the likeliest class is right, by confidence.
 
     Args:
-        raw_probs: [N, K], plain softmax.
-        probs: [N, K], calibrated.
+        curves: Probabilities [N, K] by name, such as before and after calibration; one or two.
         labels: [N] class ids.
         path: The PNG to write.
         stamp: A word to lay over the picture, such as PHANTOM.
@@ -38,7 +36,7 @@ def plot_reliability(
     colors = get_palette(2)
     edges = np.linspace(0, 1, N_BINS + 1)
     width = 0.42 / N_BINS
-    for position, (name, values) in enumerate((("softmax", raw_probs), ("calibrated", probs))):
+    for position, (name, values) in enumerate(curves.items()):
         confidence = values.max(axis=1)
         right = values.argmax(axis=1) == labels
         bins = bin_scores(confidence)
@@ -153,6 +151,7 @@ def plot_stress(stress: Mapping[str, Any], path: Path, *, stamp: str | None = No
         "brightness matched": stress["probes"]["matched_brightness"]["accuracy"],
         "inside of the head blanked": stress["probes"]["blank_interior"]["accuracy"],
     }
+    bars = {name: figure for name, figure in bars.items() if figure["value"] is not None}
     values = np.array([figure["value"] for figure in bars.values()])
     reach = np.array([figure["ci95"] for figure in bars.values()]).T
     rows = np.arange(len(bars))

@@ -185,9 +185,11 @@ class Comparison:
     Attributes:
         difference: Accuracy of the first less that of the second, in [-1, 1].
         ci95: Its interval, groups as the unit.
-        n_first: Slices on which the first is right more often among the copies.
+        n_first: Groups in which the first is right about more slices.
         n_second: The same of the second.
-        p_value: McNemar's exact test of n_first against n_second, one vote a slice.
+        p_value: McNemar's exact test of n_first against n_second, one vote a group.
+        p_value_slices: The same with one vote a slice, as if slices of a group did not err
+            together: too small wherever they do.
     """
 
     difference: float
@@ -195,6 +197,7 @@ class Comparison:
     n_first: int
     n_second: int
     p_value: float
+    p_value_slices: float
 
     def to_dict(self) -> dict[str, Any]:
         """As metrics.json has it."""
@@ -212,15 +215,16 @@ def compare_paired(
     Args:
         first_correct: [N].
         second_correct: [N].
-        slices: [N] ids; copies of one slice have one vote in McNemar's test.
-        groups: [N] ids; the unit of the interval.
+        slices: [N] ids; copies of one slice have one vote, shared among them.
+        groups: [N] ids; the unit of the interval and of McNemar's test.
 
     Raises:
         ValueError: There are no images.
 
-    Source: Agresti and Min 2005, Simple improved confidence intervals for comparing matched
-    proportions (one disagreement each way is added, here a group's); McNemar 1947, Note on the
-    sampling error of the difference between correlated proportions or percentages.
+    Source: after Bonett and Price 2012, Adjusted Wald confidence interval for a difference of
+    binomial proportions based on paired data (one disagreement each way is added to the variance,
+    here that of a group; the centre stays); McNemar 1947, Note on the sampling error of the
+    difference between correlated proportions or percentages.
     """
     if not len(first_correct):
         raise ValueError("there are no images to compare")
@@ -231,9 +235,21 @@ def compare_paired(
     squares = np.bincount(codes, weights=ahead - difference) ** 2
     variance = (float(squares.sum()) + 2 * float(np.mean(sizes**2))) / len(ahead) ** 2
     half = Z_95 * float(np.sqrt(variance))
-    votes = np.bincount(np.unique(slices, return_inverse=True)[1], weights=ahead)
-    n_first, n_second = int((votes > 0).sum()), int((votes < 0).sum())
-    n_discordant = n_first + n_second
-    p_value = float(binomtest(n_first, n_discordant).pvalue) if n_discordant else 1.0
     interval = (max(-1.0, difference - half), min(1.0, difference + half))
-    return Comparison(difference, interval, n_first, n_second, p_value)
+    _, firsts, slice_codes = np.unique(slices, return_index=True, return_inverse=True)
+    by_slice = np.sign(np.bincount(slice_codes, weights=ahead))
+    by_group = np.bincount(codes[firsts], weights=by_slice)  # copies of a slice share its group
+    return Comparison(
+        difference,
+        interval,
+        n_first=int((by_group > 0).sum()),
+        n_second=int((by_group < 0).sum()),
+        p_value=_test_signs(by_group),
+        p_value_slices=_test_signs(by_slice),
+    )
+
+
+def _test_signs(votes: NDArray[Any]) -> float:
+    """The exact two-sided p-value of as many votes one way as the other; 1 where none is cast."""
+    n_first, n_cast = int((votes > 0).sum()), int((votes != 0).sum())
+    return float(binomtest(n_first, n_cast).pvalue) if n_cast else 1.0

@@ -1,5 +1,6 @@
 """evaluate.py: calibrated verdicts, and several checkpoints beside each other."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import checkpoint
 import evaluate
 import main
 import verdicts
+from helper import UserError
 
 ON = ("--device", "cpu")
 
@@ -63,7 +65,7 @@ def test_a_checkpoint_without_calibration_is_judged_and_says_so(trained: Run) ->
     change_checkpoint("session/first/best.pt", "session/old/best.pt", calibration=None)
     assert evaluate.main(["session/old/best.pt", *ON, "--name", "old"]) == 0
     report = read_metrics(trained.root, "old")
-    assert verdicts_note(report, "the checkpoint holds none")
+    assert verdicts_note(report, "1 of 1 checkpoints hold none")
     assert report["calibration"]["temperature"] is None
     assert report["conformal"]["coverage"] is None
     assert report["referral"] is None
@@ -138,22 +140,68 @@ def test_several_are_compared(second: Run, capsys: pytest.CaptureFixture[str]) -
     assert verdicts_note(report, "no prediction sets were fitted to the ensemble")
 
 
-def test_only_slices_that_all_judge_are_compared(second: Run) -> None:
-    """Of another division of the groups, those in both tests."""
-    argv = [*QUICK, *ON_CPU, "--epochs", "1", "--split-seed", "3", "--name", "other"]
+def test_only_slices_that_all_judge_are_compared(trained: Run) -> None:
+    """The second run has two of the first one's test slices in val."""
+    kept = checkpoint.load_run(Path("session/first/best.pt"))
+    splits = list(kept["split"]["split"])
+    moved = [row for row, split in enumerate(splits) if split == "test"][:2]
+    for row in moved:
+        splits[row] = "val"
+    split = {**kept["split"], "split": splits}
+    change_checkpoint("session/first/best.pt", "session/other/best.pt", run="other", split=split)
+    assert evaluate.main(["session/first/best.pt", "session/other/best.pt", *ON]) == 0
+    alone, both = (read_metrics(trained.root, name) for name in ("first", "first+other"))
+    assert both["n_images"] == alone["n_images"] - 2
+    left = set(pd.read_csv("results/first+other/predictions.csv")["sha256"])
+    assert not left & {kept["split"]["sha256"][row] for row in moved}
+
+
+def test_two_runs_of_one_name_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    change_checkpoint("session/first/best.pt", "session/copy/best.pt")
+    change_checkpoint("session/first/best.pt", "session/ensemble/best.pt", run="ensemble")
+    for other, name in (("copy", "first"), ("ensemble", "ensemble")):
+        code = evaluate.main(["session/first/best.pt", f"session/{other}/best.pt", *ON])
+        assert f"is called {name}" in expect_refusal(capsys, code)
+    assert not Path("results/first+first").exists()
+
+
+def test_pictures_of_one_name_and_other_content_are_not_the_same(trained: Run) -> None:
+    path = Path("session/first/best.pt")
+    judged = verdicts.judge(path, "test", None, device="cpu", batch_size=8, threads=1)
+    rows = judged.rows.copy()
+    rows.loc[0, "sha256"] = "another"
+    other = dataclasses.replace(judged, rows=rows)
+    first, second = verdicts.align([judged, other])
+    assert len(first.labels) == len(second.labels) == len(judged.labels) - 1
+    rows["sha256"] = "another"
+    with pytest.raises(UserError, match="no slice is in the test of all"):
+        verdicts.align([judged, dataclasses.replace(judged, rows=rows)])
+
+
+def test_the_leaky_twin_is_found_where_it_is_one(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*QUICK, *ON_CPU, "--epochs", "2", "--split-by", "image", "--name", "leaky"]
     assert main.main(argv) == 0
-    tests = [
-        set(split.loc[split["split"] == "test", "path"])
-        for split in (pd.read_csv(f"session/{name}/split.csv") for name in ("first", "other"))
-    ]
-    common = tests[0] & tests[1]
-    code = evaluate.main(["session/first/best.pt", "session/other/best.pt", *ON])
-    if common:
-        assert code == 0
-        report = read_metrics(second.root, "first+other")
-        assert report["n_images"] == len(common)
-    else:
-        assert code == 1
+    # training figures of the leaky run come first by name, and must not be taken
+    command = ["session/leaky/best.pt", *ON, "--split", "train", "--name", "a-leaky"]
+    assert evaluate.main(command) == 0
+    assert evaluate.main(["session/first/best.pt", *ON]) == 0
+    page = Path("results/first/report.html").read_text("utf-8")
+    leaky = read_metrics(trained.root, "leaky")["accuracy"]["value"]
+    card = page.partition("leaky: the same training")[2].partition("</div>")[0]
+    assert f"<strong>{leaky:.4f}</strong>" in card
+    assert "run leaky;" in card
+    # another recipe has no twin
+    shutil.copytree("session/first", "session/longer")
+    kept = checkpoint.load_run(Path("session/first/best.pt"))
+    config = {**kept["config"], "train": {**kept["config"]["train"], "epochs": 3}}
+    change_checkpoint(
+        "session/first/best.pt", "session/longer/best.pt", run="longer", config=config
+    )
+    assert evaluate.main(["session/longer/best.pt", *ON]) == 0
+    page = Path("results/longer/report.html").read_text("utf-8")
+    assert "leaky: the same training" not in page
 
 
 def test_disjoint_tests_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:

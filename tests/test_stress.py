@@ -109,15 +109,34 @@ def test_a_network_that_reads_one_corner_is_found_out_by_turning() -> None:
 
 def test_a_verdict_on_blank_brains_is_a_shortcut() -> None:
     figure = {"value": 0.8, "ci95": [0.7, 0.9]}
-    found: dict[str, Any] = {
-        "majority": 0.5,
-        "probes": {"blank_interior": {"accuracy": figure, "brightness": 0.6}},
-    }
+    blank: dict[str, Any] = {"accuracy": figure, "majority": 0.5, "brightness": 0.6}
+    found = {"probes": {"blank_interior": blank}}
     [line] = stress.describe_shortcut(found)
     assert line.startswith("SHORTCUT: with the inside of the head blanked")
     assert "80%" in line
     assert "brightness alone reaches 60%" in line
     figure["ci95"] = [0.45, 0.9]
+    assert stress.describe_shortcut(found) == []
+    blank["accuracy"] = {"value": None, "ci95": None}
+    assert stress.describe_shortcut(found) == []
+
+
+def test_only_slices_that_were_blanked_count() -> None:
+    """Noise without a head is judged as it is; a verdict on it says nothing of a blank brain."""
+    verdicts = make_verdicts(Reader(MIDDLE, MIDDLE))
+    pixels = verdicts.parts[0].slices.pixels
+    rng = np.random.default_rng(0)
+    for row in range(12):  # bright for class 1, as the network reads it, and without any head
+        low = 150 if verdicts.labels[row] else 0
+        pixels[row, 0] = torch.from_numpy(rng.integers(low, low + 60, (64, 64), dtype=np.uint8))
+    found = stress.run_stress(verdicts, batch_size=64)
+    blank = found["probes"]["blank_interior"]
+    assert blank["covered"] == 0.5
+    assert blank["accuracy"]["value"] == 0.5  # all of the blanked are called the dark class
+    assert found["probes"]["matched_brightness"]["covered"] == 1.0
+    pixels[:] = torch.from_numpy(rng.integers(100, 160, pixels.shape, dtype=np.uint8))
+    found = stress.run_stress(verdicts, batch_size=64)
+    assert found["probes"]["blank_interior"]["accuracy"] == {"value": None, "ci95": None}
     assert stress.describe_shortcut(found) == []
 
 

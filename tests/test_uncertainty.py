@@ -215,18 +215,37 @@ def test_pairs_by_hand() -> None:
     found = compare_paired(first, second, slices, slices)
     assert found.difference == pytest.approx((3 - 1 + 0) / 6)
     assert (found.n_first, found.n_second) == (2, 1)  # d: one copy each
+    assert found.p_value_slices == found.p_value  # every slice its own group
     assert found.p_value == pytest.approx(1.0)  # 2 against 1, exact, two-sided
     assert found.ci95[0] < found.difference < found.ci95[1]
     assert found.to_dict()["ci95"] == list(found.ci95)
 
 
-def test_mcnemar_is_exact_and_counts_slices() -> None:
+def test_mcnemar_is_exact_and_counts_groups() -> None:
     first, second = np.ones(30, bool), np.ones(30, bool)
     second[:6] = False
     found = compare_paired(first, second, np.arange(30), np.arange(30))
     assert found.p_value == pytest.approx(2 * 0.5**6)
     copies = np.repeat(np.arange(10), 3)  # the six are two slices
     assert compare_paired(first, second, copies, copies).p_value == pytest.approx(2 * 0.5**2)
+    one = compare_paired(first, second, copies, np.repeat(np.arange(5), 6))  # of one group
+    assert (one.n_first, one.n_second, one.p_value) == (1, 0, 1.0)
+    assert one.p_value_slices == pytest.approx(2 * 0.5**2)
+
+
+def test_mcnemar_holds_its_level_where_neighbours_err_together() -> None:
+    """Equal classifiers that disagree on whole groups of slices: by slices it would cry wolf."""
+    rng = np.random.default_rng(0)
+    rejected = {"p_value": 0, "p_value_slices": 0}
+    for _ in range(300):
+        groups = np.repeat(np.arange(21), rng.integers(4, 9, 21))
+        ahead = rng.choice([-1, 0, 1], 21, p=[0.3, 0.4, 0.3])[groups]
+        slices = np.arange(len(groups))
+        found = compare_paired(ahead > 0, ahead < 0, slices, groups)
+        for name in rejected:
+            rejected[name] += getattr(found, name) < 0.05
+    assert rejected["p_value"] <= 300 * 0.07
+    assert rejected["p_value_slices"] > 300 * 0.25
 
 
 def test_pairs_that_agree_differ_by_nothing_but_doubt() -> None:
