@@ -26,7 +26,7 @@ Config = TypeVar("Config")
 log = logging.getLogger("brain_cancer_mri")
 
 PROJECT_DIR = Path(__file__).resolve().parent
-NOTICE = "Research use only: not a medical device. The classes hold no healthy brain."
+NOTICE = "Research use only: not a medical device. The published classes hold no healthy brain."
 
 
 class UserError(Exception):

@@ -68,7 +68,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 def build_parser(prog: str, arguments: str, description: str, epilog: str) -> OneLineParser:
     """A parser without options, which says for whom the program is at the end of its help."""
-    notice = "\n\nResearch use only: not a medical device. The classes hold no healthy brain."
+    notice = (
+        "\n\nResearch use only: not a medical device. The published classes hold no healthy brain."
+    )
     return OneLineParser(
         prog=prog,
         usage=f"python {prog} {arguments}",

@@ -1,12 +1,14 @@
 """How often the 95 % intervals hold the truth, by simulation, beside the bootstrap of images.
 
-    python -m studies.coverage --json results/benchmarks/coverage.json
+    python -m studies.coverage --data data --json results/benchmarks/coverage.json
 
-Groups of 1 to 5 images whose verdicts are correlated: the chance to be right is drawn anew for each
-group from a Beta distribution about the true accuracy.
+Groups whose verdicts are correlated: the chance to be right is drawn anew for each group from a
+Beta distribution about the true accuracy. Groups of 1 to 5 images; and, with --data, of the sizes
+that the groups of a prepared folder have, drawn with replacement: few of them hold many images.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,17 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from assessment.uncertainty import Interval, compute_interval, estimate_ratio
+from dataset import load_table
 from helper import derive_seed, write_json
 
 ACCURACIES = (0.9, 0.99)
 GROUPS = (60, 250, 1000)
 CORRELATIONS = (0.0, 0.3, 0.6, 1.0)
-LARGEST_GROUP = 5
+SMALL_GROUPS = np.arange(1, 6)
+COLUMNS = (
+    *("sizes", "accuracy", "groups", "correlation"),
+    *("ours", "bootstrap of images", "mean width of ours"),
+)
 
 
 def draw_verdicts(
@@ -54,15 +61,29 @@ def bootstrap_images(correct: NDArray[np.bool_]) -> Interval:
 
 
 def simulate(
-    accuracy: float, n_groups: int, correlation: float, n_trials: int, seed: int = 0
+    accuracy: float,
+    n_groups: int,
+    correlation: float,
+    n_trials: int,
+    seed: int = 0,
+    sizes_of: NDArray[np.int64] = SMALL_GROUPS,
 ) -> dict[str, float]:
-    """How often both intervals hold the truth, and how wide ours is on average."""
+    """How often both intervals hold the truth, and how wide ours is on average.
+
+    Args:
+        accuracy: The truth.
+        n_groups: Groups a trial.
+        correlation: Between two images of one group.
+        n_trials: Trials.
+        seed: Of all that is drawn.
+        sizes_of: Sizes that groups are drawn from, each as likely as another.
+    """
     rng = np.random.default_rng(
         derive_seed(seed, "coverage", str(accuracy), n_groups, str(correlation))
     )
     ours, images, widths = [], [], []
     for _ in range(n_trials):
-        sizes = rng.integers(1, LARGEST_GROUP + 1, n_groups)
+        sizes = rng.choice(sizes_of, n_groups)
         correct = draw_verdicts(accuracy, correlation, sizes, rng)
         estimate = estimate_ratio(correct)
         assert estimate is not None
@@ -83,18 +104,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="studies.coverage", description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--data", type=Path, help="a prepared folder, for the sizes of its groups")
     options = parser.parse_args(argv)
+    kinds = {"1 to 5": SMALL_GROUPS}
+    if options.data:
+        table = load_table(options.data)
+        kinds["as in the data"] = table.groupby("group").size().to_numpy()
     rows: list[dict[str, Any]] = []
-    print("| accuracy | groups | correlation | ours | bootstrap of images | mean width of ours |")
-    print("|---|---|---|---|---|---|")
-    for accuracy in ACCURACIES:
-        for n_groups in GROUPS:
-            for correlation in CORRELATIONS:
-                found = simulate(accuracy, n_groups, correlation, options.trials)
-                place = {"accuracy": accuracy, "groups": n_groups, "correlation": correlation}
-                rows.append({**place, **found})
-                cells = [*place.values(), *(f"{value:.3f}" for value in found.values())]
-                print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for kind, sizes in kinds.items():
+        for place in itertools.product(ACCURACIES, GROUPS, CORRELATIONS):
+            found = simulate(*place, options.trials, sizes_of=sizes)
+            named = dict(zip(("accuracy", "groups", "correlation"), place, strict=True))
+            rows.append({"sizes": kind, **named, **found})
+            cells = [kind, *place, *(f"{value:.3f}" for value in found.values())]
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
     if options.json:
         write_json(options.json, {"trials": options.trials, "seed": 0, "rows": rows})
     return 0

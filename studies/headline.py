@@ -3,11 +3,11 @@
     python -m studies.headline --weights WEIGHTS.pth --json results/benchmarks/headline.json
 
 Trains what is not there yet (session/headline-SEED/fold_1…5; hours on a CPU), pools the folds of
-each seed, and compares the seeds. Every slice is judged by networks that saw neither it nor its
-group. The recipe was chosen on val slices alone: docs/recipe.md.
+each seed, and compares the seeds. Every slice is judged by networks that were trained on neither it
+nor its group. The recipe was chosen on val slices (docs/recipe.md), which are among those judged
+here: whatever chance favoured it there may favour it here a little.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import main as training
 from assessment.report import show_figure
 from helper import write_json
 from outcome import build_report, compare
+from studies.command import parse_training_study
 from verdicts import Verdicts, align, average_members, judge_run
 
 FOLDS = 5
@@ -99,12 +100,7 @@ def print_table(figures: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table, and write the figures where asked to."""
-    parser = argparse.ArgumentParser(prog="studies.headline", description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="of mobilenet_v2")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args(argv)
+    options = parse_training_study("headline", __doc__, argv, fewest_seeds=2)
     figures = run_study(options.seeds, options.weights, options.threads)
     print_table(figures)
     if options.json:

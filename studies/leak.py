@@ -6,7 +6,6 @@ Trains what is not there yet (session/leak-MODEL-SPLIT-SEED; hours on a CPU), ju
 with the groups of today's manifest, and prints the table of the README.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import main as training
 from args import DATA_DIR
 from assessment.uncertainty import Estimate, compute_difference, compute_interval, estimate_ratio
 from helper import write_json
+from studies.command import parse_training_study
 from verdicts import judge as judge_checkpoint
 
 RECIPES = {
@@ -34,7 +34,7 @@ def name_run(model: str, split_by: str, seed: int) -> str:
     return f"leak-{model}-{split_by}-{seed}"
 
 
-def train_missing(model: str, split_by: str, seed: int, weights: Path) -> None:
+def train_missing(model: str, split_by: str, seed: int, weights: Path, threads: int) -> None:
     """Train one run, with the same budget whatever the split, unless it is there."""
     name = name_run(model, split_by, seed)
     if (evaluate.RESULTS_DIR / name / "metrics.json").exists():  # written last: it is finished
@@ -45,7 +45,7 @@ def train_missing(model: str, split_by: str, seed: int, weights: Path) -> None:
         return
     start = ["--weights", str(weights)] if model == "mobilenet_v2" else []
     division = ["--split-by", split_by, "--split-seed", str(seed), "--seed", str(seed)]
-    common = ["--patience", "0", "--threads", "1", "--name", name]
+    common = ["--patience", "0", "--threads", str(threads), "--name", name]
     command = ["--model", model, *start, *RECIPES[model], *division, *common]
     if training.main(command) != 0:
         raise SystemExit(1)
@@ -95,7 +95,7 @@ def _mean(correct: "pd.Series[bool]") -> float | None:
     return float(correct.mean()) if len(correct) else None
 
 
-def run_study(seeds: list[int], weights: Path) -> dict[str, Any]:
+def run_study(seeds: list[int], weights: Path, threads: int) -> dict[str, Any]:
     """Train what is missing, judge all, compare."""
     figures: dict[str, Any] = {"seeds": seeds, "models": {}}
     for model in RECIPES:
@@ -104,7 +104,7 @@ def run_study(seeds: list[int], weights: Path) -> dict[str, Any]:
         figures["models"][model] = entry
         for split_by in SPLITS:
             for seed in seeds:
-                train_missing(model, split_by, seed, weights)
+                train_missing(model, split_by, seed, weights, threads)
             verdicts = [judge(model, split_by, seed) for seed in seeds]
             judged[split_by] = rows = pd.concat([rows for rows, _ in verdicts], ignore_index=True)
             entry[split_by] = describe(rows, [baselines for _, baselines in verdicts])
@@ -140,12 +140,8 @@ def print_table(figures: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table, and write the figures where asked to."""
-    parser = argparse.ArgumentParser(prog="studies.leak", description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="of mobilenet_v2")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args(argv)
-    figures = run_study(options.seeds, options.weights)
+    options = parse_training_study("leak", __doc__, argv)
+    figures = run_study(options.seeds, options.weights, options.threads)
     print_table(figures)
     if options.json:
         write_json(options.json, figures)

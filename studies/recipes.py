@@ -6,7 +6,6 @@ Trains what is not there yet (session/recipe-NAME-SEED) on the grouped split of 
 prints the best epoch's val figures. The choice and its reason stand in docs/recipe.md.
 """
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 import args
 import main as training
 from helper import write_json
+from studies.command import parse_training_study
 
 COMMON = ["--model", "mobilenet_v2", "--patience", "0"]
 RECIPES = {
@@ -55,15 +55,9 @@ def read_best(run_dir: Path) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table, and write the figures where asked to."""
-    parser = argparse.ArgumentParser(prog="studies.recipes", description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="of mobilenet_v2")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args(argv)
+    options = parse_training_study("recipes", __doc__, argv)
     figures: dict[str, Any] = {}
-    for name in options.recipes:
+    for name in RECIPES:
         runs = {
             seed: read_best(train_missing(name, seed, options.weights, options.threads))
             for seed in options.seeds
