@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -30,6 +31,47 @@ if TYPE_CHECKING:
 PHANTOMS = 60
 QUICK = ("--phantom", "--model", "net", "--image-size", "32", "--batch-size", "8")
 ON_CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+# ---- what a run leaves
+
+SESSION_FILES = {"config.json", "split.csv", "history.csv", "last.pt", "best.pt"}
+
+
+RESULT_FILES = {"metrics.json", "predictions.csv", "report.html", "model_card.md"}
+
+
+PLOTS = {
+    "confusion_matrix.png",
+    "class_metrics.png",
+    "roc.png",
+    "pr.png",
+    "training.png",
+    "reliability.png",
+    "risk_coverage.png",
+    "errors.png",
+    "least_certain.png",
+}
+
+
+FIGURES = (
+    *("accuracy", "accuracy_per_slice", "precision_macro", "recall_macro", "f1_macro"),
+    *("roc_auc_macro", "mcc"),
+)
+
+
+def read_metrics(root: Path, name: str) -> dict:
+    return json.loads((root / "results" / name / "metrics.json").read_text("utf-8"))
+
+
+def expect_refusal(capsys: pytest.CaptureFixture[str], status: int, expected: int = 1) -> str:
+    """The status is the expected one and the error one line, which is returned."""
+    captured = capsys.readouterr()
+    assert status == expected, captured.err
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in captured.err
+    return errors[0]
 
 
 @pytest.fixture(autouse=True)

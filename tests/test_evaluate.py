@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ON_CPU, QUICK, Run
-from test_main import expect_refusal, read_metrics
+from conftest import ON_CPU, QUICK, Run, expect_refusal, read_metrics
 
 import checkpoint
 import evaluate

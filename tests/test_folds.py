@@ -5,8 +5,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ON_CPU, QUICK, Run, list_files, make_data_folder
-from test_main import PLOTS, RESULT_FILES, SESSION_FILES, expect_refusal, read_metrics
+from conftest import (
+    ON_CPU,
+    PLOTS,
+    QUICK,
+    RESULT_FILES,
+    SESSION_FILES,
+    Run,
+    expect_refusal,
+    list_files,
+    make_data_folder,
+    read_metrics,
+)
 
 import evaluate
 import main

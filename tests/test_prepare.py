@@ -5,72 +5,19 @@ import io
 import json
 import os
 import tarfile
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from fixtures_four_classes import CLASSES, write_four_class_folder
-from PIL import Image
+from fixtures_sources import build_files, picture, refuse, run, take_snapshot, write_zip
 
 import prepare
 from helper import UserError
-from imaging.manifest import COLUMNS, build_manifest, load_manifest, manifest_path, read_groups
+from imaging.manifest import COLUMNS, load_manifest, manifest_path, read_groups
 from imaging.read import read_grey
 from imaging.sheets import PICTURES
-
-Snapshot = dict[str, tuple[bytes, int]]
-
-
-def picture(seed: int, side: int = 8) -> bytes:
-    """A small PNG that no other seed gives."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def build_files(classes: tuple[str, ...] = ("A", "B"), n_each: int = 6) -> dict[str, bytes]:
-    return {
-        f"top/{label}/{number}.png": picture(100 * place + number)
-        for place, label in enumerate(classes)
-        for number in range(n_each)
-    }
-
-
-def write_zip(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as target:
-        for name, content in files.items():
-            target.writestr(name, content)
-    return path
-
-
-def take_snapshot(root: Path) -> Snapshot:
-    return {
-        path.relative_to(root).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in root.rglob("*")
-        if path.is_file()
-    } | {path.relative_to(root).as_posix(): (b"", 0) for path in root.rglob("*") if path.is_dir()}
-
-
-def run(*argv: object) -> int:
-    return prepare.main([str(part) for part in argv])
-
-
-def refuse(
-    root: Path, capsys: pytest.CaptureFixture[str], pattern: str, *argv: object, status: int = 1
-) -> None:
-    """The command fails with one line that holds `pattern`, and `root` is as it was."""
-    before = take_snapshot(root)
-    capsys.readouterr()
-    assert run(*argv) == status
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert len(error.splitlines()) == 1
-    assert pattern in error
-    assert take_snapshot(root) == before
 
 
 def test_archive_becomes_classes_manifest_and_audit(
@@ -289,90 +236,6 @@ def test_missing_groups_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     refuse(tmp_path, capsys, "absent.csv", *command)
 
 
-def cut(path: Path, share: float) -> None:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-
-
-def large_picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("1", (8001, 8000)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-REFUSED: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
-    "leaves the folder": (lambda: build_files() | {"../x.png": picture(1)}, "leaves the folder"),
-    "absolute": (lambda: build_files() | {"/x/y.png": picture(1)}, "is no plain path"),
-    "no pictures": (lambda: {"top/A/notes.txt": b"x"}, "no pictures in it"),
-    "one class": (lambda: build_files(("A",)), "one class only (A)"),
-    "no class folder": (lambda: build_files() | {"x.png": picture(1)}, "is in no class folder"),
-    "case": (lambda: build_files(("A", "a")), "class folders A and a"),
-    "pixel limit": (
-        lambda: build_files() | {"top/A/large.png": large_picture()},
-        "large.png: 8001 x 8000 pixels, over the limit of 64 million",
-    ),
-    "unreadable": (
-        lambda: build_files() | {f"top/A/bad{n}.png": b"bad" for n in range(2)},
-        "2 of 14 images cannot be read, more than 5% (Images/A/bad0.png, Images/A/bad1.png",
-    ),
-    "one class readable": (
-        lambda: build_files(("A",), 30) | {"top/B/1.png": b"bad"},
-        "one class only (A)",
-    ),
-    "too few to split": (
-        lambda: build_files() | {"top/C/1.png": picture(1), "top/C/2.png": picture(2)},
-        "class 'C' has 2 group(s)",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_bad_sources_are_refused_before_anything_is_written(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    build, pattern = REFUSED[case]
-    source = write_zip(tmp_path / "source.zip", build())
-    refuse(tmp_path, capsys, pattern, source, "--data", tmp_path / "data")
-
-
-def test_archives_that_are_none_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "data"
-    refuse(tmp_path, capsys, "no such file or folder", tmp_path / "absent.zip", "--data", data)
-    (tmp_path / "text.zip").write_text("no archive " * 100)
-    refuse(tmp_path, capsys, "no .zip, .tar", tmp_path / "text.zip", "--data", data)
-    source = write_zip(tmp_path / "source.zip", build_files())
-    cut(source, 0.7)
-    refuse(tmp_path, capsys, "cut short or damaged", source, "--data", data)
-
-
-def test_encrypted_and_damaged_archives_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = write_zip(tmp_path / "source.zip", build_files())
-    good = source.read_bytes()
-    locked = bytearray(good)
-    locked[locked.index(b"PK\x01\x02") + 8] |= 1
-    source.write_bytes(locked)
-    refuse(tmp_path, capsys, "is encrypted", source, "--data", tmp_path / "data")
-    damaged = bytearray(good)
-    damaged[good.index(b"IDAT") + 10] ^= 0xFF
-    source.write_bytes(damaged)
-    refuse(tmp_path, capsys, "cut short or damaged", source, "--data", tmp_path / "data")
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_links_in_a_tar_are_refused(
-    kind: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = tmp_path / "source.tar"
-    with tarfile.open(source, "w") as target:
-        member = tarfile.TarInfo("A/1.png")
-        member.type, member.linkname = kind, "../../elsewhere.png"
-        target.addfile(member)
-    refuse(tmp_path, capsys, "is a link", source, "--data", tmp_path / "data")
-
-
 def test_other_content_under_a_name_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -477,72 +340,6 @@ def test_phantoms_are_not_mixed_with_real_slices(
 
 def test_too_few_phantoms_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(tmp_path, capsys, "at least", "--phantom", 6, "--data", tmp_path / "phantom")
-
-
-def test_load_manifest_names_both_ways_on(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        load_manifest(tmp_path)
-    for part in (
-        "python prepare.py SOURCE",
-        "python prepare.py --phantom 600",
-        "main.py --phantom",
-    ):
-        assert part in str(caught.value)
-
-
-ROWS = [
-    "Images/A/1.png,A,8,8,aa,1.500,s1,g1,train,",
-    "Images/A/2.png,A,8,8,bb,2.000,s2,g2,test,",
-    "Images/NA/3.png,NA,0,0,cc,,s3,g1,,unreadable: x",
-]
-
-
-def write_rows(data: Path, header: str, rows: list[str]) -> None:
-    path = manifest_path(data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
-
-
-def test_load_manifest_keeps_text_as_text(tmp_path: Path) -> None:
-    write_rows(tmp_path, ",".join(COLUMNS), [row.replace("s1", "001") for row in ROWS])
-    frame = load_manifest(tmp_path)
-    assert list(frame["label"]) == ["A", "A", "NA"]
-    assert frame["slice"][0] == "001"
-    assert frame["mean"].tolist()[:2] == [1.5, 2.0]
-    assert np.isnan(frame["mean"][2])
-    assert frame["split"][2] == ""
-
-
-@pytest.mark.parametrize(
-    ("row", "old", "new", "pattern"),
-    [
-        (1, "test", "dev", r"row 3: split 'dev'"),
-        (1, "/2.png", "/1.png", r"row 3: path 'Images/A/1.png' is listed twice"),
-        (1, "g2", "g1", r"row 2: group 'g1' is in two splits"),
-        (1, "8,8", "8,x", r"row 3: height 'x' is no whole number"),
-        (1, "8,8", "8.5,8", r"row 3: width '8.5' is no whole number"),
-        (1, "2.000", "two", r"row 3: mean 'two' is no number"),
-    ],
-)
-def test_load_manifest_refuses(row: int, old: str, new: str, pattern: str, tmp_path: Path) -> None:
-    rows = list(ROWS)
-    rows[row] = rows[row].replace(old, new)
-    write_rows(tmp_path, ",".join(COLUMNS), rows)
-    with pytest.raises(UserError, match=pattern) as caught:
-        load_manifest(tmp_path)
-    assert "images.csv" in str(caught.value)
-
-
-def test_load_manifest_refuses_missing_columns(tmp_path: Path) -> None:
-    write_rows(tmp_path, ",".join(COLUMNS).replace("group", "gruppe"), ROWS)
-    with pytest.raises(UserError, match=r"images.csv: column\(s\) missing: group"):
-        load_manifest(tmp_path)
-
-
-def test_a_built_manifest_reads_back_the_same(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    assert run(write_zip(tmp_path / "source.zip", build_files()), "--data", data) == 0
-    pd.testing.assert_frame_equal(build_manifest(data), load_manifest(data), check_dtype=False)
 
 
 @pytest.mark.data

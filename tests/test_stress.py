@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
-from test_main import read_metrics
+from conftest import Run, read_metrics
 from torch import nn
 
 import args
