@@ -50,10 +50,10 @@ def _exhibit(verdicts: Verdicts, order: NDArray[np.int64], count: int) -> list[E
 
 
 def _explain(verdicts: Verdicts, row: int) -> Exhibit:
-    sizes = np.cumsum([len(part.slices) for part in verdicts.parts])
-    position = int(np.searchsorted(sizes, row, side="right"))
+    starts = np.cumsum([0, *(len(part.slices) for part in verdicts.parts)])
+    position = int(np.searchsorted(starts, row, side="right")) - 1
     part = verdicts.parts[position]
-    pixels = part.slices.pixels[row - int(sizes[position])]  # counted from the part's end
+    pixels = part.slices.pixels[row - int(starts[position])]
     probs = verdicts.calibrated.probs[row]
     predicted = int(probs.argmax())
     device = next(part.network.parameters()).device

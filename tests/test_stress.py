@@ -164,13 +164,12 @@ def test_the_gallery_finds_the_slice_in_its_part() -> None:
     """Of pooled folds, each slice is explained by the network that judged it."""
     verdicts = make_verdicts(Reader(MIDDLE, MIDDLE))
     [part] = verdicts.parts
-    halves = [
+    verdicts.parts[:] = [
         Part(part.network, Slices(part.slices.pixels[some], part.slices.labels[some]), None)
-        for some in (slice(0, 10), slice(10, 24))
+        for some in (slice(0, 10), slice(10, 17), slice(17, 24))
     ]
-    verdicts.parts[:] = halves
-    verdicts.calibrated.probs[[3, 9, 10, 23]] = [0.52, 0.48]
-    shown = gallery.show_least_certain(verdicts, 4)
+    verdicts.calibrated.probs[[3, 9, 10, 16, 17, 23]] = [0.52, 0.48]
+    shown = gallery.show_least_certain(verdicts, 6)
     for exhibit in shown:
         row = int(exhibit.caption.split("\n")[1].removesuffix(".png"))
         assert np.array_equal(exhibit.pixels, part.slices.pixels[row, 0].numpy())
