@@ -86,7 +86,7 @@ def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str
 
 def summarise(report: dict[str, Any], results_dir: Path) -> None:
     """The headline on the screen, its warnings first."""
-    from assessment.report import show_figure
+    from assessment.wording import show_figure
 
     for note in report["notes"]:
         log.info("note: %s", note)
@@ -109,7 +109,7 @@ def summarise(report: dict[str, Any], results_dir: Path) -> None:
 
 def print_comparison(comparison: dict[str, Any]) -> None:
     """A row a run, the ensemble last, then every pair."""
-    from assessment.report import show_figure
+    from assessment.wording import show_figure
 
     for row in comparison["rows"]:
         log.info(

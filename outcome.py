@@ -13,7 +13,8 @@ import pandas as pd
 import gallery
 import helper
 from assessment import calibration, metrics, plots, trust_plots, uncertainty
-from assessment.report import Context, write_model_card, write_report
+from assessment.model_card import write_model_card
+from assessment.report import Context, write_report
 from helper import UserError
 from imaging.audit import describe_audit, read_audit
 from verdicts import LEAKY_SPLIT, PHANTOM, Verdicts, describe_leak

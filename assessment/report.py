@@ -1,4 +1,4 @@
-"""What people read: report.html, one file that opens from disk, and model_card.md."""
+"""report.html: one file that opens from disk."""
 
 import base64
 import re
@@ -9,36 +9,17 @@ from typing import Any
 
 import jinja2
 
+from assessment.wording import (
+    AVERAGES,
+    HEADLINE,
+    attribute,
+    list_limits,
+    show,
+    show_figure,
+    show_interval,
+)
 from helper import NOTICE, write_text
 
-LIMITS = (
-    "A model names one of its classes for any picture; the published data set has no healthy one.",
-    "A prediction set or a confidence is about slices like those of val, not about other scanners.",
-    "Research use only. Not a medical device; no diagnosis rests on it.",
-)
-PUBLISHED_CLASSES = ["Glioma", "Menin", "Tumor"]
-PUBLISHED_LIMITS = (
-    "No class holds healthy brains: the model names a tumour for any picture.",
-    "One public data set without patient identifiers, scanner or acquisition data; "
-    "other hospitals' slices may be judged otherwise.",
-    "The publisher of the Bangladesh Brain Cancer MRI Dataset does not say what its third class, "
-    "Tumor, is.",
-)
-ATTRIBUTION = (
-    "Bangladesh Brain Cancer MRI Dataset, Md Mizanur Rahman, Daffodil International University, "
-    "version 1, 2024, doi 10.17632/mk56jw9rns.1."
-)
-HEADLINE = {
-    "accuracy": "accuracy",
-    "accuracy_per_slice": "accuracy per distinct slice",
-    "f1_macro": "F1, macro",
-}
-AVERAGES = {
-    "precision_macro": "precision, macro",
-    "recall_macro": "recall, macro",
-    "roc_auc_macro": "ROC AUC, macro",
-    "mcc": "Matthews correlation",
-}
 PICTURES = {
     "confusion_matrix.png": "Confusion matrix: counts and shares of each true class",
     "class_metrics.png": "Precision, recall and F1 of each class",
@@ -114,8 +95,8 @@ def write_report(
         stress=_show_stress(report.get("stress")),
         heatmap_method=context.heatmap_method,
         audit="\n".join(context.audit),
-        attribution=_attribute(report),
-        limits=_list_limits(report),
+        attribution=attribute(report),
+        limits=list_limits(report),
         notes=[note for note in report["notes"] if note not in warnings],
         provenance=_tabulate_provenance(report),
         pictures={
@@ -153,7 +134,7 @@ def _list_contents(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _list_cards(report: Mapping[str, Any], context: Context) -> list[dict[str, str]]:
     """The headline, then what it is to be compared with."""
     cards = [
-        {"name": name, "value": show(report[key]["value"]), "about": _bracket(report[key])}
+        {"name": name, "value": show(report[key]["value"]), "about": show_interval(report[key])}
         | {"kind": ""}
         for key, name in HEADLINE.items()
     ]
@@ -171,7 +152,7 @@ def _list_cards(report: Mapping[str, Any], context: Context) -> list[dict[str, s
             {
                 "name": "leaky: the same training on a random split",
                 "value": show(leaky["value"]),
-                "about": f"{_bracket(leaky)} accuracy with copies on both sides, run "
+                "about": f"{show_interval(leaky)} accuracy with copies on both sides, run "
                 f"{leaky['run']}; not to be believed",
                 "kind": "plain",
             }
@@ -332,82 +313,3 @@ def _tabulate_provenance(report: Mapping[str, Any]) -> dict[str, Any]:
         **report["environment"],
     }
     return {"head": ["", ""], "rows": facts.items()}
-
-
-def write_model_card(
-    path: Path, report: dict[str, Any], checkpoints: Sequence[dict[str, Any]]
-) -> None:
-    """Write model_card.md: what the model is, what it was made from, how it did, its limits.
-
-    Args:
-        path: The file to write.
-        report: The content of metrics.json.
-        checkpoints: The checkpoint, or those of all folds.
-
-    Source: Mitchell et al. 2019, Model cards for model reporting.
-    """
-    headline = "\n".join(f"| {name} | {value} |" for name, value in _list_headline(report))
-    notes = "\n".join(f"- {note}" for note in (*report["notes"], *_list_limits(report)))
-    checkpoint = checkpoints[0]
-    epochs = ", ".join(str(kept["best"]["epoch"]) for kept in checkpoints)
-    lines = f"""# Model card: {report["run"]}
-
-{NOTICE}
-
-- Model: {checkpoint["model"]}, started from {checkpoint["start"]}, best epoch \
-{epochs} by val macro-F1.
-- Input: one grey slice of {checkpoint["preprocess"]["image_size"]} px. Classes: \
-{", ".join(report["classes"])}.
-- Data: {report["data"]}; divided by {checkpoint["config"]["data"]["split_by"]}; judged on the \
-{report["split"]} split, {report["n_images"]} images in {report["n_groups"]} groups.
-- Attribution: {_attribute(report)}
-
-| figure | value |
-|---|---|
-{headline}
-
-## Read before use
-
-{notes}
-"""
-    write_text(path, lines)
-
-
-def _is_published(report: Mapping[str, Any]) -> bool:
-    phantom = any(note.startswith("PHANTOM") for note in report["notes"])
-    return report["classes"] == PUBLISHED_CLASSES and not phantom
-
-
-def _list_limits(report: Mapping[str, Any]) -> tuple[str, ...]:
-    return (*PUBLISHED_LIMITS, *LIMITS[1:]) if _is_published(report) else LIMITS
-
-
-def _attribute(report: Mapping[str, Any]) -> str:
-    return ATTRIBUTION if _is_published(report) else f"slices of {report['data']}"
-
-
-def _list_headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    baselines = report["baselines"]
-    return [
-        *((name, show_figure(report[key])) for key, name in (HEADLINE | AVERAGES).items()),
-        ("accuracy of always naming the commonest class", show(baselines["majority"])),
-        ("accuracy of brightness alone", show(baselines["brightness"])),
-        ("ECE", show(report["calibration"]["ece"])),
-    ]
-
-
-def _bracket(figure: Mapping[str, Any]) -> str:
-    if figure["ci95"] is None:
-        return ""
-    low, high = figure["ci95"]
-    return f"[{low:.4f}, {high:.4f}]"
-
-
-def show(value: float | None) -> str:
-    """A figure to four places, or the word for none."""
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def show_figure(figure: Mapping[str, Any]) -> str:
-    """A figure with its interval: 0.9876 [0.9712, 0.9931]."""
-    return f"{show(figure['value'])} {_bracket(figure)}".strip()

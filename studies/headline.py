@@ -16,7 +16,7 @@ import numpy as np
 
 import evaluate
 import main as training
-from assessment.report import show_figure
+from assessment.wording import show_figure
 from helper import write_json
 from outcome import build_report, compare
 from studies.command import parse_training_study

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from assessment import calibration, metrics, plots
-from assessment.report import Context, write_model_card, write_report
+from assessment.model_card import write_model_card
+from assessment.report import Context, write_report
 from helper import NOTICE
 
 HOSTILE = "<script>alert('x')</script>"
@@ -51,6 +52,7 @@ CHECKPOINT = {
     "best": {"epoch": 3},
     "preprocess": {"image_size": 32},
     "config": {"data": {"split_by": "group"}},
+    "split": {"sha256": ["a", "b", "c"], "split": ["train", "train", "val"]},
 }
 
 
@@ -113,8 +115,45 @@ def test_the_publisher_is_named_for_its_classes_alone(tmp_path: Path) -> None:
         assert ("No class holds healthy brains" in page) == named
 
 
+def write_card(path: Path, report: dict[str, Any], *checkpoints: dict[str, Any]) -> str:
+    write_model_card(path, report, checkpoints or [CHECKPOINT])
+    return path.read_text("utf-8")
+
+
 def test_the_model_card(tmp_path: Path) -> None:
-    write_model_card(tmp_path / "model_card.md", make_report(), [CHECKPOINT])
-    card = (tmp_path / "model_card.md").read_text("utf-8")
-    for words in (NOTICE, "| accuracy | 0.7500 [", "best epoch 3", "healthy", "scratch"):
+    card = write_card(tmp_path / "model_card.md", make_report())
+    for words in (
+        *(NOTICE, "net, started from scratch", "Best epoch 3,", "temperature 1.5", "healthy"),
+        *("| accuracy | 0.7500 [", "accuracy of brightness alone | 0.6250 |"),
+        *("trained on 2 distinct", "of val; divided by group", "| B | ", "def", "Prediction sets"),
+    ):
+        assert words.lower() in card.lower()
+    assert "blanked" not in card  # no stress was measured
+
+
+def test_the_card_of_several_networks_names_each(tmp_path: Path) -> None:
+    other = CHECKPOINT | {
+        "model": "resnet18",
+        "best": {"epoch": 7},
+        "preprocess": {"image_size": 64},
+    }
+    card = write_card(tmp_path / "card.md", make_report(), CHECKPOINT, other)
+    for words in ("- net, ", "- resnet18, ", "2 networks, best epochs 3, 7", "32, 64 px"):
         assert words in card
+
+
+def test_the_card_of_an_uncalibrated_network_claims_nothing(tmp_path: Path) -> None:
+    report = make_report()
+    report["calibration"]["temperature"] = None
+    report["conformal"] = dict.fromkeys(calibration.CONFORMAL_KEYS)
+    card = write_card(tmp_path / "card.md", report)
+    assert "not calibrated" in card
+    assert "Prediction sets" not in card
+
+
+def test_names_in_the_card_stay_text(tmp_path: Path) -> None:
+    card = write_card(tmp_path / "card.md", make_report(HOSTILE, "A | B"))
+    assert "<script>" not in card
+    row = next(line for line in card.splitlines() if line.startswith("| A"))
+    assert "A \\| B" in row
+    assert row.replace("\\|", "").count("|") == 7

@@ -1,0 +1,59 @@
+"""model_card.md: what a model is, what it was made from, how it did, what it is not for."""
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from assessment.wording import AVERAGES, HEADLINE, attribute, list_limits, show, show_figure
+from helper import NOTICE, write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_model_card(
+    path: Path, report: Mapping[str, Any], checkpoints: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the card of one run, of the networks of its folds, or of an ensemble.
+
+    Args:
+        path: The file to write.
+        report: The content of metrics.json.
+        checkpoints: The checkpoint, or all of them.
+
+    Source: Mitchell et al. 2019, Model cards for model reporting.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=_escape,
+    )
+    environment.filters |= {"show": show, "figure": show_figure, "percent": "{:.1%}".format}
+    first = checkpoints[0]
+    card = environment.get_template("model_card.md.jinja").render(
+        report=report,
+        notice=NOTICE,
+        headline=HEADLINE | AVERAGES,
+        networks=sorted({f"{kept['model']}, started from {kept['start']}" for kept in checkpoints}),
+        n_networks=len(checkpoints),
+        best_epochs=", ".join(str(kept["best"]["epoch"]) for kept in checkpoints),
+        sizes_px=", ".join(
+            str(size) for size in sorted({kept["preprocess"]["image_size"] for kept in checkpoints})
+        ),
+        split_by=first["config"]["data"]["split_by"],
+        n_train=sum(name == "train" for name in first["split"]["split"]),
+        n_val=sum(name == "val" for name in first["split"]["split"]),
+        attribution=attribute(report),
+        limits=list_limits(report),
+    )
+    write_text(path, card.rstrip() + "\n")
+
+
+def _escape(value: Any) -> Any:
+    """Names are text, whatever they hold: no HTML, no further column of a table."""
+    if not isinstance(value, str):
+        return value
+    return html.escape(value, quote=False).replace("|", "\\|")

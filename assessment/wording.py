@@ -1,0 +1,67 @@
+"""Words that page, model card and terminal share: figures, limits, the publisher."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LIMITS = (
+    "A model names one of its classes for any picture; the published data set has no healthy one.",
+    "A prediction set or a confidence is about slices like those of val, not about other scanners.",
+    "Research use only. Not a medical device; no diagnosis rests on it.",
+)
+PUBLISHED_CLASSES = ["Glioma", "Menin", "Tumor"]
+PUBLISHED_LIMITS = (
+    "No class holds healthy brains: the model names a tumour for any picture.",
+    "One public data set without patient identifiers, scanner or acquisition data; "
+    "other hospitals' slices may be judged otherwise.",
+    "The publisher of the Bangladesh Brain Cancer MRI Dataset does not say what its third class, "
+    "Tumor, is.",
+)
+ATTRIBUTION = (
+    "Bangladesh Brain Cancer MRI Dataset, Md Mizanur Rahman, Daffodil International University, "
+    "version 1, 2024, doi 10.17632/mk56jw9rns.1."
+)
+HEADLINE = {
+    "accuracy": "accuracy",
+    "accuracy_per_slice": "accuracy per distinct slice",
+    "f1_macro": "F1, macro",
+}
+AVERAGES = {
+    "precision_macro": "precision, macro",
+    "recall_macro": "recall, macro",
+    "roc_auc_macro": "ROC AUC, macro",
+    "mcc": "Matthews correlation",
+}
+
+
+def is_published(report: Mapping[str, Any]) -> bool:
+    """Whether the figures are of the published classes, and not of phantoms."""
+    phantom = any(note.startswith("PHANTOM") for note in report["notes"])
+    return report["classes"] == PUBLISHED_CLASSES and not phantom
+
+
+def list_limits(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """What no figure here tells, the gravest first."""
+    return (*PUBLISHED_LIMITS, *LIMITS[1:]) if is_published(report) else LIMITS
+
+
+def attribute(report: Mapping[str, Any]) -> str:
+    """Whose slices they are."""
+    return ATTRIBUTION if is_published(report) else f"slices of {report['data']}"
+
+
+def show_interval(figure: Mapping[str, Any]) -> str:
+    """The 95 % interval: [0.9712, 0.9931]; empty where there is none."""
+    if figure["ci95"] is None:
+        return ""
+    low, high = figure["ci95"]
+    return f"[{low:.4f}, {high:.4f}]"
+
+
+def show(value: float | None) -> str:
+    """A figure to four places, or the word for none."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def show_figure(figure: Mapping[str, Any]) -> str:
+    """A figure with its interval: 0.9876 [0.9712, 0.9931]."""
+    return f"{show(figure['value'])} {show_interval(figure)}".strip()
