@@ -1,11 +1,17 @@
 """What the command line of studies that train has in common."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 
 def parse_training_study(
-    name: str, description: str | None, argv: list[str] | None, *, fewest_seeds: int = 1
+    name: str,
+    description: str | None,
+    argv: list[str] | None,
+    *,
+    fewest_seeds: int = 1,
+    recipes: Sequence[str] = (),
 ) -> argparse.Namespace:
     """Options `weights`, `seeds`, `threads` and `json` of a study that trains what is missing.
 
@@ -14,11 +20,14 @@ def parse_training_study(
         description: For `--help`.
         argv: None: of the process.
         fewest_seeds: Fewer are refused with exit status 2.
+        recipes: What `--recipes` may name; empty: there is no such option.
     """
     parser = argparse.ArgumentParser(prog=f"studies.{name}", description=description)
     parser.add_argument("--weights", type=Path, required=True, help="of mobilenet_v2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a training")
+    if recipes:
+        parser.add_argument("--recipes", nargs="+", choices=recipes, default=list(recipes))
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args(argv)
     if len(set(options.seeds)) < max(fewest_seeds, len(options.seeds)):

@@ -55,9 +55,9 @@ def read_best(run_dir: Path) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table, and write the figures where asked to."""
-    options = parse_training_study("recipes", __doc__, argv)
+    options = parse_training_study("recipes", __doc__, argv, recipes=tuple(RECIPES))
     figures: dict[str, Any] = {}
-    for name in RECIPES:
+    for name in options.recipes:
         runs = {
             seed: read_best(train_missing(name, seed, options.weights, options.threads))
             for seed in options.seeds
