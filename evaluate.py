@@ -94,7 +94,7 @@ def summarise(report: dict[str, Any], results_dir: Path) -> None:
         print_comparison(report["comparison"])
     log.info(
         "%s, %s split: accuracy %s, per slice %s, macro-F1 %s on %d images of %d groups; "
-        "knowing nothing %.4f, brightness alone %.4f",
+        "commonest class of training %.4f, brightness alone %.4f",
         report["run"],
         report["split"],
         *(show_figure(report[key]) for key in ("accuracy", "accuracy_per_slice", "f1_macro")),
@@ -121,7 +121,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         )
     for pair in comparison["pairs"]:
         log.info(
-            "%s less %s: %+.4f [%+.4f, %+.4f], McNemar by groups p = %.3g (%d against %d)",
+            "%s less %s: %+.4f [%+.4f, %+.4f], p = %.3g by groups (%d ahead, %d behind)",
             pair["first"],
             pair["second"],
             pair["difference"],

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from assessment import explain
 from model import to_unit_range
@@ -46,7 +47,11 @@ def describe_method(verdicts: Verdicts) -> str:
 
 def _exhibit(verdicts: Verdicts, order: NDArray[np.int64], count: int) -> list[Exhibit]:
     distinct = ~verdicts.rows["slice"].iloc[order].duplicated().to_numpy()
-    return [_explain(verdicts, int(row)) for row in order[distinct][:count]]
+    rows = order[distinct][:count]
+    return [
+        _explain(verdicts, int(row))
+        for row in tqdm(rows, "heat maps", unit="slice", leave=False, disable=None)
+    ]
 
 
 def _explain(verdicts: Verdicts, row: int) -> Exhibit:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import gallery
 import helper
 from assessment import calibration, metrics, plots, trust_plots, uncertainty
 from assessment.model_card import write_model_card
-from assessment.report import Context, write_report
+from assessment.report import write_report
+from assessment.wording import Context, attribute
 from helper import UserError
 from imaging.audit import describe_audit, read_audit
 from verdicts import LEAKY_SPLIT, PHANTOM, Verdicts, describe_leak
@@ -26,7 +27,10 @@ NOT_CALIBRATED = (
     "referral are null, and the probabilities of those are plain softmax; "
     "python main.py --resume session/RUN fits it"
 )
-NO_SETS = "conformal: null, no prediction sets were fitted to the ensemble"
+ENSEMBLE_NOT_CALIBRATED = (
+    "calibration: the ensemble averages probabilities that were calibrated on {of_whom}; nothing "
+    "was fitted to the average, so temperature, prediction sets and referral are null"
+)
 
 
 def build_report(verdicts: Verdicts, identity: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +44,8 @@ def build_report(verdicts: Verdicts, identity: dict[str, Any]) -> dict[str, Any]
     slices, groups = (verdicts.rows[name].to_numpy() for name in ("slice", "group"))
     figures = metrics.compute_metrics(calibrated.probs, labels, slices, groups, classes)
     fitted = [kept["calibration"] for kept in verdicts.checkpoints if kept.get("calibration")]
-    is_fitted = len(fitted) == len(verdicts.checkpoints)
+    # the mean of several networks is calibrated by none of their temperatures
+    is_fitted = len(fitted) == len(verdicts.checkpoints) and calibrated.sets is not None
     notes = [*verdicts.warnings, *describe_leak(verdicts), *figures["notes"]]
     report = {
         "schema": METRICS_SCHEMA,
@@ -74,7 +79,11 @@ def build_report(verdicts: Verdicts, identity: dict[str, Any]) -> dict[str, Any]
         report["operating_points"] = calibration.compute_operating_points(
             calibrated.called, labels, groups, classes
         )
-    report["notes"] = [*notes, *_describe_calibration(verdicts, fitted)]
+    report["notes"] = [
+        *notes,
+        *_describe_majority(verdicts),
+        *_describe_calibration(verdicts, fitted),
+    ]
     return report
 
 
@@ -91,12 +100,21 @@ def _describe_calibration(verdicts: Verdicts, fitted: Sequence[dict[str, Any]]) 
     if len(fitted) < len(verdicts.checkpoints):
         missing = len(verdicts.checkpoints) - len(fitted)
         return [NOT_CALIBRATED.format(missing=missing, all=len(verdicts.checkpoints))]
+    n_images, n_groups = (
+        _show_range(each[key] for each in fitted) for key in ("n_images", "n_groups")
+    )
+    if len(fitted) == 1:
+        of_whom = f"the {n_images} val slices ({n_groups} groups) that also chose the epoch"
+    else:
+        of_whom = (
+            f"the val slices of each network ({n_images} of {n_groups} groups) that also chose its "
+            "epoch"
+        )
     if verdicts.calibrated.sets is None:
-        return [NO_SETS]
-    n_images, n_groups = (sum(each[key] for each in fitted) for key in ("n_images", "n_groups"))
+        return [ENSEMBLE_NOT_CALIBRATED.format(of_whom=of_whom)]
     notes = [
-        f"temperature, prediction sets and referral were fitted on the {n_images} val slices "
-        f"({n_groups} groups) that also chose the epoch: a little too favourable"
+        f"temperature, prediction sets and referral were fitted on {of_whom}: a little too "
+        "favourable"
     ]
     if len(fitted) > 1:
         notes.append(f"temperature: the mean of {len(fitted)} networks, each with its own")
@@ -110,12 +128,32 @@ def _describe_calibration(verdicts: Verdicts, fitted: Sequence[dict[str, Any]]) 
     return notes
 
 
+def _describe_majority(verdicts: Verdicts) -> list[str]:
+    """Where naming the commonest class of training is no measure, what would be."""
+    named = {kept["baselines"]["majority"] for kept in verdicts.checkpoints}
+    missing = [verdicts.classes[index] for index in sorted(named - set(verdicts.labels.tolist()))]
+    if not missing:
+        return []
+    reached = np.bincount(verdicts.labels).max() / len(verdicts.labels)
+    return [
+        f"baselines: {', '.join(missing)}, the commonest class of training, is not among the "
+        f"judged slices; always naming the commonest of these would reach {reached:.4f}"
+    ]
+
+
+def _show_range(counts: Iterable[int]) -> str:
+    """133, or 480 to 520."""
+    known = list(counts)
+    least, most = min(known), max(known)
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
 def compare(members: Sequence[Verdicts], names: Sequence[str], whole: Verdicts) -> dict[str, Any]:
     """Several runs on the same slices: a row each and one for their ensemble, and every pair.
 
     Returns:
         `rows` with accuracy, accuracy per slice and macro-F1 (each with interval), ECE and NLL;
-        `pairs` with the difference of accuracies, its interval and McNemar's test by groups;
+        `pairs` with the difference of accuracies, its interval and tests by groups and by slices;
         `spread` of accuracy over the members: mean, standard deviation, least and greatest.
 
     Raises:
@@ -170,13 +208,26 @@ def check_results_dir(results_dir: Path, report: dict[str, Any]) -> None:
     path = results_dir / "metrics.json"
     if not path.exists():
         return
-    there = json.loads(path.read_text("utf-8"))
-    for key in ("checkpoint", "split", "data"):
+    there, identity = read_metrics(path), ("checkpoint", "split", "data")
+    if not all(isinstance(there.get(key), str) for key in identity):
+        raise UserError(
+            f"{path} is not of this program, or damaged; choose another --name, or move that folder"
+        )
+    for key in identity:
         if Path(there[key]).resolve() != Path(report[key]).resolve():
             raise UserError(
                 f"{results_dir} holds results of {key} {there[key]}, not {report[key]}; choose "
                 "another --name, or move that folder"
             )
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The content of a metrics.json; empty where it is damaged."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def tabulate(verdicts: Verdicts) -> pd.DataFrame:
@@ -225,8 +276,10 @@ def write_results(
     plots.plot_roc_curves(probs, labels, classes, pictures / "roc.png", stamp=stamp)
     plots.plot_pr_curves(probs, labels, classes, pictures / "pr.png", stamp=stamp)
     curves = {"softmax": verdicts.raw_probs}
-    if report["calibration"]["temperature"] is not None:
+    if verdicts.calibrated.sets is not None:
         curves["calibrated"] = probs
+    elif len(verdicts.checkpoints) > 1:
+        curves["averaged"] = probs
     trust_plots.plot_reliability(curves, labels, pictures / "reliability.png", stamp=stamp)
     trust_plots.plot_risk_coverage(probs, labels, pictures / "risk_coverage.png", stamp=stamp)
     if len(verdicts.checkpoints) == 1:
@@ -239,13 +292,25 @@ def write_results(
     if shows_maps:
         plot_galleries(verdicts, n_exhibits, pictures, stamp)
     context = Context(
+        **_describe_data(verdicts, report),
         audit=describe_audit(audit) if (audit := read_audit(Path(report["data"]))) else (),
         leaky=leaky,
         heatmap_method=gallery.describe_method(verdicts) if shows_maps else "",
     )
     write_report(results_dir / "report.html", report, pictures, context)
-    write_model_card(results_dir / "model_card.md", report, verdicts.checkpoints)
+    write_model_card(results_dir / "model_card.md", report, verdicts.checkpoints, context)
     helper.write_json(results_dir / "metrics.json", report)
+
+
+def _describe_data(verdicts: Verdicts, report: dict[str, Any]) -> dict[str, str]:
+    """Whose slices the networks learnt from, and whose they were judged on."""
+    kept = verdicts.checkpoints[0]
+    made_from = attribute(kept["data"], kept["classes"], kept["phantom"])
+    is_own = Path(kept["data"]).resolve() == Path(report["data"]).resolve()
+    return {
+        "made_from": made_from,
+        "judged_on": made_from if is_own else f"slices of {report['data']}",
+    }
 
 
 def plot_galleries(verdicts: Verdicts, count: int, pictures: Path, stamp: str | None) -> None:
@@ -268,10 +333,10 @@ def find_leaky_twin(
     """The accuracy of the same training on a random split of the same images, if measured."""
     wanted = {key: report[key] for key in ("schema", "data", "split", "classes")}
     own = verdicts.checkpoints[0]["config"]
-    if own["data"]["split_by"] == "image":
+    if len(verdicts.checkpoints) > 1 or own["data"]["split_by"] == "image":
         return None
     for path in sorted(results_root.glob("*/metrics.json")):
-        there = json.loads(path.read_text("utf-8"))
+        there = read_metrics(path)
         if any(there.get(key) != value for key, value in wanted.items()):
             continue
         kept = Path(there["checkpoint"]).parent / "config.json"

@@ -121,7 +121,7 @@ def describe_shortcut(stress: dict[str, Any]) -> list[str]:
     known = "" if beside is None else f"; brightness alone reaches {beside:.0%} on such slices"
     return [
         f"SHORTCUT: with the inside of the head blanked the network still names the right class of "
-        f"{blank['accuracy']['value']:.0%} of the slices (the commonest class: {majority:.0%}"
+        f"{blank['accuracy']['value']:.0%} of the slices (their commonest class: {majority:.0%}"
         f"{known}): a part of its accuracy comes from outline, rim, place or compression, not from "
         "the brain"
     ]

@@ -314,7 +314,10 @@ def list_warnings(
             f"SEEN: these are the {split} slices, which the run has learnt from or chosen by"
         )
     elif split == "all" and not known:
-        warnings.append("OTHER DATA: none of these slices belongs to the run")
+        warnings.append(
+            "OTHER DATA: no file here is identical to one of the run; whether slices are copies of "
+            "slices of the run was not looked for"
+        )
     elif split == "all":
         warnings.append(
             f"SEEN: {known} of these {len(table)} slices belong to the run; it was trained on "

@@ -1,20 +1,32 @@
 """model_card.md: what a model is, what it was made from, how it did, what it is not for."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from assessment.wording import AVERAGES, HEADLINE, attribute, list_limits, show, show_figure
+from assessment.wording import (
+    AVERAGES,
+    HEADLINE,
+    Context,
+    list_limits,
+    part_notes,
+    show,
+    show_figure,
+)
 from helper import NOTICE, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_model_card(
-    path: Path, report: Mapping[str, Any], checkpoints: Sequence[Mapping[str, Any]]
+    path: Path,
+    report: Mapping[str, Any],
+    checkpoints: Sequence[Mapping[str, Any]],
+    context: Context,
 ) -> None:
     """Write the card of one run, of the networks of its folds, or of an ensemble.
 
@@ -22,6 +34,7 @@ def write_model_card(
         path: The file to write.
         report: The content of metrics.json.
         checkpoints: The checkpoint, or all of them.
+        context: What else there is to tell.
 
     Source: Mitchell et al. 2019, Model cards for model reporting.
     """
@@ -33,6 +46,7 @@ def write_model_card(
     )
     environment.filters |= {"show": show, "figure": show_figure, "percent": "{:.1%}".format}
     first = checkpoints[0]
+    warnings, notes = part_notes(report["notes"])
     card = environment.get_template("model_card.md.jinja").render(
         report=report,
         notice=NOTICE,
@@ -46,14 +60,17 @@ def write_model_card(
         split_by=first["config"]["data"]["split_by"],
         n_train=sum(name == "train" for name in first["split"]["split"]),
         n_val=sum(name == "val" for name in first["split"]["split"]),
-        attribution=attribute(report),
+        made_from=context.made_from,
+        judged_on=context.judged_on,
         limits=list_limits(report),
+        warnings=warnings,
+        notes=notes,
     )
     write_text(path, card.rstrip() + "\n")
 
 
 def _escape(value: Any) -> Any:
-    """Names are text, whatever they hold: no HTML, no further column of a table."""
+    """Names are text, whatever they hold: no HTML, no picture or link, no column of a table."""
     if not isinstance(value, str):
         return value
-    return html.escape(value, quote=False).replace("|", "\\|")
+    return re.sub(r"(\||`|!(?=\[)|\](?=\())", r"\\\1", html.escape(value, quote=False))

@@ -1,9 +1,7 @@
 """report.html: one file that opens from disk."""
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,9 @@ import jinja2
 from assessment.wording import (
     AVERAGES,
     HEADLINE,
-    attribute,
+    Context,
     list_limits,
+    part_notes,
     show,
     show_figure,
     show_interval,
@@ -35,25 +34,7 @@ PICTURES = {
     "least_certain.png": "The verdicts of least confidence, each plain and with its heat map",
     "training.png": "Training curves: losses, val scores, learning rate",
 }
-# A note that begins with such a word is a warning, and stands at the top of the page.
-WARNING = re.compile(r"[A-Z]{4,}")
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the page tells beside the figures.
-
-    Attributes:
-        audit: Lines of what prepare found; empty where unknown.
-        leaky: Accuracy of the same training on a random split of images, with its interval and the
-            run's name as `run`; None where there is none.
-        heatmap_method: How the heat maps of the gallery were made.
-    """
-
-    audit: Sequence[str] = ()
-    leaky: Mapping[str, Any] | None = None
-    heatmap_method: str = ""
 
 
 def write_report(
@@ -73,7 +54,7 @@ def write_report(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    warnings = [note for note in report["notes"] if WARNING.match(note)]
+    warnings, notes = part_notes(report["notes"])
     page = environment.get_template("report.html.jinja").render(
         title=f"{report['run']}: {report['split']} split",
         notice=NOTICE,
@@ -95,9 +76,10 @@ def write_report(
         stress=_show_stress(report.get("stress")),
         heatmap_method=context.heatmap_method,
         audit="\n".join(context.audit),
-        attribution=attribute(report),
+        made_from=context.made_from,
+        judged_on=context.judged_on,
         limits=list_limits(report),
-        notes=[note for note in report["notes"] if note not in warnings],
+        notes=notes,
         provenance=_tabulate_provenance(report),
         pictures={
             name: {"text": text, "source": _inline(pictures_dir / name)}
@@ -140,7 +122,7 @@ def _list_cards(report: Mapping[str, Any], context: Context) -> list[dict[str, s
     ]
     baselines = report["baselines"]
     beside = [
-        ("always the commonest class", baselines["majority"], "accuracy without looking"),
+        ("always the commonest class of training", baselines["majority"], "accuracy unseen"),
         ("brightness alone", baselines["brightness"], "accuracy without anatomy"),
     ]
     cards += [
@@ -182,7 +164,7 @@ def _show_comparison(comparison: Mapping[str, Any] | None) -> dict[str, Any] | N
         f"{show(spread['standard_deviation'])}, from {show(spread['least'])} to "
         f"{show(spread['greatest'])}.",
         "pairs": {
-            "head": ["pair", "difference of accuracy", "groups won", "lost", "McNemar p"],
+            "head": ["pair", "difference of accuracy", "groups ahead", "behind", "p, by groups"],
             "rows": [
                 (
                     f"{pair['first']} less {pair['second']}",
@@ -277,7 +259,8 @@ def _show_stress(stress: Mapping[str, Any] | None) -> dict[str, Any] | None:
     blank, matched = (stress["probes"][key] for key in ("blank_interior", "matched_brightness"))
     return {
         "text": f"Changed at the size of the network. {stress['position_agreement']:.1%} of the "
-        "slices get the same verdict in all eight positions.",
+        "slices get the same verdict in all eight positions. A low figure without the inside of "
+        "the head proves no absence of shortcuts: such slices are like none that it has seen.",
         "probes": {
             "head": ["probe for shortcuts", "accuracy", "brightness alone on such slices"],
             "rows": [

@@ -140,7 +140,7 @@ def plot_stress(stress: Mapping[str, Any], path: Path, *, stamp: str | None = No
             linestyle=LINE_STYLES[index % len(LINE_STYLES)],
             label=name,
         )
-    left.axhline(stress["majority"], color="grey", linewidth=0.8, label="commonest class")
+    left.axhline(stress["majority"], color="grey", linewidth=0.8, label="their commonest class")
     left.set(xlabel="strength (0: as they are)", ylabel="accuracy", ylim=(0, 1.02))
     left.set_xticks(range(6))
     left.grid(alpha=0.3)
@@ -161,6 +161,6 @@ def plot_stress(stress: Mapping[str, Any], path: Path, *, stamp: str | None = No
     right.axvline(stress["majority"], color="grey", linewidth=0.8)
     right.set_yticks(rows, list(bars))
     right.invert_yaxis()
-    right.set(xlim=(0, 1.02), xlabel="accuracy, 95 % interval (grey: commonest class)")
+    right.set(xlim=(0, 1.02), xlabel="accuracy, 95 % interval (grey: their commonest class)")
     right.grid(alpha=0.3)
     save(figure, path, "Stress: degraded, turned, and robbed of what the brain says", stamp)

@@ -1,6 +1,8 @@
 """Words that page, model card and terminal share: figures, limits, the publisher."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 LIMITS = (
@@ -33,6 +35,36 @@ AVERAGES = {
 }
 
 
+@dataclass(frozen=True)
+class Context:
+    """What page and card tell beside the figures.
+
+    Attributes:
+        made_from: Whose slices the network was trained on.
+        judged_on: Whose slices it was judged on.
+        audit: Lines of what prepare found; empty where unknown.
+        leaky: Accuracy of the same training on a random split of images, with its interval and the
+            run's name as `run`; None where there is none.
+        heatmap_method: How the heat maps of the gallery were made.
+    """
+
+    made_from: str
+    judged_on: str
+    audit: Sequence[str] = ()
+    leaky: Mapping[str, Any] | None = None
+    heatmap_method: str = ""
+
+
+# A note that begins with such a word is a warning, and stands above the figures.
+WARNING = re.compile(r"[A-Z]{4,}")
+
+
+def part_notes(notes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Warnings, and the other notes."""
+    warnings = [note for note in notes if WARNING.match(note)]
+    return warnings, [note for note in notes if note not in warnings]
+
+
 def is_published(report: Mapping[str, Any]) -> bool:
     """Whether the figures are of the published classes, and not of phantoms."""
     phantom = any(note.startswith("PHANTOM") for note in report["notes"])
@@ -44,9 +76,11 @@ def list_limits(report: Mapping[str, Any]) -> tuple[str, ...]:
     return (*PUBLISHED_LIMITS, *LIMITS[1:]) if is_published(report) else LIMITS
 
 
-def attribute(report: Mapping[str, Any]) -> str:
-    """Whose slices they are."""
-    return ATTRIBUTION if is_published(report) else f"slices of {report['data']}"
+def attribute(data: str, classes: Sequence[str], phantom: bool) -> str:
+    """Whose slices lie in a folder that a run was trained on."""
+    if list(classes) == PUBLISHED_CLASSES and not phantom:
+        return ATTRIBUTION
+    return f"{'generated phantoms' if phantom else 'slices'} of {data}"
 
 
 def show_interval(figure: Mapping[str, Any]) -> str:

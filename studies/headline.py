@@ -8,6 +8,7 @@ nor its group. The recipe was chosen on val slices (docs/recipe.md), which are a
 here: whatever chance favoured it there may favour it here a little.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import evaluate
 import main as training
 from assessment.wording import show_figure
-from helper import write_json
+from helper import read_commit, run_verb, write_json
 from outcome import build_report, compare
 from studies.command import parse_training_study
 from verdicts import Verdicts, align, average_members, judge_run
@@ -57,6 +58,14 @@ def run_study(seeds: list[int], weights: Path, threads: int) -> dict[str, Any]:
         "recipe": " ".join(RECIPE),
         "folds": FOLDS,
         "seeds": seeds,
+        "trained_at": sorted(
+            {
+                str(kept["environment"]["commit"])
+                for member in members
+                for kept in member.checkpoints
+            }
+        ),
+        "commit": read_commit(),
         "n_images": len(first),
         "n_slices": int(first["slice"].nunique()),
         "n_groups": int(first["group"].nunique()),
@@ -98,14 +107,17 @@ def print_table(figures: dict[str, Any]) -> None:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def study(options: argparse.Namespace) -> None:
     """Print the table, and write the figures where asked to."""
-    options = parse_training_study("headline", __doc__, argv, fewest_seeds=2)
     figures = run_study(options.seeds, options.weights, options.threads)
     print_table(figures)
     if options.json:
         write_json(options.json, figures)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    return run_verb(study, parse_training_study("headline", __doc__, argv, fewest_seeds=2))
 
 
 if __name__ == "__main__":

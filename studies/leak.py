@@ -6,6 +6,7 @@ Trains what is not there yet (session/leak-MODEL-SPLIT-SEED; hours on a CPU), ju
 with the groups of today's manifest, and prints the table of the README.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import evaluate
 import main as training
 from args import DATA_DIR
 from assessment.uncertainty import Estimate, compute_difference, compute_interval, estimate_ratio
-from helper import write_json
+from helper import run_verb, write_json
 from studies.command import parse_training_study
 from verdicts import judge as judge_checkpoint
 
@@ -120,7 +121,7 @@ def run_study(seeds: list[int], weights: Path, threads: int) -> dict[str, Any]:
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    """The table as the README has it."""
+    """The table of the README, and two columns more."""
     print("| model | image split | group split | difference | majority | brightness |")
     print("|---|---|---|---|---|---|")
     for model, entry in figures["models"].items():
@@ -138,14 +139,17 @@ def print_table(figures: dict[str, Any]) -> None:
         print(f"| {model} | {' | '.join(cells)} |")
 
 
-def main(argv: list[str] | None = None) -> int:
+def study(options: argparse.Namespace) -> None:
     """Print the table, and write the figures where asked to."""
-    options = parse_training_study("leak", __doc__, argv)
     figures = run_study(options.seeds, options.weights, options.threads)
     print_table(figures)
     if options.json:
         write_json(options.json, figures)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    return run_verb(study, parse_training_study("leak", __doc__, argv))
 
 
 if __name__ == "__main__":

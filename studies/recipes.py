@@ -6,6 +6,7 @@ Trains what is not there yet (session/recipe-NAME-SEED) on the grouped split of 
 prints the best epoch's val figures. The choice and its reason stand in docs/recipe.md.
 """
 
+import argparse
 import statistics
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 
 import args
 import main as training
-from helper import write_json
+from helper import run_verb, write_json
 from studies.command import parse_training_study
 
 COMMON = ["--model", "mobilenet_v2", "--patience", "0"]
@@ -53,9 +54,8 @@ def read_best(run_dir: Path) -> dict[str, float]:
     return {**{key: float(best[key]) for key in keys}, "time_s": float(history["time_s"].sum())}
 
 
-def main(argv: list[str] | None = None) -> int:
+def study(options: argparse.Namespace) -> None:
     """Print the table, and write the figures where asked to."""
-    options = parse_training_study("recipes", __doc__, argv, recipes=tuple(RECIPES))
     figures: dict[str, Any] = {}
     for name in options.recipes:
         runs = {
@@ -76,7 +76,12 @@ def main(argv: list[str] | None = None) -> int:
         )
     if options.json:
         write_json(options.json, figures)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = parse_training_study("recipes", __doc__, argv, recipes=tuple(RECIPES))
+    return run_verb(study, options)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def test_several_are_compared(second: Run, capsys: pytest.CaptureFixture[str]) -
     assert pair["difference"] == pytest.approx(values[0] - values[1])
     assert pair["ci95"][0] <= pair["difference"] <= pair["ci95"][1]
     assert report["comparison"]["spread"]["mean"] == pytest.approx(np.mean(values))
-    assert "McNemar" in printed
+    assert "by groups" in printed
     # the ensemble is the mean of the calibrated probabilities
     tables = [
         pd.read_csv(f"results/{name}/predictions.csv").sort_values("path", ignore_index=True)
@@ -136,7 +136,7 @@ def test_several_are_compared(second: Run, capsys: pytest.CaptureFixture[str]) -
     ]
     means = (tables[0]["p_Glioma"] + tables[1]["p_Glioma"]) / 2
     assert np.allclose(tables[2]["p_Glioma"], means, atol=2e-6)
-    assert verdicts_note(report, "no prediction sets were fitted to the ensemble")
+    assert verdicts_note(report, "nothing was fitted to the average")
 
 
 def test_only_slices_that_all_judge_are_compared(trained: Run) -> None:
@@ -191,6 +191,14 @@ def test_the_leaky_twin_is_found_where_it_is_one(
     card = page.partition("leaky: the same training")[2].partition("</div>")[0]
     assert f"<strong>{leaky:.4f}</strong>" in card
     assert "run leaky;" in card
+    # an ensemble has none, and its average is calibrated by nothing
+    change_checkpoint("session/first/best.pt", "session/again/best.pt", run="again")
+    assert evaluate.main(["session/first/best.pt", "session/again/best.pt", *ON]) == 0
+    page = Path("results/first+again/report.html").read_text("utf-8")
+    assert "leaky: the same training" not in page
+    report = read_metrics(trained.root, "first+again")
+    assert report["calibration"]["temperature"] is None
+    assert any("nothing was fitted to the average" in note for note in report["notes"])
     # another recipe has no twin
     shutil.copytree("session/first", "session/longer")
     kept = checkpoint.load_run(Path("session/first/best.pt"))

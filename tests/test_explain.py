@@ -22,9 +22,6 @@ from torch.nn import functional as F
 from assessment import explain
 from model import to_unit_range
 
-# ---- the layer
-
-
 # ---- maps known by hand
 
 

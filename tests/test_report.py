@@ -10,9 +10,11 @@ import pytest
 
 from assessment import calibration, metrics, plots
 from assessment.model_card import write_model_card
-from assessment.report import Context, write_report
+from assessment.report import write_report
+from assessment.wording import Context, attribute
 from helper import NOTICE
 
+CONTEXT = Context(made_from="slices of there", judged_on="slices of here")
 HOSTILE = "<script>alert('x')</script>"
 
 
@@ -70,7 +72,7 @@ def page(tmp_path: Path) -> str:
     report = make_report(HOSTILE, HOSTILE)
     confusion = np.array(report["confusion_matrix"])
     plots.plot_confusion_matrix(confusion, ["A", "B"], tmp_path / "plots/confusion_matrix.png")
-    write_report(tmp_path / "report.html", report, tmp_path / "plots", Context())
+    write_report(tmp_path / "report.html", report, tmp_path / "plots", CONTEXT)
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
     return (tmp_path / "report.html").read_text("utf-8")
 
@@ -109,14 +111,13 @@ def test_the_publisher_is_named_for_its_classes_alone(tmp_path: Path) -> None:
     labels = np.arange(6) % 3
     report = dress(np.eye(3)[labels], labels, ["Glioma", "Menin", "Tumor"])
     for notes, named in (([], True), (["PHANTOM: made up"], False)):
-        write_report(tmp_path / "a.html", report | {"notes": notes}, tmp_path, Context())
+        write_report(tmp_path / "a.html", report | {"notes": notes}, tmp_path, CONTEXT)
         page = (tmp_path / "a.html").read_text("utf-8")
-        assert ("10.17632" in page) == named
         assert ("No class holds healthy brains" in page) == named
 
 
 def write_card(path: Path, report: dict[str, Any], *checkpoints: dict[str, Any]) -> str:
-    write_model_card(path, report, checkpoints or [CHECKPOINT])
+    write_model_card(path, report, checkpoints or [CHECKPOINT], CONTEXT)
     return path.read_text("utf-8")
 
 
@@ -124,7 +125,12 @@ def test_the_model_card(tmp_path: Path) -> None:
     card = write_card(tmp_path / "model_card.md", make_report())
     for words in (
         *(NOTICE, "net, started from scratch", "Best epoch 3,", "temperature 1.5", "healthy"),
-        *("| accuracy | 0.7500 [", "accuracy of brightness alone | 0.6250 |"),
+        *(
+            "| accuracy | 0.7500 [",
+            "accuracy of brightness alone | 0.6250 |",
+            "slices of there",
+            "on: slices of here",
+        ),
         *("trained on 2 distinct", "of val; divided by group", "| B | ", "def", "Prediction sets"),
     ):
         assert words.lower() in card.lower()
@@ -151,8 +157,35 @@ def test_the_card_of_an_uncalibrated_network_claims_nothing(tmp_path: Path) -> N
     assert "Prediction sets" not in card
 
 
+def test_the_publisher_is_named_for_its_own_folder() -> None:
+    published = ["Glioma", "Menin", "Tumor"]
+    assert "10.17632" in attribute("data", published, phantom=False)
+    assert (
+        attribute("data/phantom", published, phantom=True) == "generated phantoms of data/phantom"
+    )
+    assert attribute("mine", ["A", "B"], phantom=False) == "slices of mine"
+
+
+def test_warnings_stand_above_the_figures_of_the_card(tmp_path: Path) -> None:
+    report = make_report() | {"notes": ["a remark", "PHANTOM: made up"]}
+    card = write_card(tmp_path / "card.md", report)
+    assert card.index("PHANTOM: made up") < card.index("| accuracy |") < card.index("a remark")
+    assert card.count("PHANTOM") == 1
+
+
+def test_the_card_tells_stress_beside_what_is_no_skill(tmp_path: Path) -> None:
+    blank = {"covered": 0.9, "accuracy": {"value": 0.4, "ci95": [0.3, 0.5]}, "majority": 0.35}
+    probes = {"blank_interior": blank | {"brightness": None}}
+    report = make_report() | {"stress": {"probes": probes, "position_agreement": 0.97}}
+    card = write_card(tmp_path / "card.md", report)
+    for words in ("90.0% of the slices", "0.4000 [0.3000, 0.5000]", "reach 0.3500", "undefined"):
+        assert words in card
+    assert "proves no absence" in card
+
+
 def test_names_in_the_card_stay_text(tmp_path: Path) -> None:
-    card = write_card(tmp_path / "card.md", make_report(HOSTILE, "A | B"))
+    card = write_card(tmp_path / "card.md", make_report(HOSTILE + "![x](http://a)", "A | B"))
+    assert "\\![x\\](http://a)" in card
     assert "<script>" not in card
     row = next(line for line in card.splitlines() if line.startswith("| A"))
     assert "A \\| B" in row

@@ -106,6 +106,11 @@ def test_other_data_may_have_fewer_classes(trained: Run) -> None:
     assert report["classes"] == ["Glioma", "Menin", "Tumor"]
     assert report["per_class"]["Tumor"]["support"] == 0
     assert report["n_images"] == 12
+    card = Path("results/first-on-two-all/model_card.md").read_text("utf-8")
+    assert "Judged on: slices of two" in card
+    assert "Made from: generated phantoms of data/phantom" in card
+    missing = any("the commonest class of training, is not among" in n for n in report["notes"])
+    assert missing == (report["baselines"]["majority"] == 0)
 
 
 def test_a_later_change_of_the_manifest_moves_no_slice(trained: Run, phantom_dir: Path) -> None:
@@ -167,6 +172,19 @@ def test_results_of_another_checkpoint_are_not_overwritten(
     line = expect_refusal(capsys, evaluate.main(command))
     assert "results/first holds results of checkpoint session/first/best.pt" in line
     assert list_files(Path("results")) == before
+
+
+def test_a_damaged_metrics_file_is_named_and_harms_no_other_run(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for content in ("{}", "{", "[]"):
+        Path("results/junk").mkdir(exist_ok=True)
+        Path("results/junk/metrics.json").write_text(content)
+        command = ["session/first/best.pt", "--device", "cpu", "--gallery", "0"]
+        line = expect_refusal(capsys, evaluate.main([*command, "--name", "junk"]))
+        assert "results/junk/metrics.json is not of this program" in line
+        assert evaluate.main(command) == 0
+        capsys.readouterr()
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere"])

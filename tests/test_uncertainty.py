@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import f1_score, matthews_corrcoef, roc_auc_score
 
 from assessment.metrics import compute_confusion, compute_metrics
@@ -215,13 +216,32 @@ def test_pairs_by_hand() -> None:
     found = compare_paired(first, second, slices, slices)
     assert found.difference == pytest.approx((3 - 1 + 0) / 6)
     assert (found.n_first, found.n_second) == (2, 1)  # d: one copy each
-    assert found.p_value_slices == found.p_value  # every slice its own group
-    assert found.p_value == pytest.approx(1.0)  # 2 against 1, exact, two-sided
+    assert found.p_value_slices == pytest.approx(1.0)  # McNemar: 2 against 1
+    # sums 2, 1 and -1: six of the eight choices of signs give 2 or more, either way
+    assert found.p_value == pytest.approx(6 / 8)
     assert found.ci95[0] < found.difference < found.ci95[1]
     assert found.to_dict()["ci95"] == list(found.ci95)
 
 
-def test_mcnemar_is_exact_and_counts_groups() -> None:
+def test_difference_and_p_value_are_of_one_thing() -> None:
+    """Twelve groups of one image won, one of 28 lost: no evidence for either."""
+    groups = np.repeat(np.arange(13), [*[1] * 12, 28])
+    found = compare_paired(groups < 12, groups == 12, groups, groups)
+    assert found.difference == pytest.approx((12 - 28) / 40)
+    assert found.p_value == pytest.approx(1.0, abs=0.01)
+    assert found.ci95[0] < 0 < found.ci95[1]
+
+
+def test_many_groups_are_tested_by_drawn_signs() -> None:
+    groups = np.arange(200)
+    ahead = np.where(groups < 30, 1, np.where(groups < 50, -1, 0))
+    found = compare_paired(ahead > 0, ahead < 0, groups, groups)
+    exact = float(binomtest(30, 50).pvalue)
+    assert found.p_value == pytest.approx(exact, abs=0.015)
+    assert found.p_value_slices == pytest.approx(exact)
+
+
+def test_both_tests_are_exact_for_few_groups() -> None:
     first, second = np.ones(30, bool), np.ones(30, bool)
     second[:6] = False
     found = compare_paired(first, second, np.arange(30), np.arange(30))
@@ -233,7 +253,7 @@ def test_mcnemar_is_exact_and_counts_groups() -> None:
     assert one.p_value_slices == pytest.approx(2 * 0.5**2)
 
 
-def test_mcnemar_holds_its_level_where_neighbours_err_together() -> None:
+def test_the_test_by_groups_holds_its_level_where_neighbours_err_together() -> None:
     """Equal classifiers that disagree on whole groups of slices: by slices it would cry wolf."""
     rng = np.random.default_rng(0)
     rejected = {"p_value": 0, "p_value_slices": 0}
