@@ -44,8 +44,8 @@ def build_report(verdicts: Verdicts, identity: dict[str, Any]) -> dict[str, Any]
     slices, groups = (verdicts.rows[name].to_numpy() for name in ("slice", "group"))
     figures = metrics.compute_metrics(calibrated.probs, labels, slices, groups, classes)
     fitted = [kept["calibration"] for kept in verdicts.checkpoints if kept.get("calibration")]
-    # the mean of several networks is calibrated by none of their temperatures
-    is_fitted = len(fitted) == len(verdicts.checkpoints) and calibrated.sets is not None
+    # an average is calibrated by none of its networks' temperatures
+    is_fitted = len(fitted) == len(verdicts.checkpoints) and not verdicts.is_average
     notes = [*verdicts.warnings, *describe_leak(verdicts), *figures["notes"]]
     report = {
         "schema": METRICS_SCHEMA,
@@ -110,7 +110,7 @@ def _describe_calibration(verdicts: Verdicts, fitted: Sequence[dict[str, Any]]) 
             f"the val slices of each network ({n_images} of {n_groups} groups) that also chose its "
             "epoch"
         )
-    if verdicts.calibrated.sets is None:
+    if verdicts.is_average:
         return [ENSEMBLE_NOT_CALIBRATED.format(of_whom=of_whom)]
     notes = [
         f"temperature, prediction sets and referral were fitted on {of_whom}: a little too "
@@ -276,10 +276,10 @@ def write_results(
     plots.plot_roc_curves(probs, labels, classes, pictures / "roc.png", stamp=stamp)
     plots.plot_pr_curves(probs, labels, classes, pictures / "pr.png", stamp=stamp)
     curves = {"softmax": verdicts.raw_probs}
-    if verdicts.calibrated.sets is not None:
-        curves["calibrated"] = probs
-    elif len(verdicts.checkpoints) > 1:
+    if verdicts.is_average:
         curves["averaged"] = probs
+    elif report["calibration"]["temperature"] is not None:
+        curves["calibrated"] = probs
     trust_plots.plot_reliability(curves, labels, pictures / "reliability.png", stamp=stamp)
     trust_plots.plot_risk_coverage(probs, labels, pictures / "risk_coverage.png", stamp=stamp)
     if len(verdicts.checkpoints) == 1:
@@ -293,6 +293,7 @@ def write_results(
         plot_galleries(verdicts, n_exhibits, pictures, stamp)
     context = Context(
         **_describe_data(verdicts, report),
+        output=_describe_output(verdicts, report["calibration"]["temperature"]),
         audit=describe_audit(audit) if (audit := read_audit(Path(report["data"]))) else (),
         leaky=leaky,
         heatmap_method=gallery.describe_method(verdicts) if shows_maps else "",
@@ -311,6 +312,15 @@ def _describe_data(verdicts: Verdicts, report: dict[str, Any]) -> dict[str, str]
         "made_from": made_from,
         "judged_on": made_from if is_own else f"slices of {report['data']}",
     }
+
+
+def _describe_output(verdicts: Verdicts, temperature: float | None) -> str:
+    """What the probabilities are."""
+    if verdicts.is_average:
+        return "the average of the networks' probabilities, to which nothing was fitted"
+    if temperature is None:
+        return "a softmax, not calibrated"
+    return f"calibrated probabilities (temperature {temperature:.3f})"
 
 
 def plot_galleries(verdicts: Verdicts, count: int, pictures: Path, stamp: str | None) -> None:

@@ -4,7 +4,7 @@ Source: Hendrycks and Dietterich 2019, Benchmarking neural network robustness to
 and perturbations; Geirhos et al. 2020, Shortcut learning in deep neural networks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,30 +36,41 @@ def run_stress(verdicts: Verdicts, batch_size: int) -> dict[str, Any]:
         `covered`), and `matched_brightness`, each beside what brightness alone and the commonest
         class reach on the same changed slices. Accuracies have intervals.
     """
+    plain = [part.slices.pixels.squeeze(1).numpy() for part in verdicts.parts]  # [N, S, S] each
     steps = len(corrupt.POSITIONS) + 5 * len(corrupt.CORRUPTIONS) + 2
     with tqdm(total=steps, desc="stress", unit="change", leave=False, disable=None) as bar:
 
-        def predict(change: Change) -> NDArray[np.int64]:
+        def predict(changed: Sequence[Pixels]) -> NDArray[np.int64]:
             bar.update()
-            return np.concatenate([_predict(part, change, batch_size) for part in verdicts.parts])
+            pairs = zip(verdicts.parts, changed, strict=True)
+            return np.concatenate([_predict(part, pixels, batch_size) for part, pixels in pairs])
 
-        placed = {name: predict(_place(name)) for name in corrupt.POSITIONS}
+        def ask(change: Change) -> NDArray[np.int64]:
+            return predict([change(pixels) for pixels in plain])
+
+        placed = {name: ask(_place(name)) for name in corrupt.POSITIONS}
         corruptions = {
             name: [
                 {
                     "strength": strength,
                     "what": corrupt.describe(name, strength),
-                    "accuracy": _describe(verdicts, predict(_corrupt(name, strength))),
+                    "accuracy": _describe(verdicts, ask(_corrupt(name, strength))),
                 }
                 for strength in corrupt.STRENGTHS
             ]
             for name in corrupt.CORRUPTIONS
         }
-        blanked, matched = predict(_blank_interior), predict(_match_to(verdicts.parts))
-    everything = np.ones(len(verdicts.labels), dtype=bool)
-    covered = np.concatenate(
-        [corrupt.blank_interior(_take_pixels(part))[1] for part in verdicts.parts]
-    )
+        blanked, covered = zip(*map(corrupt.blank_interior, plain), strict=True)
+        match = _match_to(plain)
+        matched = [match(pixels) for pixels in plain]
+        probes = {
+            "blank_interior": _judge_probe(
+                verdicts, predict(blanked), blanked, np.concatenate(covered)
+            ),
+            "matched_brightness": _judge_probe(
+                verdicts, predict(matched), matched, np.ones(len(verdicts.labels), dtype=bool)
+            ),
+        }
     everywhere = np.stack(list(placed.values()))
     return {
         "clean": _describe(verdicts, verdicts.calibrated.probs.argmax(axis=1)),
@@ -67,12 +78,7 @@ def run_stress(verdicts: Verdicts, batch_size: int) -> dict[str, Any]:
         "positions": {name: _describe(verdicts, predicted) for name, predicted in placed.items()},
         "position_agreement": float(np.mean((everywhere == everywhere[0]).all(axis=0))),
         "corruptions": corruptions,
-        "probes": {
-            "blank_interior": _judge_probe(verdicts, blanked, _blank_interior, covered),
-            "matched_brightness": _judge_probe(
-                verdicts, matched, _match_to(verdicts.parts), everything
-            ),
-        },
+        "probes": probes,
     }
 
 
@@ -91,14 +97,16 @@ def _measure_majority(labels: NDArray[np.int64]) -> float | None:
 
 
 def _judge_probe(
-    verdicts: Verdicts, predicted: NDArray[np.int64], change: Change, counted: NDArray[np.bool_]
+    verdicts: Verdicts,
+    predicted: NDArray[np.int64],
+    changed: Sequence[Pixels],
+    counted: NDArray[np.bool_],
 ) -> dict[str, Any]:
     """A network on the slices that a probe changed, beside two that know no anatomy."""
-    changed = np.concatenate([change(_take_pixels(part)) for part in verdicts.parts])[counted]
     labels, groups = verdicts.labels[counted], verdicts.rows["group"].to_numpy()[counted]
     known = None
     if len(labels):
-        statistics = baselines.compute_brightness_statistics(changed)
+        statistics = baselines.compute_brightness_statistics(np.concatenate(changed)[counted])
         known = baselines.cross_validate_brightness(statistics, labels, groups)
     return {
         "covered": float(counted.mean()),
@@ -127,15 +135,9 @@ def describe_shortcut(stress: dict[str, Any]) -> list[str]:
     ]
 
 
-def _predict(part: Part, change: Change, batch_size: int) -> NDArray[np.int64]:
-    changed = torch.from_numpy(change(_take_pixels(part))).unsqueeze(1)
-    batches: Iterator[torch.Tensor] = iter(changed.split(batch_size))
+def _predict(part: Part, pixels: Pixels, batch_size: int) -> NDArray[np.int64]:
+    batches = iter(torch.from_numpy(pixels).unsqueeze(1).split(batch_size))
     return model.infer(part.network, batches)[0].argmax(dim=1).numpy()
-
-
-def _take_pixels(part: Part) -> Pixels:
-    """[N, S, S]."""
-    return part.slices.pixels.squeeze(1).numpy()
 
 
 def _place(name: str) -> Change:
@@ -146,15 +148,10 @@ def _corrupt(name: str, strength: int) -> Change:
     return lambda pixels: corrupt.corrupt(pixels, name, strength)
 
 
-def _blank_interior(pixels: Pixels) -> Pixels:
-    return corrupt.blank_interior(pixels)[0]
-
-
-def _match_to(parts: Sequence[Part]) -> Change:
+def _match_to(plain: Sequence[Pixels]) -> Change:
     """All slices to one histogram, the mean of all that are judged."""
-    everything = np.concatenate([_take_pixels(part) for part in parts])
     try:
-        reference = corrupt.compute_reference(everything)
+        reference = corrupt.compute_reference(np.concatenate(plain))
     except ValueError:  # no slice has a foreground: there is nothing to match
         return lambda pixels: pixels
     return lambda pixels: corrupt.match_brightness(pixels, reference)

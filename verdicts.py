@@ -47,6 +47,7 @@ class Verdicts:
         related: [N] whether a copy or likely neighbour is among the training slices.
         warnings: What a reader must know first.
         parts: What a network alone said, with its slices still at hand.
+        is_average: Whether every slice was judged by all checkpoints, and their mean counts.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Verdicts:
     related: np.ndarray
     warnings: list[str]
     parts: "list[Part]"
+    is_average: bool = False
 
     @property
     def classes(self) -> list[str]:
@@ -273,6 +275,7 @@ def average_members(members: Sequence[Verdicts]) -> Verdicts:
         related=np.any([member.related for member in members], axis=0),
         warnings=list(dict.fromkeys(line for member in members for line in member.warnings)),
         parts=[],
+        is_average=True,
     )
 
 

@@ -6,20 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from assessment.wording import (
     AVERAGES,
     HEADLINE,
     Context,
     list_limits,
+    load_template,
     part_notes,
-    show,
-    show_figure,
 )
 from helper import NOTICE, write_text
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_model_card(
@@ -38,16 +33,9 @@ def write_model_card(
 
     Source: Mitchell et al. 2019, Model cards for model reporting.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        finalize=_escape,
-    )
-    environment.filters |= {"show": show, "figure": show_figure, "percent": "{:.1%}".format}
     first = checkpoints[0]
     warnings, notes = part_notes(report["notes"])
-    card = environment.get_template("model_card.md.jinja").render(
+    card = load_template("model_card.md.jinja", finalize=_escape).render(
         report=report,
         notice=NOTICE,
         headline=HEADLINE | AVERAGES,
@@ -62,6 +50,7 @@ def write_model_card(
         n_val=sum(name == "val" for name in first["split"]["split"]),
         made_from=context.made_from,
         judged_on=context.judged_on,
+        output=context.output,
         limits=list_limits(report),
         warnings=warnings,
         notes=notes,

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from assessment.wording import (
     AVERAGES,
     HEADLINE,
     Context,
     list_limits,
+    load_template,
     part_notes,
     show,
     show_figure,
@@ -34,7 +33,6 @@ PICTURES = {
     "least_certain.png": "The verdicts of least confidence, each plain and with its heat map",
     "training.png": "Training curves: losses, val scores, learning rate",
 }
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(
@@ -48,14 +46,8 @@ def write_report(
         pictures_dir: Where the plots lie.
         context: What else there is to tell.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
     warnings, notes = part_notes(report["notes"])
-    page = environment.get_template("report.html.jinja").render(
+    page = load_template("report.html.jinja", autoescape=True).render(
         title=f"{report['run']}: {report['split']} split",
         notice=NOTICE,
         warnings=warnings,

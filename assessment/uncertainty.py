@@ -186,10 +186,11 @@ class Comparison:
     Attributes:
         difference: Accuracy of the first less that of the second, in [-1, 1].
         ci95: Its interval, groups as the unit.
-        n_first: Groups in which the first is right about more slices.
+        n_first: Groups in which the first is right about more images.
         n_second: The same of the second.
-        p_value: McNemar's exact test of n_first against n_second, one vote a group.
-        p_value_slices: The same with one vote a slice, as if slices of a group did not err
+        p_value: How often a difference as large would come about, were each group as likely to
+            differ the other way.
+        p_value_slices: McNemar's exact test, one vote a slice, as if slices of a group did not err
             together: too small wherever they do.
     """
 

@@ -3,7 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import jinja2
 
 LIMITS = (
     "A model names one of its classes for any picture; the published data set has no healthy one.",
@@ -42,6 +45,7 @@ class Context:
     Attributes:
         made_from: Whose slices the network was trained on.
         judged_on: Whose slices it was judged on.
+        output: What its probabilities are.
         audit: Lines of what prepare found; empty where unknown.
         leaky: Accuracy of the same training on a random split of images, with its interval and the
             run's name as `run`; None where there is none.
@@ -50,6 +54,7 @@ class Context:
 
     made_from: str
     judged_on: str
+    output: str
     audit: Sequence[str] = ()
     leaky: Mapping[str, Any] | None = None
     heatmap_method: str = ""
@@ -57,6 +62,23 @@ class Context:
 
 # A note that begins with such a word is a warning, and stands above the figures.
 WARNING = re.compile(r"[A-Z]{4,}")
+
+
+def load_template(name: str, **options: Any) -> jinja2.Template:
+    """A template of this folder in which a missing value is an error.
+
+    Args:
+        name: Of the file.
+        options: Of jinja2's Environment: how values are escaped.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        **options,
+    )
+    environment.filters |= {"show": show, "figure": show_figure, "percent": "{:.1%}".format}
+    return environment.get_template(name)
 
 
 def part_notes(notes: Sequence[str]) -> tuple[list[str], list[str]]:

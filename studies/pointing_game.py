@@ -78,9 +78,10 @@ def load_phantoms(rows: pd.DataFrame, slices: Slices, data_dir: Path) -> Phantom
     pixels = slices.pixels.squeeze(1).numpy()
     lesions = []
     for path, digest in zip(rows["path"], rows["sha256"], strict=True):
-        picture, mask = render_phantom(plans[path]) if path in plans else (None, None)
-        content = b"" if picture is None else encode_phantom(plans[path], picture)
-        if mask is None or hashlib.sha256(content).hexdigest() != digest:
+        if path not in plans:
+            raise UserError(f"{data_dir / path} is no phantom of its folder; run prepare.py anew")
+        picture, mask = render_phantom(plans[path])
+        if hashlib.sha256(encode_phantom(plans[path], picture)).hexdigest() != digest:
             raise UserError(f"{data_dir / path} is rendered otherwise here; run prepare.py anew")
         lesions.append(resize_grey(mask.astype(np.uint8) * 255, pixels.shape[-1]) >= 128)
     return Phantoms(

@@ -70,6 +70,12 @@ def test_a_checkpoint_without_calibration_is_judged_and_says_so(trained: Run) ->
     assert report["referral"] is None
     table = pd.read_csv("results/old/predictions.csv")
     assert table["set"].isna().all()
+    assert "Output: a softmax, not calibrated, of Glioma" in read_card("old")
+    assert "Output: calibrated probabilities (temperature " in read_card("first")
+
+
+def read_card(run: str) -> str:
+    return Path(f"results/{run}/model_card.md").read_text("utf-8")
 
 
 def verdicts_note(report: dict, words: str) -> bool:
@@ -137,6 +143,7 @@ def test_several_are_compared(second: Run, capsys: pytest.CaptureFixture[str]) -
     means = (tables[0]["p_Glioma"] + tables[1]["p_Glioma"]) / 2
     assert np.allclose(tables[2]["p_Glioma"], means, atol=2e-6)
     assert verdicts_note(report, "nothing was fitted to the average")
+    assert "Output: the average of the networks' probabilities" in read_card("first+second")
 
 
 def test_only_slices_that_all_judge_are_compared(trained: Run) -> None:

@@ -14,7 +14,7 @@ from assessment.report import write_report
 from assessment.wording import Context, attribute
 from helper import NOTICE
 
-CONTEXT = Context(made_from="slices of there", judged_on="slices of here")
+CONTEXT = Context("slices of there", "slices of here", "calibrated probabilities")
 HOSTILE = "<script>alert('x')</script>"
 
 
@@ -124,7 +124,13 @@ def write_card(path: Path, report: dict[str, Any], *checkpoints: dict[str, Any])
 def test_the_model_card(tmp_path: Path) -> None:
     card = write_card(tmp_path / "model_card.md", make_report())
     for words in (
-        *(NOTICE, "net, started from scratch", "Best epoch 3,", "temperature 1.5", "healthy"),
+        *(
+            NOTICE,
+            "net, started from scratch",
+            "Best epoch 3,",
+            "output: calibrated probabilities, of A, B",
+            "healthy",
+        ),
         *(
             "| accuracy | 0.7500 [",
             "accuracy of brightness alone | 0.6250 |",
@@ -148,13 +154,11 @@ def test_the_card_of_several_networks_names_each(tmp_path: Path) -> None:
         assert words in card
 
 
-def test_the_card_of_an_uncalibrated_network_claims_nothing(tmp_path: Path) -> None:
+def test_the_card_tells_of_no_sets_where_none_were_fitted(tmp_path: Path) -> None:
     report = make_report()
-    report["calibration"]["temperature"] = None
+    assert "Prediction sets" in write_card(tmp_path / "card.md", report)
     report["conformal"] = dict.fromkeys(calibration.CONFORMAL_KEYS)
-    card = write_card(tmp_path / "card.md", report)
-    assert "not calibrated" in card
-    assert "Prediction sets" not in card
+    assert "Prediction sets" not in write_card(tmp_path / "card.md", report)
 
 
 def test_the_publisher_is_named_for_its_own_folder() -> None:
