@@ -114,7 +114,11 @@ def _list_cards(report: Mapping[str, Any], context: Context) -> list[dict[str, s
     ]
     baselines = report["baselines"]
     beside = [
-        ("always the commonest class of training", baselines["majority"], "accuracy without looking"),
+        (
+            "always the commonest class of training",
+            baselines["majority"],
+            "accuracy without looking",
+        ),
         ("brightness alone", baselines["brightness"], "accuracy without anatomy"),
     ]
     cards += [

@@ -161,6 +161,6 @@ def plot_stress(stress: Mapping[str, Any], path: Path, *, stamp: str | None = No
     right.axvline(stress["majority"], color="grey", linewidth=0.8)
     right.set_yticks(rows, list(bars))
     right.invert_yaxis()
-    right.set(xlim=(0, 1.02), xlabel="accuracy, 95 % interval (grey: their commonest class)")
+    right.set(xlim=(0, 1.02), xlabel="accuracy, 95 % interval")
     right.grid(alpha=0.3)
     save(figure, path, "Stress: degraded, turned, and robbed of what the brain says", stamp)
