@@ -118,6 +118,9 @@ class AugmentOptions:
     zoom: float = option(0.1, "zoom in or out, up to this share", low=0.0, high=0.5)
     gamma: float = option(0.2, "gamma, up to this share up or down", low=0.0, high=0.9)
     contrast: float = option(0.2, "contrast, up to this share up or down", low=0.0, high=0.9)
+    erase: float = option(
+        0.0, "blank a box of 2 to 20 % in this share of the slices", low=0.0, high=1.0
+    )
     mixup: float = option(0.0, "mixup: alpha of its Beta distribution; 0: off", low=0.0, high=10.0)
     cutmix: float = option(
         0.0, "cutmix: alpha of its Beta distribution; 0: off", low=0.0, high=10.0

@@ -152,8 +152,8 @@ def start_run(
 ) -> None:
     """Train one network from its start, on the slices as the table divides them."""
     import dataset
+    import execution
     import model
-    import trainer
 
     options = config.model
     threads = helper.set_threads(config.run.threads)
@@ -179,7 +179,7 @@ def start_run(
         "split": dataset.record_split(table),
         "fingerprint": dataset.compute_fingerprint(table),
         "threads": threads,
-        "precision": trainer.resolve_precision(config.run.precision, where),
+        "precision": execution.resolve_precision(config.run.precision, where),
         "environment": helper.describe_environment(where, sys.argv),
     }
     columns = ["sha256", "path", "label", "slice", "group", "split"]
@@ -225,9 +225,11 @@ def fit(
 ) -> None:
     """Train, going on from last.pt where there is one."""
     import dataset
+    import execution
     from assessment import baselines
     from trainer import Trainer
 
+    execution.keep_freed_memory()
     data_dir, classes = Path(record["data"]), record["classes"]
     image_size = record["preprocess"]["image_size"]
     train, val = (

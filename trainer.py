@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import math
 import sys
 import time
 from pathlib import Path
@@ -19,16 +18,15 @@ from assessment.metrics import compute_confusion, compute_macro_f1
 from checkpoint import load_checkpoint, save_checkpoint
 from helper import UserError, atomic_path, build_generator, log, seed_everything
 from imaging.augment import Augmentation
+from losses import STEPS_PER_LOOK, LossWatch
 from model import Classifier, full_precision, infer, to_unit_range
+from optim import build_optimizer, compute_rate_share, set_learning_rate, update_average
 
 if TYPE_CHECKING:
     from args import TrainConfig
     from dataset import Slices
 
-# Steps between looks at the loss: each look waits for the device.
-STEPS_PER_LOOK = 20
 SCRATCH_LR, TRAINED_LR = 3e-3, 1e-3
-FLOOR_LR_SHARE = 0.01
 # Training slices that batch norm's statistics are taken from before val.
 STATISTICS_SLICES = 512
 
@@ -74,7 +72,15 @@ class Trainer:
         self.augmentation = Augmentation(**dataclasses.asdict(config.augment))
         self.starts_trained = record["start"] != "scratch"
         self.peak_lr = self.options.lr or (TRAINED_LR if self.starts_trained else SCRATCH_LR)
-        self.optimizer = torch.optim.AdamW(self._group_parameters(), lr=self.peak_lr)
+        head = list(network.head.parameters())
+        in_head = set(map(id, head))
+        self.optimizer = build_optimizer(
+            [part for part in network.parameters() if id(part) not in in_head],
+            head,
+            self.peak_lr,
+            self.options.body_lr_factor if self.starts_trained else 1.0,
+            self.options.weight_decay,
+        )
         self.steps_per_epoch = train.count_steps(self.options.batch_size)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -113,22 +119,22 @@ class Trainer:
         self.network.train()
         self._freeze_body(self.is_frozen)
         batches = self.train.shuffle(self.options.batch_size, self.config.run.seed, self.epoch)
-        losses: list[Tensor] = []
+        watch = LossWatch(self.epoch + 1, self.steps_per_epoch)
         weights: list[int] = []
         title = f"epoch {self.epoch + 1}/{self.options.epochs}"
         with tqdm(
             total=len(self.train), desc=title, unit="slice", leave=False, disable=None
         ) as bar:
             for step_in_epoch, (slices, labels) in enumerate(batches):
-                losses.append(self.train_step(slices, labels, self.step + step_in_epoch))
+                watch.add(self.train_step(slices, labels, self.step + step_in_epoch))
                 weights.append(len(labels))
                 bar.update(len(labels))
                 if (step_in_epoch + 1) % STEPS_PER_LOOK == 0:
-                    recent = self._check_losses(losses[-STEPS_PER_LOOK:], len(losses))
-                    bar.set_postfix(loss=f"{recent:.3f}")
-        self._check_losses(losses[-STEPS_PER_LOOK:], len(losses))
+                    recent = watch.look()
+                    if recent is not None:
+                        bar.set_postfix(loss=f"{recent:.3f}")
         shares = torch.tensor(weights, dtype=torch.float64) / len(self.train)
-        return float(torch.stack(losses).cpu().double() @ shares)
+        return float(watch.finish().double() @ shares)
 
     def train_step(self, slices: Tensor, labels: Tensor, step: int) -> Tensor:
         """One batch forward and backward and one step of the optimiser.
@@ -144,9 +150,10 @@ class Trainer:
         seed = self.config.run.seed
         seed_everything(seed, "step", step)  # dropout draws from the global generator
         generator = build_generator(seed, "augment", step)
-        self._set_learning_rate(step)
+        set_learning_rate(self.optimizer, self.peak_lr * self._schedule(step))
 
-        images = self.augmentation.augment(to_unit_range(slices), generator)
+        draws = self.augmentation.draw(len(slices), generator)
+        images = self.augmentation.augment(to_unit_range(slices), draws)
         targets = F.one_hot(labels, self.n_classes).float()  # [B, K]
         images, targets = self.augmentation.mix(images, targets, generator)
 
@@ -163,7 +170,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._update_average(step)
+        update_average(self.averaged, self.network, self.options.ema_decay, step)
         return loss.detach()
 
     @torch.no_grad()
@@ -291,37 +298,10 @@ class Trainer:
 
     # ---- parts of a step
 
-    def _group_parameters(self) -> list[dict[str, Any]]:
-        """Pretrained body and new head at rates of their own; no decay for norms and biases."""
-        head = {id(parameter) for parameter in self.network.head.parameters()}
-        body_share = self.options.body_lr_factor if self.starts_trained else 1.0
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for parameter in self.network.parameters():
-            share = 1.0 if id(parameter) in head else body_share
-            decay = self.options.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((share, decay), []).append(parameter)
-        return [
-            {"params": parameters, "lr_share": share, "weight_decay": decay}
-            for (share, decay), parameters in groups.items()
-        ]
-
-    def _set_learning_rate(self, step: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.peak_lr * group["lr_share"] * self._schedule(step)
-
     def _schedule(self, step: int) -> float:
-        """Share of the peak rate: linear warm-up, then half a cosine to 1 %.
-
-        The warm-up takes at most a fifth of the run.
-
-        Source: Loshchilov and Hutter 2017, SGDR: stochastic gradient descent with warm restarts.
-        """
+        """Share of the peak rate."""
         n_steps = self.options.epochs * self.steps_per_epoch
-        warmup = min(self.options.warmup_epochs * self.steps_per_epoch, 0.2 * n_steps)
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(1.0, n_steps - warmup)
-        return FLOOR_LR_SHARE + (1 - FLOOR_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
+        return compute_rate_share(step, n_steps, self.options.warmup_epochs * self.steps_per_epoch)
 
     def _freeze_body(self, frozen: bool) -> None:
         """Hold everything but the head still, batch norm's statistics too."""
@@ -330,49 +310,6 @@ class Trainer:
         if frozen:
             self.network.eval()
             self.network.head.train().requires_grad_(True)
-
-    @torch.no_grad()
-    def _update_average(self, step: int) -> None:
-        """Move the averaged weights towards the trained ones.
-
-        Source: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging.
-        """
-        decay = min(self.options.ema_decay, (1 + step) / (10 + step))
-        averaged: list[Tensor] = list(self.averaged.parameters())
-        trained: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(averaged, trained, 1 - decay)
-
-    def _check_losses(self, losses: list[Tensor], n_steps: int) -> float:
-        """The mean of the latest losses.
-
-        Raises:
-            UserError: One is NaN or infinite; names the epoch and the step.
-        """
-        latest = torch.stack(losses)
-        finite = latest.isfinite()
-        if not finite.all():
-            first = n_steps - len(losses) + int((~finite).int().argmax()) + 1
-            raise UserError(
-                f"loss is not finite in epoch {self.epoch + 1}, step {first} of "
-                f"{self.steps_per_epoch}: lower --lr or try --precision fp32"
-            )
-        return float(latest.mean())
-
-
-def resolve_precision(choice: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes in it: CUDA since Ampere, CPUs with AMX or AVX-512.
-
-    A CPU that only emulates bf16 would be slower than in fp32.
-    """
-    if choice != "auto":
-        return choice
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        has_bf16 = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
-        return "bf16" if has_bf16 else "fp32"
-    return "fp32"
 
 
 def _open_tensorboard(run_dir: Path) -> Any:

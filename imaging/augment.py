@@ -16,6 +16,8 @@ class Augmentation:
     Every draw is made on the CPU from the generator that is handed in, so that all devices see the
     same slices.
 
+    Source: Zhong et al. 2020, Random erasing data augmentation, for the box.
+
     Attributes:
         flip: Mirror half of the slices.
         quarter_turns: Turn by 0, 90, 180 or 270 degrees.
@@ -24,6 +26,7 @@ class Augmentation:
         zoom: Zoom in or out, up to this share.
         gamma: Gamma within 1 / (1 + gamma) to 1 + gamma.
         contrast: Contrast about the slice's mean, within 1 / (1 + contrast) to 1 + contrast.
+        erase: Share of the slices in which a box of 2 to 20 % is blanked.
         mixup: Alpha of the Beta distribution of mixup; 0 mixes nothing.
         cutmix: Alpha of the Beta distribution of cutmix; 0 mixes nothing.
     """
@@ -35,25 +38,48 @@ class Augmentation:
     zoom: float
     gamma: float
     contrast: float
+    erase: float
     mixup: float
     cutmix: float
 
-    def augment(self, slices: Tensor, generator: torch.Generator) -> Tensor:
-        """Change each slice by itself: [B, 1, S, S] in 0..1 to the same shape and range."""
-        n_slices = len(slices)
+    def draw(self, n_slices: int, generator: torch.Generator) -> Tensor:
+        """What happens to each slice of a batch: [B, 12], on the CPU.
+
+        Columns: the six entries of the affine map, gamma, contrast, and left, right, top and bottom
+        of the box that is blanked. One table is one copy to the device; a process that has only a
+        part of the batch takes its rows.
+        """
         affine = self._draw_affine(n_slices, generator)
         gamma = _draw_factor(n_slices, self.gamma, generator)
         contrast = _draw_factor(n_slices, self.contrast, generator)
+        boxes = _draw_boxes(n_slices, self.erase, generator)
+        return torch.cat([affine, gamma, contrast, boxes], dim=1)
 
-        if self._moves():
-            grid = F.affine_grid(affine.to(slices.device), list(slices.shape), align_corners=False)
+    def augment(self, slices: Tensor, draws: Tensor, size_px: int | None = None) -> Tensor:
+        """Change each slice by itself.
+
+        Args:
+            slices: [B, 1, S, S] in 0..1.
+            draws: Of `draw`, [B, 12].
+            size_px: Side of the result, which the one resampling gives too; None: S.
+
+        Returns:
+            [B, 1, size_px, size_px] in 0..1, on the slices' device.
+        """
+        draws = to_device(draws, slices.device)
+        size_px = size_px or slices.shape[-1]
+        if self._moves() or size_px != slices.shape[-1]:
+            shape = [len(slices), 1, size_px, size_px]
+            grid = F.affine_grid(draws[:, :6].view(-1, 2, 3), shape, align_corners=False)
             # bilinear would blur, and batch norm's statistics would not be those of val
-            slices = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clamp(0, 1)
+            slices = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clamp_(0, 1)
         if self.gamma:
-            slices = slices.pow(gamma.to(slices.device))
+            slices = slices.pow(draws[:, 6].view(-1, 1, 1, 1))
         if self.contrast:
             mean = slices.mean((2, 3), keepdim=True)
-            slices = ((slices - mean) * contrast.to(slices.device) + mean).clamp(0, 1)
+            slices = torch.lerp(mean, slices, draws[:, 7].view(-1, 1, 1, 1)).clamp_(0, 1)
+        if self.erase:
+            slices = slices.masked_fill(_cover(draws[:, 8:], size_px), 0.0)
         return slices
 
     def mix(
@@ -73,7 +99,7 @@ class Augmentation:
         if not alpha:
             return slices, targets
         share = _draw_beta(alpha, generator)
-        partner = torch.randperm(len(slices), generator=generator).to(slices.device)
+        partner = to_device(torch.randperm(len(slices), generator=generator), slices.device)
         if self.mixup:
             slices = share * slices + (1 - share) * slices[partner]
         else:
@@ -87,18 +113,25 @@ class Augmentation:
         return bool(self.flip or self.quarter_turns or self.rotation or self.shift or self.zoom)
 
     def _draw_affine(self, n_slices: int, generator: torch.Generator) -> Tensor:
-        """Maps [B, 2, 3] from output to input coordinates, both in -1..1."""
+        """Maps [B, 6], rows of 2 x 3, from output to input coordinates, both in -1..1."""
         turns = torch.randint(4, (n_slices,), generator=generator) * float(self.quarter_turns)
         mirror = torch.randint(2, (n_slices,), generator=generator) * float(self.flip)
         tilt = _draw_symmetric(n_slices, self.rotation, generator)
         angle = turns * (math.pi / 2) + tilt * (math.pi / 180)
-        scale = _draw_factor(n_slices, self.zoom, generator).flatten()
+        scale = _draw_factor(n_slices, self.zoom, generator).squeeze(1)
         # the side spans 2 in these coordinates
         shift_x = _draw_symmetric(n_slices, 2 * self.shift, generator)
         shift_y = _draw_symmetric(n_slices, 2 * self.shift, generator)
         cosine, sine, sign = angle.cos() * scale, angle.sin() * scale, 1 - 2 * mirror
         rows = [sign * cosine, -sign * sine, shift_x, sine, cosine, shift_y]
-        return torch.stack(rows, dim=1).view(n_slices, 2, 3)
+        return torch.stack(rows, dim=1)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on the device, without waiting for what the device is doing."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _draw_symmetric(n_slices: int, limit: float, generator: torch.Generator) -> Tensor:
@@ -107,8 +140,29 @@ def _draw_symmetric(n_slices: int, limit: float, generator: torch.Generator) -> 
 
 
 def _draw_factor(n_slices: int, limit: float, generator: torch.Generator) -> Tensor:
-    """Log-uniform in 1 / (1 + limit) to 1 + limit, [B, 1, 1, 1]: up is as likely as down."""
-    return _draw_symmetric(n_slices, math.log1p(limit), generator).exp().view(-1, 1, 1, 1)
+    """Log-uniform in 1 / (1 + limit) to 1 + limit, [B, 1]: up is as likely as down."""
+    return _draw_symmetric(n_slices, math.log1p(limit), generator).exp().unsqueeze(1)
+
+
+def _draw_boxes(n_slices: int, share: float, generator: torch.Generator) -> Tensor:
+    """Boxes to blank, [B, 4]: left, right, top, bottom in 0..1; most of no width at a low share.
+
+    A box takes 2 to 20 % of the slice, its sides in a ratio of 1/3 to 3.
+    """
+    chosen, area, ratio, x, y = torch.rand(5, n_slices, generator=generator)
+    area = (chosen < share) * (0.02 + 0.18 * area)
+    ratio = ((2 * ratio - 1) * math.log(3)).exp()
+    half_width, half_height = (area * ratio).sqrt() / 2, (area / ratio).sqrt() / 2
+    return torch.stack([x - half_width, x + half_width, y - half_height, y + half_height], dim=1)
+
+
+def _cover(boxes: Tensor, size_px: int) -> Tensor:
+    """Which pixels lie in the slices' boxes: bool [B, 1, S, S]."""
+    centres = (torch.arange(size_px, device=boxes.device) + 0.5) / size_px
+    left, right, top, bottom = boxes.view(-1, 4, 1).unbind(1)  # [B, 1] each
+    across = (centres > left) & (centres < right)  # [B, S]
+    down = (centres > top) & (centres < bottom)
+    return (down.unsqueeze(2) & across.unsqueeze(1)).unsqueeze(1)
 
 
 def _draw_beta(alpha: float, generator: torch.Generator) -> float:

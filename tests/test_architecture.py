@@ -13,6 +13,7 @@ VERBS = {"main", "evaluate", "prepare"}
 STUDIES = "studies"  # measurements: may import anything, and nothing imports them
 SPINE = {
     *{"options", "args", "helper", "net", "model", "checkpoint", "dataset", "trainer"},
+    *{"execution", "losses", "optim"},
     *{"verdicts", "stress", "gallery", "outcome"},
 }
 # What each room may import from the project; a room's name stands for all modules in it.
@@ -26,7 +27,13 @@ ALLOWED = {
     "model": {"net", "helper"},
     "checkpoint": {"model", "helper"},
     "dataset": {"imaging", "helper"},
-    "trainer": {"model", "checkpoint", "imaging.augment", "assessment.metrics", "helper"},
+    "execution": set(),
+    "losses": {"helper"},
+    "optim": set(),
+    "trainer": {
+        *{"model", "checkpoint", "losses", "optim", "helper"},
+        *{"imaging.augment", "assessment.metrics"},
+    },
     "verdicts": {"model", "checkpoint", "dataset", "assessment", "helper"},
     "stress": {"verdicts", "model", "imaging.corrupt", "assessment", "helper"},
     "gallery": {"verdicts", "model", "assessment", "helper"},

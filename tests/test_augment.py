@@ -18,6 +18,7 @@ OFF: dict[str, Any] = {
     "zoom": 0.0,
     "gamma": 0.0,
     "contrast": 0.0,
+    "erase": 0.0,
     "mixup": 0.0,
     "cutmix": 0.0,
 }
@@ -37,7 +38,10 @@ def make_batch(n_slices: int = 16, size_px: int = 9) -> torch.Tensor:
 
 
 def augment(batch: torch.Tensor, seed: int = 0, **values: Any) -> torch.Tensor:
-    return Augmentation(**(OFF | values)).augment(batch, build_generator(seed, "augment"))
+    augmentation = Augmentation(**(OFF | values))
+    return augmentation.augment(
+        batch, augmentation.draw(len(batch), build_generator(seed, "augment"))
+    )
 
 
 def test_all_off_is_the_identity() -> None:
@@ -186,3 +190,29 @@ def test_nothing_is_mixed_unasked() -> None:
     mixed, soft = Augmentation(**OFF).mix(slices, targets, build_generator(0, "mix"))
     assert mixed is slices
     assert soft is targets
+
+
+def test_rows_of_the_draws_stand_for_their_slices() -> None:
+    batch, augmentation = make_batch(), Augmentation(**(ALL | {"erase": 0.5}))
+    draws = augmentation.draw(len(batch), build_generator(0, "augment"))
+    whole = augmentation.augment(batch, draws)
+    parts = [augmentation.augment(batch[rows], draws[rows]) for rows in (slice(0, 5), slice(5, 16))]
+    assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
+
+
+def test_another_size_is_the_same_picture() -> None:
+    blobs = make_blobs(4, 16.0)
+    augmentation = Augmentation(**OFF)
+    small = augmentation.augment(blobs, augmentation.draw(4, build_generator(0, "augment")), 33)
+    assert small.shape == (4, 1, 33, 33)
+    assert torch.allclose(find_blob(small)[:, 0], torch.tensor(16.0 * 33 / 65), atol=0.1)
+
+
+def test_erased_boxes_are_black_and_of_the_stated_size() -> None:
+    batch = torch.ones(400, 1, 50, 50)
+    shares = (augment(batch, erase=0.5) == 0).float().mean((1, 2, 3))
+    erased = shares[shares > 0]
+    assert 150 < len(erased) < 250
+    assert 0.15 < erased.max() < 0.22  # a box over the border is cut
+    assert set(augment(batch, erase=0.5).unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(augment(batch), batch)

@@ -1,6 +1,7 @@
 """The loop: schedule, averaging, freezing, early stop, bad losses, resume to the same bits."""
 
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from torch import nn
 import checkpoint
 import model
 import trainer
+from execution import resolve_precision
 from helper import UserError
-from trainer import Trainer, resolve_precision
+from losses import LossWatch
+from optim import set_learning_rate, update_average
+from trainer import Trainer
 
 TIMINGS = ["images_per_s", "time_s"]
 
@@ -61,9 +65,9 @@ def test_the_average_by_hand(tmp_path: Path) -> None:
     with torch.no_grad():
         average.fill_(1.0)
         weight.fill_(11.0)
-    trainer._update_average(0)  # decay 1 / 10
+    update_average(trainer.averaged, trainer.network, 0.15, 0)  # decay 1 / 10
     assert torch.allclose(average, torch.tensor(10.0))
-    trainer._update_average(1)  # decay min(0.15, 2 / 11)
+    update_average(trainer.averaged, trainer.network, 0.15, 1)  # decay min(0.15, 2 / 11)
     assert torch.allclose(average, torch.tensor(10.85))
 
 
@@ -118,7 +122,7 @@ def test_every_group_has_its_rate_at_the_peak(
     trainer = make_trainer(tmp_path, epochs=10, body_lr_factor=0.25, **values)
     groups = trainer.optimizer.param_groups
     for step, share in ((0, 1 / 4), (3, 1.0)):  # the first step, and the first after warm-up
-        trainer._set_learning_rate(step)
+        set_learning_rate(trainer.optimizer, trainer.peak_lr * trainer._schedule(step))
         found = sorted({group["lr"] for group in groups})
         assert found == pytest.approx([share * rate for rate in sorted(rates)])
         peak = max(rates)
@@ -312,3 +316,46 @@ def test_tensorboard_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"requirements-tensorboard\.txt"):
         make_trainer(tmp_path, tensorboard=True)
+
+
+def test_the_loss_watch_reads_one_look_late() -> None:
+    watch = LossWatch(epoch=1, n_steps=6)
+    looks = []
+    for value in (1.0, 3.0, 5.0, 7.0, 9.0):
+        watch.add(torch.tensor(value))
+        if value in (3.0, 7.0):
+            looks.append(watch.look())
+    assert looks == [None, 2.0]
+    assert watch.finish().tolist() == [1.0, 3.0, 5.0, 7.0, 9.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_loss_watch_names_the_first_bad_step(bad: float) -> None:
+    watch = LossWatch(epoch=3, n_steps=9)
+    for step in range(1, 8):
+        watch.add(torch.tensor(bad if step >= 5 else 1.0))
+        if step == 2:
+            watch.look()
+    assert watch.look() == 1.0
+    with pytest.raises(UserError, match="epoch 3, step 5 of 9"):
+        watch.finish()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is of the GNU C library")
+def test_freed_memory_is_kept() -> None:
+    """A buffer allocated anew touches no new pages; in a process of its own."""
+    script = (
+        "import resource, torch, execution\n"
+        "def count():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(5): torch.ones(8_000_000)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "torch.ones(8_000_000); plain = count()\n"
+        "assert execution.keep_freed_memory()\n"
+        "count(); print(plain, count())"
+    )
+    root = Path(trainer.__file__).parent
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    plain, kept = map(int, result.stdout.split())
+    assert kept < plain / 10
