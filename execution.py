@@ -29,8 +29,8 @@ def resolve_precision(choice: str, device: torch.device) -> str:
 def keep_freed_memory() -> bool:
     """Let the C library keep the buffers that a step frees, for the next step; False if it cannot.
 
-    It would give each back to the system and get it again page by page, which on a CPU can cost as
-    much time as the arithmetic. The price: memory that was once needed is held until the end.
+    It would give each back to the system and get it again page by page, at every step. The price:
+    memory that was once needed is held until the end.
     """
     if not sys.platform.startswith("linux"):
         return False

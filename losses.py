@@ -69,7 +69,8 @@ class LossWatch:
         if arrival is not None:
             arrival.synchronize()
         self._sent = None
-        losses, finite = losses.cpu(), losses.isfinite().cpu()
+        losses = losses.cpu()
+        finite = losses.isfinite()
         if not finite.all():
             step = sum(map(len, self._read)) + int((~finite).int().argmax()) + 1
             raise UserError(

@@ -46,8 +46,7 @@ class Augmentation:
         """What happens to each slice of a batch: [B, 12], on the CPU.
 
         Columns: the six entries of the affine map, gamma, contrast, and left, right, top and bottom
-        of the box that is blanked. One table is one copy to the device; a process that has only a
-        part of the batch takes its rows.
+        of the box that is blanked, as shares of the side. One table is one copy to the device.
         """
         affine = self._draw_affine(n_slices, generator)
         gamma = _draw_factor(n_slices, self.gamma, generator)
@@ -55,22 +54,17 @@ class Augmentation:
         boxes = _draw_boxes(n_slices, self.erase, generator)
         return torch.cat([affine, gamma, contrast, boxes], dim=1)
 
-    def augment(self, slices: Tensor, draws: Tensor, size_px: int | None = None) -> Tensor:
-        """Change each slice by itself.
+    def augment(self, slices: Tensor, draws: Tensor) -> Tensor:
+        """Change each slice by itself: [B, 1, S, S] in 0..1 to the same shape and range.
 
         Args:
-            slices: [B, 1, S, S] in 0..1.
+            slices: On any device.
             draws: Of `draw`, [B, 12].
-            size_px: Side of the result, which the one resampling gives too; None: S.
-
-        Returns:
-            [B, 1, size_px, size_px] in 0..1, on the slices' device.
         """
-        draws = to_device(draws, slices.device)
-        size_px = size_px or slices.shape[-1]
-        if self._moves() or size_px != slices.shape[-1]:
-            shape = [len(slices), 1, size_px, size_px]
-            grid = F.affine_grid(draws[:, :6].view(-1, 2, 3), shape, align_corners=False)
+        draws = _to_device(draws, slices.device)
+        if self._moves():
+            maps = draws[:, :6].view(-1, 2, 3)
+            grid = F.affine_grid(maps, list(slices.shape), align_corners=False)
             # bilinear would blur, and batch norm's statistics would not be those of val
             slices = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clamp_(0, 1)
         if self.gamma:
@@ -79,7 +73,7 @@ class Augmentation:
             mean = slices.mean((2, 3), keepdim=True)
             slices = torch.lerp(mean, slices, draws[:, 7].view(-1, 1, 1, 1)).clamp_(0, 1)
         if self.erase:
-            slices = slices.masked_fill(_cover(draws[:, 8:], size_px), 0.0)
+            slices = slices.masked_fill(_cover(draws[:, 8:], slices.shape[-1]), 0.0)
         return slices
 
     def mix(
@@ -99,7 +93,7 @@ class Augmentation:
         if not alpha:
             return slices, targets
         share = _draw_beta(alpha, generator)
-        partner = to_device(torch.randperm(len(slices), generator=generator), slices.device)
+        partner = _to_device(torch.randperm(len(slices), generator=generator), slices.device)
         if self.mixup:
             slices = share * slices + (1 - share) * slices[partner]
         else:
@@ -127,7 +121,7 @@ class Augmentation:
         return torch.stack(rows, dim=1)
 
 
-def to_device(values: Tensor, device: torch.device) -> Tensor:
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the CPU on the device, without waiting for what the device is doing."""
     if device.type != "cuda":
         return values.to(device)

@@ -200,14 +200,6 @@ def test_rows_of_the_draws_stand_for_their_slices() -> None:
     assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
 
 
-def test_another_size_is_the_same_picture() -> None:
-    blobs = make_blobs(4, 16.0)
-    augmentation = Augmentation(**OFF)
-    small = augmentation.augment(blobs, augmentation.draw(4, build_generator(0, "augment")), 33)
-    assert small.shape == (4, 1, 33, 33)
-    assert torch.allclose(find_blob(small)[:, 0], torch.tensor(16.0 * 33 / 65), atol=0.1)
-
-
 def test_erased_boxes_are_black_and_of_the_stated_size() -> None:
     batch = torch.ones(400, 1, 50, 50)
     shares = (augment(batch, erase=0.5) == 0).float().mean((1, 2, 3))

@@ -17,7 +17,8 @@ import model
 import trainer
 from execution import resolve_precision
 from helper import UserError
-from losses import LossWatch
+from imaging.augment import Augmentation
+from losses import STEPS_PER_LOOK, LossWatch
 from optim import set_learning_rate, update_average
 from trainer import Trainer
 
@@ -351,11 +352,48 @@ def test_freed_memory_is_kept() -> None:
         "    for _ in range(5): torch.ones(8_000_000)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "torch.ones(8_000_000); plain = count()\n"
-        "assert execution.keep_freed_memory()\n"
-        "count(); print(plain, count())"
+        "possible = execution.keep_freed_memory()\n"
+        "count(); print(int(possible), plain, count())"
     )
     root = Path(trainer.__file__).parent
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    plain, kept = map(int, result.stdout.split())
+    possible, plain, kept = map(int, result.stdout.split())
+    if not possible:
+        pytest.skip("this C library takes no such setting")
     assert kept < plain / 10
+
+
+def test_a_bad_loss_ends_a_long_epoch_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def step(_: Trainer, slices: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+        steps.append(number)
+        return torch.tensor(math.nan if number == 4 else 1.0)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    trainer = make_trainer(tmp_path, n_train=400, batch_size=4)
+    with pytest.raises(UserError, match="epoch 1, step 5 of 100"):
+        trainer.train_epoch()
+    assert len(steps) == 2 * STEPS_PER_LOOK
+
+
+def test_each_step_draws_anew_and_the_same_when_it_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    augment = Augmentation.augment
+
+    def watch(self: Augmentation, slices: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        seen.append(draws)
+        return augment(self, slices, draws)
+
+    monkeypatch.setattr(Augmentation, "augment", watch)
+    trainer = make_trainer(tmp_path)
+    slices, labels = trainer.train.pixels[:8], trainer.train.labels[:8]
+    for step in (0, 1, 0):
+        trainer.train_step(slices, labels, step)
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
