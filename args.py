@@ -140,6 +140,12 @@ class RunOptions:
     seed: int = option(0, "seed of weights, order and augmentation", low=0, metavar="N")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
     threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
+    memory_mib: int | None = option(
+        None,
+        "MiB for decoded slices; more are read from disk as they come (default: half of the free)",
+        low=1,
+        metavar="N",
+    )
     precision: str = option(
         "auto", "arithmetic of training; verdicts are fp32", choices=("auto", "fp32", "bf16")
     )

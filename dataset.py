@@ -1,10 +1,9 @@
-"""The road from the manifest to slices on the device: table, splits, cached pixels, batches."""
+"""The road from the manifest to slices: table, splits, pixels that are decoded once."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,51 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from helper import UserError, atomic_path, build_generator, describe_error, log
+from batches import MemorySlices, PixelFile, Slices, StoredSlices
+from helper import UserError, atomic_path, describe_error, log
 from imaging.audit import read_audit
 from imaging.manifest import load_manifest
 from imaging.read import READER_VERSION, read_grey, resize_grey
 from imaging.split import check_disjoint, split_folds, split_groups, split_images
 
 CACHE_FOLDER = "cache"
-
-
-@dataclass(frozen=True)
-class Slices:
-    """Slices of one split on the device.
-
-    Attributes:
-        pixels: uint8 [N, 1, S, S].
-        labels: Class indices [N].
-    """
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> "Slices":
-        """The same slices on another device."""
-        return Slices(self.pixels.to(device), self.labels.to(device))
-
-    def count_steps(self, batch_size: int) -> int:
-        """Batches an epoch."""
-        return -(-len(self) // batch_size)
-
-    def iterate(self, batch_size: int) -> Iterator[Tensor]:
-        """Every slice once, in order: pixels [B, 1, S, S]."""
-        return iter(self.pixels.split(batch_size))
-
-    def shuffle(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every slice once, in the order of this seed and epoch: pixels and labels.
-
-        Batches differ by one slice at most: a last batch of one would break batch norm and weigh
-        its slice more than others.
-        """
-        order = torch.randperm(len(self), generator=build_generator(seed, "order", epoch))
-        for rows in order.to(self.labels.device).tensor_split(self.count_steps(batch_size)):
-            yield self.pixels[rows], self.labels[rows]
+CHUNK_SLICES = 512  # decoded before they are written
 
 
 def load_table(
@@ -156,9 +119,15 @@ def list_classes(table: pd.DataFrame) -> list[str]:
 
 
 def take_slices(
-    table: pd.DataFrame, split: str, data_dir: Path, classes: list[str], image_size: int
+    table: pd.DataFrame,
+    split: str,
+    data_dir: Path,
+    classes: list[str],
+    image_size: int,
+    *,
+    in_memory: bool = True,
 ) -> Slices:
-    """The slices of one split, in memory.
+    """The slices of one split.
 
     Args:
         table: Of `load_table`.
@@ -166,6 +135,7 @@ def take_slices(
         data_dir: The folder that the table's paths begin at.
         classes: Class names in the order of the outputs.
         image_size: Side of the slices, px.
+        in_memory: Hold them all; else they are read from the cache batch by batch.
 
     Raises:
         UserError: The split is empty, or a picture is missing, or, when it is decoded, changed or
@@ -175,9 +145,17 @@ def take_slices(
     if rows.empty:
         raise UserError(f"{data_dir}: no slice in the {split} split; run prepare.py again")
     pixels, position = open_pixels(table, data_dir, image_size)
-    taken = pixels[[position[digest] for digest in rows["sha256"]]]
-    labels = [classes.index(label) for label in rows["label"]]
-    return Slices(torch.from_numpy(taken).unsqueeze(1), torch.tensor(labels))
+    places = np.array([position[digest] for digest in rows["sha256"]])
+    labels = torch.tensor([classes.index(label) for label in rows["label"]])
+    if not in_memory and isinstance(pixels, np.memmap):
+        file = PixelFile(Path(str(pixels.filename)), pixels.offset, image_size)
+        return StoredSlices(file, places, labels)
+    return MemorySlices(torch.from_numpy(pixels[places]).unsqueeze(1), labels)
+
+
+def count_bytes(table: pd.DataFrame, splits: tuple[str, ...], image_size: int) -> int:
+    """What the slices of some splits take in memory."""
+    return int(table["split"].isin(splits).sum()) * image_size**2
 
 
 def open_pixels(
@@ -199,35 +177,49 @@ def open_pixels(
     for name in sources.values():
         if not (data_dir / name).is_file():
             raise UserError(f"{data_dir / name}: No such file; run prepare.py again")
-    if path.exists():
-        return np.load(path, mmap_mode="r"), position
-    pixels = _decode([data_dir / sources[digest] for digest in digests], digests, image_size)
-    try:
-        with atomic_path(path) as temporary:
-            np.save(temporary, pixels)
-    except OSError as error:
-        log.info("pixel cache not kept (%s): decoded again next time", describe_error(error))
-    return pixels, position
+    paths = [data_dir / sources[digest] for digest in digests]
+    if not path.exists():
+        try:
+            _write_cache(path, paths, digests, image_size)
+        except OSError as error:
+            log.info("pixel cache not kept (%s): decoded again next time", describe_error(error))
+            return np.concatenate(list(_decode(paths, digests, image_size))), position
+    return np.load(path, mmap_mode="r"), position
 
 
-def _decode(paths: list[Path], digests: list[str], image_size: int) -> np.ndarray:
-    """Read, check and resize every picture, on all cores."""
-    pixels = np.empty((len(paths), image_size, image_size), np.uint8)
+def _write_cache(path: Path, paths: list[Path], digests: list[str], image_size: int) -> None:
+    """Decode into an .npy file, a chunk at a time: memory is of a chunk, not of the whole."""
+    shape = (len(paths), image_size, image_size)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for pixels in _decode(paths, digests, image_size):
+            file.write(pixels.data)
 
-    def decode(row: int) -> None:
+
+def _decode(paths: list[Path], digests: list[str], image_size: int) -> Iterator[np.ndarray]:
+    """Read, check and resize every picture, on all cores: uint8 [chunk, S, S] after another."""
+
+    def decode(row: int) -> np.ndarray:
         try:
             content = paths[row].read_bytes()
         except OSError as error:
             raise UserError(f"{describe_error(error)}; run prepare.py again") from error
         if hashlib.sha256(content).hexdigest() != digests[row]:
             raise UserError(f"{paths[row]}: changed since prepare.py ran; run prepare.py again")
-        pixels[row] = resize_grey(read_grey(content), image_size)
+        return resize_grey(read_grey(content), image_size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(decode, range(len(paths)))
-        for _ in tqdm(done, "decoding", len(paths), unit="slice", disable=None):
-            pass
-    return pixels
+    rows = range(len(paths))
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(paths), desc="decoding", unit="slice", disable=None) as bar,
+    ):
+        for start in rows[::CHUNK_SLICES]:
+            chunk = []
+            for pixels in pool.map(decode, rows[start : start + CHUNK_SLICES]):
+                chunk.append(pixels)
+                bar.update()
+            yield np.stack(chunk)
 
 
 def is_phantom(data_dir: Path) -> bool:

@@ -58,16 +58,16 @@ def _explain(verdicts: Verdicts, row: int) -> Exhibit:
     starts = np.cumsum([0, *(len(part.slices) for part in verdicts.parts)])
     position = int(np.searchsorted(starts, row, side="right")) - 1
     part = verdicts.parts[position]
-    pixels = part.slices.pixels[row - int(starts[position])]
+    pixels = part.slices.take(torch.tensor([row - int(starts[position])]))
     probs = verdicts.calibrated.probs[row]
     predicted = int(probs.argmax())
     device = next(part.network.parameters()).device
     heatmap = explain.compute_heatmaps(
-        part.network, to_unit_range(pixels.unsqueeze(0).to(device)), torch.tensor([predicted])
+        part.network, to_unit_range(pixels.to(device)), torch.tensor([predicted])
     )[0]
     record = verdicts.rows.iloc[row]
     caption = (
         f"{record['label']}, called {verdicts.classes[predicted]} ({probs[predicted]:.2f})\n"
         f"{record['path'].rpartition('/')[2]}"
     )
-    return Exhibit(pixels.squeeze(0).cpu().numpy(), heatmap.numpy(), caption)
+    return Exhibit(pixels[0, 0].cpu().numpy(), heatmap.numpy(), caption)

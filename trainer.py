@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+import ranks
 from assessment.metrics import compute_confusion, compute_macro_f1
 from checkpoint import load_checkpoint, save_checkpoint
 from helper import UserError, atomic_path, build_generator, log, seed_everything
@@ -24,11 +25,12 @@ from optim import build_optimizer, compute_rate_share, set_learning_rate, update
 
 if TYPE_CHECKING:
     from args import TrainConfig
-    from dataset import Slices
+    from batches import Batch, Slices
 
 SCRATCH_LR, TRAINED_LR = 3e-3, 1e-3
 # Training slices that batch norm's statistics are taken from before val.
 STATISTICS_SLICES = 512
+SMALLEST_MICRO_BATCH = 2  # batch norm needs two
 
 
 class Trainer:
@@ -62,6 +64,7 @@ class Trainer:
     ) -> None:
         self.network = network.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
+        ranks.share_batch_norm(self.network)
         self.train, self.val = train, val
         self.config, self.options = config, config.train
         self.record, self.run_dir = record, run_dir
@@ -82,6 +85,7 @@ class Trainer:
             self.options.weight_decay,
         )
         self.steps_per_epoch = train.count_steps(self.options.batch_size)
+        self.micro_batch = self.options.batch_size
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
@@ -111,67 +115,119 @@ class Trainer:
             self.report_epoch(improved, time.perf_counter() - started_s)
         if self.epoch < self.options.epochs:
             log.info("stopped early: no better val macro-F1 for %d epochs", self.options.patience)
-        best = load_checkpoint(self.run_dir / "best.pt")
-        save_checkpoint(self.run_dir / "best.pt", {**best, "history": self.history})
+        if ranks.is_first():
+            best = load_checkpoint(self.run_dir / "best.pt")
+            save_checkpoint(self.run_dir / "best.pt", {**best, "history": self.history})
 
     def train_epoch(self) -> float:
         """One pass over the training slices; the mean training loss of a slice."""
         self.network.train()
         self._freeze_body(self.is_frozen)
-        batches = self.train.shuffle(self.options.batch_size, self.config.run.seed, self.epoch)
+        batches = self.train.shuffle(
+            self.options.batch_size,
+            self.config.run.seed,
+            self.epoch,
+            ranks.get_rank(),
+            ranks.count(),
+        )
         watch = LossWatch(self.epoch + 1, self.steps_per_epoch)
         weights: list[int] = []
         title = f"epoch {self.epoch + 1}/{self.options.epochs}"
         with tqdm(
-            total=len(self.train), desc=title, unit="slice", leave=False, disable=None
+            total=len(self.train),
+            desc=title,
+            unit="slice",
+            leave=False,
+            disable=None if ranks.is_first() else True,
         ) as bar:
-            for step_in_epoch, (slices, labels) in enumerate(batches):
-                watch.add(self.train_step(slices, labels, self.step + step_in_epoch))
-                weights.append(len(labels))
-                bar.update(len(labels))
+            for step_in_epoch, batch in enumerate(batches):
+                watch.add(self.train_step(batch, self.step + step_in_epoch))
+                weights.append(batch.whole)
+                bar.update(batch.whole)
                 if (step_in_epoch + 1) % STEPS_PER_LOOK == 0:
                     recent = watch.look()
                     if recent is not None:
                         bar.set_postfix(loss=f"{recent:.3f}")
         shares = torch.tensor(weights, dtype=torch.float64) / len(self.train)
-        return float(watch.finish().double() @ shares)
+        return float(ranks.add_up(watch.finish().double()) @ shares)
 
-    def train_step(self, slices: Tensor, labels: Tensor, step: int) -> Tensor:
+    def train_step(self, batch: "Batch", step: int) -> Tensor:
         """One batch forward and backward and one step of the optimiser.
 
         Args:
-            slices: uint8 [B, 1, S, S].
-            labels: Class indices [B].
+            batch: The slices of this step, or this process's part of them.
             step: Optimiser steps taken before; with the seed it decides all that is random here.
 
         Returns:
-            The loss, still on the device.
+            The part that these slices have in the mean loss of the step, still on the device.
         """
-        seed = self.config.run.seed
-        seed_everything(seed, "step", step)  # dropout draws from the global generator
-        generator = build_generator(seed, "augment", step)
         set_learning_rate(self.optimizer, self.peak_lr * self._schedule(step))
+        loss = self.accumulate_gradients(batch, step)
+        ranks.add_gradients(self.network.parameters())
+        if self.options.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        update_average(self.averaged, self.network, self.options.ema_decay, step)
+        return loss
 
-        draws = self.augmentation.draw(len(slices), generator)
-        images = self.augmentation.augment(to_unit_range(slices), draws)
-        targets = F.one_hot(labels, self.n_classes).float()  # [B, K]
+    def accumulate_gradients(self, batch: "Batch", step: int) -> Tensor:
+        """Gradients of the loss, by micro-batches; by smaller ones where memory is too small.
+
+        What is random about a slice depends on its place in the batch, not on how it is divided;
+        dropout and mixing are of a part.
+        """
+        draws = self.augmentation.draw(
+            batch.whole, build_generator(self.config.run.seed, "augment", step)
+        )
+        try:
+            losses = [self._backward(part, draws, step) for part in batch.divide(self.micro_batch)]
+        except torch.OutOfMemoryError:
+            if not self._can_halve(len(batch)):
+                raise
+        else:
+            return torch.stack(losses).sum()
+        # out of the except block, whose traceback holds on to the memory of the failed step
+        self._halve(len(batch))
+        return self.accumulate_gradients(batch, step)
+
+    def _backward(self, part: "Batch", draws: Tensor, step: int) -> Tensor:
+        """Add a part's gradients; its part in the mean loss of the step."""
+        seed = self.config.run.seed
+        seed_everything(seed, "step", step, part.start)  # dropout draws from the global generator
+        own = draws[part.start : part.start + len(part)]
+        images = self.augmentation.augment(to_unit_range(part.pixels), own)
+        targets = F.one_hot(part.labels, self.n_classes).float()  # [B, K]
+        generator = build_generator(seed, "mix", step, part.start)
         images, targets = self.augmentation.mix(images, targets, generator)
-
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.network(images)
-        loss = F.cross_entropy(
+        loss = part.share * F.cross_entropy(
             logits.float(),
             targets,
             weight=self.class_weights,
             label_smoothing=self.options.label_smoothing,
         )
         loss.backward()
-        if self.options.clip_norm:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        update_average(self.averaged, self.network, self.options.ema_decay, step)
         return loss.detach()
+
+    def _can_halve(self, n_slices: int) -> bool:
+        """Whether a batch can be had in smaller parts; processes that share one cannot."""
+        return ranks.count() == 1 and min(self.micro_batch, n_slices) >= 2 * SMALLEST_MICRO_BATCH
+
+    def _halve(self, n_slices: int) -> None:
+        """Go on with micro-batches of half the size, and say so."""
+        self.optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.micro_batch = -(-min(self.micro_batch, n_slices) // 2)
+        log.info(
+            "out of memory: going on with micro-batches of %d slices, whose gradients are added up "
+            "to batches of %d; batch norm then normalises by %d slices at a time",
+            self.micro_batch,
+            self.options.batch_size,
+            self.micro_batch,
+        )
 
     @torch.no_grad()
     def estimate_statistics(self) -> None:
@@ -190,17 +246,18 @@ class Trainer:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over the batches
             norm.train()
-        n_batches = -(-len(chosen) // self.options.batch_size)
-        for rows in chosen.to(self.device).tensor_split(n_batches):
+        n_batches = -(-len(chosen) // self.micro_batch)
+        for slices in self.train.read(chosen.tensor_split(n_batches)):
             with full_precision():
-                self.averaged(to_unit_range(self.train.pixels[rows]))
+                self.averaged(to_unit_range(slices))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
 
     def validate(self) -> dict[str, float]:
         """Loss, accuracy and macro-F1 of the averaged weights on val, in fp32."""
-        logits, _ = infer(self.averaged, self.val.iterate(self.options.batch_size))
+        own = self.val.iterate(self.micro_batch, ranks.get_rank(), ranks.count())
+        logits = ranks.gather_rows(infer(self.averaged, own)[0], len(self.val))
         if not logits.isfinite().all():
             raise UserError(
                 f"the averaged weights are not finite after epoch {self.epoch + 1}: lower --lr or "
@@ -267,6 +324,8 @@ class Trainer:
 
     def save(self, improved: bool) -> None:
         """Write last.pt and history.csv, and best.pt when this epoch is the best."""
+        if not ranks.is_first():
+            return
         averaged = {
             **self.record,
             "epoch": self.epoch,
@@ -278,6 +337,7 @@ class Trainer:
         trained = {
             "trained_weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "micro_batch": self.micro_batch,
         }
         save_checkpoint(self.run_dir / "last.pt", {**averaged, **trained})
         if improved:
@@ -286,12 +346,16 @@ class Trainer:
             with atomic_path(self.run_dir / "history.csv") as temporary:
                 pd.DataFrame(self.history).to_csv(temporary, index=False)
 
-    def resume(self) -> None:
-        """Take up the state of last.pt; on the CPU, training goes on to the same bits."""
-        last = load_checkpoint(self.run_dir / "last.pt")
+    def resume(self, last: dict[str, Any]) -> None:
+        """Take up the state of last.pt; on the CPU, training goes on to the same bits.
+
+        Args:
+            last: Its content.
+        """
         self.network.load_state_dict(last["trained_weights"])
         self.averaged.load_state_dict(last["weights"])
         self.optimizer.load_state_dict(last["optimizer"])
+        self.micro_batch = last.get("micro_batch", self.micro_batch)
         self.epoch, self.history, self.best = last["epoch"], last["history"], last["best"]
         if self.history:  # a kill may have come between last.pt and the files after it
             self.save(improved=self.best["epoch"] == self.epoch)

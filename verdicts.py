@@ -19,7 +19,10 @@ import helper
 import model
 from assessment import baselines, calibration
 from assessment.metrics import softmax
+from batches import Slices
 from helper import UserError
+
+SLICES_A_CHUNK = 256
 
 LEAKY_SPLIT = (
     "LEAKY SPLIT (--split-by image): copies of one slice stand in training and test; "
@@ -96,7 +99,7 @@ class Part:
     """One network and the slices that it judged."""
 
     network: model.Classifier
-    slices: dataset.Slices
+    slices: Slices
     calibration: dict[str, Any] | None
 
 
@@ -172,12 +175,22 @@ def judge(
         baseline_hits={
             name: hits.astype(float)
             for name, hits in baselines.judge_baselines(
-                kept["baselines"], slices.pixels.squeeze(1).numpy(), labels
+                kept["baselines"], measure_brightness(slices), labels
             ).items()
         },
         related=dataset.find_relatives(table, rows) & (split in {"test", "val"}),
         warnings=list_warnings(kept, table, split, data_dir),
         parts=[Part(network, slices, kept.get("calibration"))],
+    )
+
+
+def measure_brightness(slices: Slices) -> np.ndarray:
+    """The seven statistics that know no anatomy, of every slice: [N, 7]."""
+    return np.concatenate(
+        [
+            baselines.compute_brightness_statistics(pixels.squeeze(1).cpu().numpy())
+            for pixels in slices.iterate(SLICES_A_CHUNK)
+        ]
     )
 
 

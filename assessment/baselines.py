@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 IntArray = NDArray[np.integer[Any]]
+Floats = NDArray[np.float64]
 
 N_STATISTICS = 7
 DARK_LEVEL = 10  # of 255: air and background lie under it
@@ -20,7 +21,7 @@ FOLDS = 5
 CHUNK_PIXELS = 2**22  # 32 MiB as float64, the widest copy that is made of a chunk
 
 
-def compute_brightness_statistics(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+def compute_brightness_statistics(pixels: NDArray[np.uint8]) -> Floats:
     """Seven numbers a picture that know no place: brightness without anatomy.
 
     Args:
@@ -54,9 +55,7 @@ def fit_majority_baseline(labels: IntArray, n_classes: int) -> int:
     return int(np.bincount(labels, minlength=n_classes).argmax())
 
 
-def fit_brightness_baseline(
-    statistics: NDArray[np.float64], labels: IntArray, n_classes: int
-) -> dict[str, Any]:
+def fit_brightness_baseline(statistics: Floats, labels: IntArray, n_classes: int) -> dict[str, Any]:
     """A logistic regression on the statistics, their squares and their products.
 
     Args:
@@ -100,9 +99,7 @@ def fit_brightness_baseline(
     }
 
 
-def predict_brightness(
-    baseline: dict[str, Any], statistics: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def predict_brightness(baseline: dict[str, Any], statistics: Floats) -> NDArray[np.int64]:
     """Class ids [N] that the brightness baseline gives to `statistics` [N, 7]."""
     standardised = (statistics - np.asarray(baseline["mean"])) / np.asarray(baseline["scale"])
     scores = _expand(standardised) @ np.asarray(baseline["weights"]).T + baseline["bias"]
@@ -110,7 +107,7 @@ def predict_brightness(
 
 
 def cross_validate_brightness(
-    statistics: NDArray[np.float64], labels: IntArray, groups: NDArray[Any]
+    statistics: Floats, labels: IntArray, groups: NDArray[Any]
 ) -> dict[str, float] | None:
     """Accuracy in [0, 1] of brightness alone, on groups that it was not fitted to.
 
@@ -143,15 +140,14 @@ def cross_validate_brightness(
     }
 
 
-def fit_baselines(pixels: NDArray[np.uint8], labels: IntArray, n_classes: int) -> dict[str, Any]:
+def fit_baselines(statistics: Floats, labels: IntArray, n_classes: int) -> dict[str, Any]:
     """Both baselines on the training slices, as plain values for the checkpoint.
 
     Args:
-        pixels: uint8 [N, H, W].
+        statistics: [N, 7], of `compute_brightness_statistics`.
         labels: [N] class ids in 0..K-1.
         n_classes: K.
     """
-    statistics = compute_brightness_statistics(pixels)
     return {
         "majority": fit_majority_baseline(labels, n_classes),
         "brightness": fit_brightness_baseline(statistics, labels, n_classes),
@@ -159,23 +155,23 @@ def fit_baselines(pixels: NDArray[np.uint8], labels: IntArray, n_classes: int) -
 
 
 def judge_baselines(
-    baselines: dict[str, Any], pixels: NDArray[np.uint8], labels: IntArray
+    baselines: dict[str, Any], statistics: Floats, labels: IntArray
 ) -> dict[str, NDArray[np.bool_]]:
     """Which slices both baselines are right about; what a network must exceed.
 
     Args:
         baselines: What `fit_baselines` gave.
-        pixels: uint8 [N, H, W] of the slices judged.
+        statistics: [N, 7] of the slices judged.
         labels: [N] their class ids.
 
     Returns:
         `majority` and `brightness`, [N] each.
     """
-    predicted = predict_brightness(baselines["brightness"], compute_brightness_statistics(pixels))
+    predicted = predict_brightness(baselines["brightness"], statistics)
     return {"majority": labels == baselines["majority"], "brightness": predicted == labels}
 
 
-def _expand(standardised: NDArray[np.float64]) -> NDArray[np.float64]:
+def _expand(standardised: Floats) -> Floats:
     """[N, 7] -> [N, 35]: the statistics, then the product of each with itself and later ones."""
     first, second = np.triu_indices(standardised.shape[1])
     return np.concatenate([standardised, standardised[:, first] * standardised[:, second]], axis=1)

@@ -32,7 +32,7 @@ from assessment.explain import (
     randomise_weights,
 )
 from assessment.uncertainty import compute_interval, estimate_ratio
-from dataset import Slices
+from batches import Slices
 from helper import NOTICE, UserError, read_commit, run_verb, write_json
 from imaging.phantom import encode_phantom, plan_phantoms, render_phantom
 from imaging.read import resize_grey

@@ -16,7 +16,8 @@ import pandas as pd
 
 import args
 import main as training
-from helper import run_verb, write_json
+import runs
+from helper import resolve_device, run_verb, write_json
 from studies.command import parse_training_study
 
 COMMON = ["--model", "mobilenet_v2", "--patience", "0"]
@@ -39,10 +40,12 @@ def train_missing(name: str, seed: int, weights: Path, threads: int) -> Path:
     ]
     config = args.parse_train(command)
     assert isinstance(config, args.TrainConfig)
+    device = resolve_device(config.run.device)
     if (run_dir / "last.pt").exists():
-        training.take_up(run_dir, config.run.device)  # at once where it had ended
+        runs.take_up(run_dir, device)  # at once where it had ended
     else:
-        training.start_run(config, training.load_table(config), run_dir, run_dir.name)
+        table, data_dir = training.load_table(config), training.find_data(config)
+        runs.start_run(config, table, data_dir, run_dir, run_dir.name, device)
     return run_dir
 
 
@@ -58,11 +61,11 @@ def study(options: argparse.Namespace) -> None:
     """Print the table, and write the figures where asked to."""
     figures: dict[str, Any] = {}
     for name in options.recipes:
-        runs = {
+        outcomes = {
             seed: read_best(train_missing(name, seed, options.weights, options.threads))
             for seed in options.seeds
         }
-        figures[name] = {"options": " ".join(RECIPES[name]), "seeds": runs}
+        figures[name] = {"options": " ".join(RECIPES[name]), "seeds": outcomes}
     print("| recipe | options | val macro-F1, mean (each seed) | val loss | training, s |")
     print("|---|---|---|---|---|")
     for name, entry in figures.items():

@@ -24,7 +24,7 @@ import main
 import prepare
 
 if TYPE_CHECKING:
-    from dataset import Slices
+    from batches import MemorySlices
     from model import Classifier
     from trainer import Trainer
 
@@ -147,11 +147,13 @@ def make_config(**values: Any) -> args.TrainConfig:
     return args.TrainConfig(**groups)
 
 
-def make_slices(n_slices: int, n_classes: int = 3, size_px: int = 32, seed: int = 0) -> "Slices":
+def make_slices(
+    n_slices: int, n_classes: int = 3, size_px: int = 32, seed: int = 0
+) -> "MemorySlices":
     """Noise with a bright bar whose width tells the class, at any place and in any direction."""
     import torch
 
-    from dataset import Slices
+    from batches import MemorySlices
 
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 60, (n_slices, size_px, size_px), dtype=np.uint8)
@@ -160,7 +162,7 @@ def make_slices(n_slices: int, n_classes: int = 3, size_px: int = 32, seed: int 
         width = 2 + 6 * int(label)
         start = int(rng.integers(1, size_px - width))
         (picture if rng.random() < 0.5 else picture.T)[start : start + width, 4:-4] = 220
-    return Slices(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels))
+    return MemorySlices(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels))
 
 
 def build_net(config: args.TrainConfig, n_classes: int = 3, seed: int = 0) -> "Classifier":
@@ -172,12 +174,24 @@ def build_net(config: args.TrainConfig, n_classes: int = 3, seed: int = 0) -> "C
     return build_model("net", n_classes, config.model.image_size, dropout=config.model.dropout)
 
 
+def take_out_batch_norm(network: "Classifier") -> None:
+    """Leave every slice of a batch to itself, so that divided batches are like whole ones."""
+    from torch import nn
+
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(1, child.num_features))
+
+
 def make_trainer(
     run_dir: Path,
     *,
     n_train: int = 24,
+    n_val: int = 12,
     start: str = "scratch",
     weights_seed: int = 0,
+    batch_norm: bool = True,
     **values: Any,
 ) -> "Trainer":
     """A trainer of `net` on made-up slices, as main.py would make it."""
@@ -186,6 +200,8 @@ def make_trainer(
 
     config = make_config(**{"batch_size": 8, "epochs": 3, "patience": 0} | values)
     network = build_net(config, seed=weights_seed)
+    if not batch_norm:
+        take_out_batch_norm(network)
     record = {
         **model.describe_model("net", network, ["a", "b", "c"]),
         "run": run_dir.name,
@@ -193,7 +209,9 @@ def make_trainer(
         "config": config.to_dict(),
         "precision": config.run.precision,
     }
-    return Trainer(network, make_slices(n_train), make_slices(12, seed=1), config, record, run_dir)
+    return Trainer(
+        network, make_slices(n_train), make_slices(n_val, seed=1), config, record, run_dir
+    )
 
 
 # ---- trained runs

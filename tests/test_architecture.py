@@ -13,7 +13,7 @@ VERBS = {"main", "evaluate", "prepare"}
 STUDIES = "studies"  # measurements: may import anything, and nothing imports them
 SPINE = {
     *{"options", "args", "helper", "net", "model", "checkpoint", "dataset", "trainer"},
-    *{"execution", "losses", "optim"},
+    *{"batches", "budget", "execution", "losses", "optim", "ranks", "runs"},
     *{"verdicts", "stress", "gallery", "outcome"},
 }
 # What each room may import from the project; a room's name stands for all modules in it.
@@ -26,20 +26,27 @@ ALLOWED = {
     "assessment": {"assessment", "helper"},
     "model": {"net", "helper"},
     "checkpoint": {"model", "helper"},
-    "dataset": {"imaging", "helper"},
+    "batches": {"helper"},
+    "dataset": {"batches", "imaging", "helper"},
+    "budget": set(),
     "execution": set(),
     "losses": {"helper"},
     "optim": set(),
+    "ranks": {"helper"},
     "trainer": {
-        *{"model", "checkpoint", "losses", "optim", "helper"},
+        *{"model", "checkpoint", "losses", "optim", "ranks", "helper"},
         *{"imaging.augment", "assessment.metrics"},
     },
-    "verdicts": {"model", "checkpoint", "dataset", "assessment", "helper"},
+    "runs": {
+        *{"args", "trainer", "execution", "budget", "ranks", "verdicts"},
+        *{"model", "checkpoint", "batches", "dataset", "assessment", "helper"},
+    },
+    "verdicts": {"model", "checkpoint", "batches", "dataset", "assessment", "helper"},
     "stress": {"verdicts", "model", "imaging.corrupt", "assessment", "helper"},
     "gallery": {"verdicts", "model", "assessment", "helper"},
     "outcome": {"verdicts", "gallery", "imaging.audit", "assessment", "helper"},
 }
-TYPES_ALLOWED = {"trainer": {"args", "dataset"}}
+TYPES_ALLOWED = {"trainer": {"args", "batches"}}
 WITHOUT_TORCH = ("imaging", "assessment")
 WITH_TORCH = {"imaging.augment", "assessment.explain"}
 ASKS_FOR_TEST = {

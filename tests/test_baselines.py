@@ -153,24 +153,25 @@ def test_accuracies_by_hand() -> None:
         "bias": [0.0, 0.0],
     }
     pixels = np.array([8, 9, 11, 12], np.uint8).reshape(4, 1, 1).repeat(3, 1).repeat(3, 2)
-    labels = np.array([0, 1, 1, 1])
+    statistics, labels = compute_brightness_statistics(pixels), np.array([0, 1, 1, 1])
     fitted = {"majority": 1, "brightness": brightness}
-    right = judge_baselines(fitted, pixels, labels)
+    right = judge_baselines(fitted, statistics, labels)
     assert {name: hits.mean() for name, hits in right.items()} == {
         "majority": 0.75,
         "brightness": 0.75,
     }
     fitted["majority"] = 0
-    assert judge_baselines(fitted, pixels, labels)["majority"].mean() == 0.25
+    assert judge_baselines(fitted, statistics, labels)["majority"].mean() == 0.25
 
 
-def test_both_baselines_are_fitted_on_the_pixels() -> None:
+def test_both_baselines_are_fitted_on_the_statistics() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
     pixels = rng.integers(0, 50, (40, 8, 8)) + 150 * labels[:, None, None]
-    fitted = fit_baselines(pixels.astype(np.uint8), labels, 2)
+    statistics = compute_brightness_statistics(pixels.astype(np.uint8))
+    fitted = fit_baselines(statistics, labels, 2)
     assert fitted["majority"] == 0
-    right = judge_baselines(fitted, pixels.astype(np.uint8), labels)
+    right = judge_baselines(fitted, statistics, labels)
     assert right["majority"].tolist() == (labels == 0).tolist()
     assert right["brightness"].all()
 

@@ -1,4 +1,4 @@
-"""From the manifest to batches: every slice once, the cache, and what is refused."""
+"""From the manifest to slices: the cache, divisions, and what is refused."""
 
 import shutil
 from pathlib import Path
@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_data_folder, make_slices
+from conftest import make_data_folder
 
 import dataset
+from batches import MemorySlices, StoredSlices
 from helper import UserError
 
 
@@ -18,43 +19,11 @@ def folder(tmp_path: Path) -> Path:
     return make_data_folder(tmp_path / "data")
 
 
-@pytest.mark.parametrize(("n_slices", "batch_size"), [(24, 8), (25, 8), (33, 32), (5, 8), (9, 4)])
-def test_an_epoch_shows_every_slice_once(n_slices: int, batch_size: int) -> None:
-    slices = make_slices(n_slices)
-    sizes, seen = [], []
-    for pixels, labels in slices.shuffle(batch_size, seed=0, epoch=0):
-        sizes.append(len(labels))
-        seen += [tuple(picture.flatten().tolist()) for picture in pixels]
-    assert sorted(seen) == sorted(tuple(picture.flatten().tolist()) for picture in slices.pixels)
-    assert len(sizes) == slices.count_steps(batch_size) == -(-n_slices // batch_size)
-    assert max(sizes) <= batch_size
-    assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) > 1
-
-
-def test_order_is_a_function_of_seed_and_epoch() -> None:
-    slices = make_slices(24)
-
-    def order(seed: int, epoch: int) -> list[int]:
-        return [
-            int(picture.sum())
-            for pixels, _ in slices.shuffle(8, seed, epoch)
-            for picture in pixels.long()
-        ]
-
-    assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(0, 1)
-    assert order(0, 0) != order(1, 0)
-
-
-def test_iterate_keeps_the_order() -> None:
-    slices = make_slices(10)
-    assert torch.equal(torch.cat(list(slices.iterate(4))), slices.pixels)
-
-
-def test_slices_labels_and_rows_are_in_step(folder: Path) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_slices_labels_and_rows_are_in_step(folder: Path, in_memory: bool) -> None:
     table = dataset.load_table(folder)
-    slices = dataset.take_slices(table, "train", folder, ["A", "B"], 24)
+    slices = dataset.take_slices(table, "train", folder, ["A", "B"], 24, in_memory=in_memory)
+    assert type(slices) is (MemorySlices if in_memory else StoredSlices)
     rows = table[table["split"] == "train"]
     assert [("A", "B")[label] for label in slices.labels.tolist()] == rows["label"].tolist()
     assert slices.pixels.shape == (len(rows), 1, 24, 24)
@@ -86,10 +55,30 @@ def test_a_folder_that_cannot_be_written_still_works(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "cache")
 
-    monkeypatch.setattr(np, "save", refuse)
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", refuse)
     pixels, position = dataset.open_pixels(dataset.load_table(folder), folder, 24)
     assert len(pixels) == len(position) == 12
     assert not list((folder / "cache").iterdir())
+
+
+def test_a_cache_is_written_chunk_by_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = dataset.load_table(folder)
+    whole, _ = dataset.open_pixels(table, folder, 24)
+    shutil.rmtree(folder / "cache")
+    monkeypatch.setattr(dataset, "CHUNK_SLICES", 5)
+    chunks = [len(chunk) for chunk in _decode_all(table, folder)]
+    assert chunks == [5, 5, 2]
+    assert np.array_equal(dataset.open_pixels(table, folder, 24)[0], whole)
+
+
+def _decode_all(table: pd.DataFrame, folder: Path) -> list[np.ndarray]:
+    paths = [folder / path for path in table["path"]]
+    return list(dataset._decode(paths, table["sha256"].tolist(), 24))
+
+
+def test_bytes_of_splits_by_hand(folder: Path) -> None:
+    table = dataset.load_table(folder).assign(split=["train"] * 7 + ["val"] * 3 + ["test"] * 2)
+    assert dataset.count_bytes(table, ("train", "val"), 24) == 10 * 24 * 24
 
 
 def test_a_changed_picture_is_refused(folder: Path) -> None:

@@ -298,6 +298,23 @@ def test_options_run_through(workplace: Path, argv: list[str]) -> None:
     assert run_main("--name", "options", *argv) == 0
 
 
+def test_slices_that_exceed_the_memory_for_them_are_read_from_disk(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
+    size = ("--image-size", "160")  # 60 slices take 1.5 MiB
+    assert run_main(*size, "--name", "memory") == 0
+    assert "--memory-mib" not in capsys.readouterr().out
+    assert run_main(*size, "--memory-mib", "1", "--name", "disk") == 0
+    assert "1 MiB for them (--memory-mib): read from disk" in capsys.readouterr().out
+    first, second = (
+        checkpoint.load_checkpoint(Path(f"session/{run}/best.pt")) for run in ("memory", "disk")
+    )
+    assert first["baselines"] == second["baselines"]
+    assert first["history"][0]["val_loss"] == second["history"][0]["val_loss"]
+    assert all(torch.equal(part, second["weights"][key]) for key, part in first["weights"].items())
+
+
 def test_a_backbone_from_local_weights(workplace: Path) -> None:
     torch.save(torchvision.models.resnet18().state_dict(), "WEIGHTS.pth")
     command = ["--model", "resnet18", "--weights", "WEIGHTS.pth", "--freeze-epochs", "1"]

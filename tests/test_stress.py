@@ -14,7 +14,7 @@ import evaluate
 import gallery
 import stress
 from assessment.calibration import Calibrated
-from dataset import Slices
+from batches import MemorySlices
 from imaging import corrupt
 from model import Classifier, Preprocess
 from verdicts import Part, Verdicts, judge
@@ -53,7 +53,7 @@ def make_verdicts(reader: Reader, n_slices: int = 24) -> Verdicts:
         picture[(distance < 24) & (distance > 21)] = 200
         picture[distance < 8] = 200 if label else 60
         picture += rng.integers(0, 4, picture.shape, dtype=np.uint8)
-    slices = Slices(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels))
+    slices = MemorySlices(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels))
     network = Classifier(reader, "head", Preprocess(64, 0.0, 1.0)).eval()
     with torch.no_grad():
         probs = network(slices.pixels / 255).softmax(1).double().numpy()
@@ -165,7 +165,7 @@ def test_the_gallery_finds_the_slice_in_its_part() -> None:
     verdicts = make_verdicts(Reader(MIDDLE, MIDDLE))
     [part] = verdicts.parts
     verdicts.parts[:] = [
-        Part(part.network, Slices(part.slices.pixels[some], part.slices.labels[some]), None)
+        Part(part.network, MemorySlices(part.slices.pixels[some], part.slices.labels[some]), None)
         for some in (slice(0, 10), slice(10, 17), slice(17, 24))
     ]
     verdicts.calibrated.probs[[3, 9, 10, 16, 17, 23]] = [0.52, 0.48]

@@ -15,6 +15,7 @@ from torch import nn
 import checkpoint
 import model
 import trainer
+from batches import Batch
 from execution import resolve_precision
 from helper import UserError
 from imaging.augment import Augmentation
@@ -170,8 +171,8 @@ def test_a_loss_that_is_no_number_names_epoch_and_step(
 ) -> None:
     train_step = Trainer.train_step
 
-    def poisoned(self: Trainer, slices: torch.Tensor, labels: torch.Tensor, step: int) -> Any:
-        loss = train_step(self, slices, labels, step)
+    def poisoned(self: Trainer, batch: Batch, step: int) -> Any:
+        loss = train_step(self, batch, step)
         return loss * math.nan if step == 4 else loss
 
     monkeypatch.setattr(Trainer, "train_step", poisoned)
@@ -192,7 +193,7 @@ def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
 def test_the_training_loss_is_the_mean_over_slices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step(_: Trainer, slices: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+    def step(_: Trainer, batch: Batch, number: int) -> torch.Tensor:
         return torch.tensor(float(number))
 
     monkeypatch.setattr(Trainer, "train_step", step)
@@ -223,7 +224,7 @@ def test_stopped_and_resumed_equals_never_stopped(
         first.fit()
     torch.manual_seed(12345)  # what the generators hold at a new start does not matter
     second = make_trainer(tmp_path / "parts", weights_seed=1, **OPTIONS)
-    second.resume()
+    second.resume(checkpoint.load_checkpoint(tmp_path / "parts" / "last.pt"))
     assert second.epoch == stop_after
     second.fit()
 
@@ -274,7 +275,7 @@ def test_killed_between_two_files(
         with pytest.raises(KeyboardInterrupt):
             first.fit()
     second = make_trainer(tmp_path / "parts", weights_seed=1)
-    second.resume()
+    second.resume(checkpoint.load_checkpoint(tmp_path / "parts" / "last.pt"))
     second.fit()
     whole, parts = (
         checkpoint.load_checkpoint(tmp_path / run / "best.pt") for run in ("whole", "parts")
@@ -369,7 +370,7 @@ def test_a_bad_loss_ends_a_long_epoch_early(
 ) -> None:
     steps = []
 
-    def step(_: Trainer, slices: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+    def step(_: Trainer, batch: Batch, number: int) -> torch.Tensor:
         steps.append(number)
         return torch.tensor(math.nan if number == 4 else 1.0)
 
@@ -392,8 +393,90 @@ def test_each_step_draws_anew_and_the_same_when_it_is_repeated(
 
     monkeypatch.setattr(Augmentation, "augment", watch)
     trainer = make_trainer(tmp_path)
-    slices, labels = trainer.train.pixels[:8], trainer.train.labels[:8]
+    batch = Batch(trainer.train.pixels[:8], trainer.train.labels[:8], 0, 8)
     for step in (0, 1, 0):
-        trainer.train_step(slices, labels, step)
+        trainer.train_step(batch, step)
     assert torch.equal(seen[0], seen[2])
     assert not torch.equal(seen[0], seen[1])
+
+
+# ---- memory that is too small
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """A device that holds `most` slices of a step at a time; the sizes that were tried."""
+    sizes, backward = [], Trainer._backward
+
+    def run(self: Trainer, part: Batch, draws: torch.Tensor, step: int) -> torch.Tensor:
+        sizes.append(len(part))
+        if len(part) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return backward(self, part, draws, step)
+
+    monkeypatch.setattr(Trainer, "_backward", run)
+    return sizes
+
+
+def test_out_of_memory_halves_the_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    sizes = limit_memory(monkeypatch, 3)
+    trainer = make_trainer(tmp_path, epochs=1)
+    trainer.fit()
+    assert sizes == [8, 4, *[2] * 12]  # three steps of eight slices
+    assert "micro-batches of 2 slices" in caplog.text
+    assert "batches of 8; batch norm then normalises by 2" in caplog.text
+    last = checkpoint.load_checkpoint(tmp_path / "last.pt")
+    again = make_trainer(tmp_path)
+    again.resume(last)
+    assert again.micro_batch == 2
+
+
+def test_micro_batches_give_the_gradients_of_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without batch norm, which is of a micro-batch by nature."""
+    trainer = make_trainer(tmp_path, class_weights="balanced", dropout=0.0, batch_norm=False)
+    batch = Batch(trainer.train.pixels[:8], trainer.train.labels[:8], 0, 8)
+    found = []
+    for micro_batch in (8, 3, 2):
+        trainer.micro_batch = micro_batch
+        trainer.optimizer.zero_grad()
+        loss = trainer.accumulate_gradients(batch, step=0)
+        found.append((loss, [part.grad.clone() for part in trainer.network.parameters()]))
+    for loss, gradients in found[1:]:
+        assert torch.allclose(loss, found[0][0], atol=1e-6)
+        for part, whole in zip(gradients, found[0][1], strict=True):
+            assert torch.allclose(part, whole, atol=1e-5)
+
+
+def test_a_failed_try_leaves_no_gradients_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory may end in the second part, when the first has added its gradients."""
+    trainer = make_trainer(tmp_path, dropout=0.0, batch_norm=False)
+    batch = Batch(trainer.train.pixels[:8], trainer.train.labels[:8], 0, 8)
+    trainer.accumulate_gradients(batch, step=0)
+    expected = [part.grad.clone() for part in trainer.network.parameters()]
+    trainer.optimizer.zero_grad()
+    trainer.micro_batch, backward = 4, Trainer._backward
+
+    def run(self: Trainer, part: Batch, draws: torch.Tensor, step: int) -> torch.Tensor:
+        if self.micro_batch == 4 and part.start:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return backward(self, part, draws, step)
+
+    monkeypatch.setattr(Trainer, "_backward", run)
+    trainer.accumulate_gradients(batch, step=0)
+    for part, whole in zip(trainer.network.parameters(), expected, strict=True):
+        assert torch.allclose(part.grad, whole, atol=1e-5)
+
+
+def test_memory_for_two_slices_is_the_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = limit_memory(monkeypatch, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        make_trainer(tmp_path).fit()
+    assert sizes == [8, 4, 2]

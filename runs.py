@@ -1,0 +1,220 @@
+"""One run of one network: started or taken up, fitted, calibrated; all of it in session/RUN."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import budget
+import checkpoint
+import dataset
+import execution
+import helper
+import model
+import ranks
+import verdicts
+from args import TrainConfig
+from assessment import baselines, calibration
+from batches import Slices
+from helper import UserError, log
+from trainer import Trainer
+
+
+def start_run(
+    config: TrainConfig,
+    table: pd.DataFrame,
+    data_dir: Path,
+    run_dir: Path,
+    name: str,
+    device: torch.device,
+) -> None:
+    """Train one network from its start, on the slices as the table divides them.
+
+    Args:
+        config: Every option of the run.
+        table: Of `dataset.load_table`.
+        data_dir: The folder that the table's paths begin at.
+        run_dir: session/RUN, which must not exist.
+        name: What the run is called in its results.
+        device: To train on.
+    """
+    options = config.model
+    threads = helper.set_threads(config.run.threads)
+    classes = dataset.list_classes(table)
+    counts = table["split"].value_counts()
+    ranks.check_parts(counts.get("train", 0), counts.get("val", 0), config.train.batch_size)
+    helper.seed_everything(config.run.seed, "weights")
+    network = model.build_model(
+        options.model,
+        len(classes),
+        options.image_size,
+        pretrained=options.pretrained,
+        weights=options.weights,
+        dropout=options.dropout,
+    )
+    record = {
+        "run": name,
+        **model.describe_model(options.model, network, classes),
+        "start": model.describe_start(options.model, options.pretrained, options.weights),
+        "config": config.to_dict(),
+        "data": data_dir.as_posix(),
+        "phantom": dataset.is_phantom(data_dir),
+        "split": dataset.record_split(table),
+        "fingerprint": dataset.compute_fingerprint(table),
+        "threads": threads,
+        "precision": execution.resolve_precision(config.run.precision, device),
+        "environment": helper.describe_environment(device, sys.argv),
+    }
+    if ranks.is_first():
+        helper.create_run_dir(run_dir.parent, run_dir.name)
+    try:
+        if ranks.is_first():
+            write_start(config, table, run_dir)
+        fit(config, record, network, table, device, run_dir)
+    except BaseException as error:
+        can_go_on = isinstance(error, KeyboardInterrupt) or ranks.count() > 1
+        kept = can_go_on and (run_dir / "last.pt").exists()
+        if ranks.is_first() and not kept and not (run_dir / "history.csv").exists():
+            shutil.rmtree(run_dir)  # it failed at the start: give the name back
+        raise
+
+
+def write_start(config: TrainConfig, table: pd.DataFrame, run_dir: Path) -> None:
+    """What is known before the first step: config.json and split.csv."""
+    columns = ["sha256", "path", "label", "slice", "group", "split"]
+    helper.write_json(run_dir / "config.json", config.to_dict())
+    with helper.atomic_path(run_dir / "split.csv") as temporary:
+        table[columns].to_csv(temporary, index=False)
+
+
+def take_up(run_dir: Path, device: torch.device) -> None:
+    """Go on with one network from its last.pt.
+
+    Raises:
+        UserError: The slices are not those that the run began with.
+    """
+    last = checkpoint.load_run(run_dir / "last.pt")
+    helper.set_threads(last["threads"])
+    table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
+    if dataset.compute_fingerprint(table[table["split"] != ""]) != last["fingerprint"]:
+        raise UserError(
+            f"{last['data']}: the slices of run {last['run']} are not what they were when it began "
+            "(some added, removed, renamed or relabelled); put them back, or start a new run"
+        )
+    network = checkpoint.restore_model(last, run_dir / "last.pt")
+    record = {key: last[key] for key in checkpoint.RECORD_KEYS}
+    log.info("%s: going on after epoch %d", run_dir, last["epoch"])
+    config = TrainConfig.from_dict(last["config"])
+    fit(config, record, network, table, device, run_dir, last)
+
+
+def fit(
+    config: TrainConfig,
+    record: dict[str, Any],
+    network: model.Classifier,
+    table: pd.DataFrame,
+    device: torch.device,
+    run_dir: Path,
+    last: dict[str, Any] | None = None,
+) -> None:
+    """Train, from the content of last.pt where the run is taken up, and calibrate on val."""
+    execution.keep_freed_memory()
+    train, val = open_splits(config, record, table, device)
+    if ranks.is_first():
+        record["baselines"] = baselines.fit_baselines(
+            verdicts.measure_brightness(train), train.labels.cpu().numpy(), len(record["classes"])
+        )
+    weights = None
+    if config.data.class_weights == "balanced":
+        weights = dataset.compute_class_weights(train.labels.cpu(), len(record["classes"]))
+        weights = weights.to(device)
+    trainer = Trainer(network.to(device), train, val, config, record, run_dir, weights)
+    announce(record, len(train), len(val), device, run_dir)
+    if last is not None:
+        trainer.resume(last)
+    else:
+        trainer.save(improved=False)  # a run killed in its first epoch can be taken up too
+    try:
+        trainer.fit()
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"interrupted after epoch {trainer.epoch}; go on with --resume {run_dir}"
+        ) from error
+    if ranks.is_first():
+        groups = table.loc[table["split"] == "val", "group"].to_numpy()
+        calibrate(run_dir / "best.pt", val, groups, trainer.micro_batch)
+    ranks.wait()
+
+
+def open_splits(
+    config: TrainConfig, record: dict[str, Any], table: pd.DataFrame, device: torch.device
+) -> tuple[Slices, Slices]:
+    """The slices to learn from and those that choose the epoch: on the device, or left on disk."""
+    names, image_size = ("train", "val"), record["preprocess"]["image_size"]
+    wanted_mib = dataset.count_bytes(table, names, image_size) / 2**20
+    allowed_mib = config.run.memory_mib or budget.measure_budget_mib(device, ranks.count_local())
+    if wanted_mib > allowed_mib:
+        log.info(
+            "%.0f MiB of slices, %.0f MiB for them (--memory-mib): read from disk batch by batch",
+            wanted_mib,
+            allowed_mib,
+        )
+    with ranks.first_before_others():  # the first decodes, the others find the cache
+        train, val = (
+            dataset.take_slices(
+                table,
+                split,
+                Path(record["data"]),
+                record["classes"],
+                image_size,
+                in_memory=wanted_mib <= allowed_mib,
+            ).to(device)
+            for split in names
+        )
+    return train, val
+
+
+def calibrate(path: Path, val: Slices, groups: np.ndarray, batch_size: int) -> None:
+    """Fit what belongs to val, once the epoch is chosen, and keep it in best.pt.
+
+    Args:
+        path: The checkpoint, which is written anew.
+        val: The val slices, on the device.
+        groups: Their groups [N].
+        batch_size: Slices a forward pass.
+    """
+    best = checkpoint.load_run(path)
+    network = checkpoint.restore_model(best, path).to(val.labels.device)
+    logits = model.infer(network, val.iterate(batch_size))[0].numpy()
+    best["calibration"] = calibration.fit_calibration(
+        logits, val.labels.cpu().numpy(), groups, best["classes"]
+    )
+    checkpoint.save_checkpoint(path, best)
+
+
+def announce(
+    record: dict[str, Any], n_train: int, n_val: int, device: torch.device, run_dir: Path
+) -> None:
+    """Say what is trained on what, and what a reader must not overlook."""
+    if record["phantom"]:
+        log.info(verdicts.PHANTOM)
+    if record["config"]["data"]["split_by"] == "image":
+        log.info(verdicts.LEAKY_SPLIT)
+    log.info(
+        "%s (%s) at %d px on %s, %s%d threads, %s; %d training slices, %d val; classes %s; into %s",
+        record["model"],
+        record["start"],
+        record["preprocess"]["image_size"],
+        record["environment"]["device"],
+        f"{ranks.count()} processes of " if ranks.count() > 1 else "",
+        record["threads"],
+        record["precision"],
+        n_train,
+        n_val,
+        ", ".join(record["classes"]),
+        run_dir,
+    )

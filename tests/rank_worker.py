@@ -1,0 +1,50 @@
+"""What tests start with torchrun: `rank_worker.py TASK FOLDER`; one process is a run of one."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from conftest import make_trainer
+
+import main
+import ranks
+from batches import Batch
+from trainer import Trainer
+
+TASK, FOLDER = sys.argv[1], Path(sys.argv[2])
+
+
+def train() -> None:
+    """Three epochs of a network without batch norm; keeps the slices of each step, and weights."""
+    ranks.join("cpu")
+    seen, train_step = [], Trainer.train_step
+
+    def watch(self: Trainer, batch: Batch, step: int) -> torch.Tensor:
+        seen.append([picture.sum().item() for picture in batch.pixels.long()])
+        return train_step(self, batch, step)
+
+    Trainer.train_step = watch  # type: ignore[method-assign]
+    trainer = make_trainer(FOLDER, n_train=26, n_val=13, dropout=0.0, batch_norm=False)
+    trainer.fit()
+    kept = {"seen": seen, "weights": trainer.network.state_dict(), "history": trainer.history}
+    torch.save(kept, FOLDER / f"rank-{ranks.get_rank()}.pt")
+    ranks.leave()
+
+
+def kill() -> None:
+    """The second process is killed in its fourth step."""
+    train_step = Trainer.train_step
+
+    def die(self: Trainer, batch: Batch, step: int) -> torch.Tensor:
+        if step == 3 and ranks.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_step(self, batch, step)
+
+    Trainer.train_step = die  # type: ignore[method-assign]
+    sys.exit(main.main(sys.argv[3:]))
+
+
+if __name__ == "__main__":
+    {"train": train, "kill": kill}[TASK]()
