@@ -149,6 +149,11 @@ class RunOptions:
     precision: str = option(
         "auto", "arithmetic of training; verdicts are fp32", choices=("auto", "fp32", "bf16")
     )
+    compile: str = option(
+        "auto",
+        "torch.compile for training; auto: on CUDA, where the run is long enough",
+        choices=("auto", "on", "off"),
+    )
     tensorboard: bool = option(
         False, "log to session/RUN/tensorboard, where TensorBoard is installed"
     )

@@ -1,13 +1,21 @@
-"""How a network is run on a device: its arithmetic, and memory that is kept between steps."""
+"""How a network is run on a device: its arithmetic, compiled or not, memory kept between steps."""
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+
+from helper import UserError, first_line, log
+
+Forward = Callable[[Tensor], Tensor]
 
 # Of mallopt in malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
+# Steps of a run on CUDA from which on compiling is thought to pay; not measured yet.
+LEAST_STEPS_TO_COMPILE = 2000
 
 
 def resolve_precision(choice: str, device: torch.device) -> str:
@@ -24,6 +32,57 @@ def resolve_precision(choice: str, device: torch.device) -> str:
         has_bf16 = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
         return "bf16" if has_bf16 else "fp32"
     return "fp32"
+
+
+def resolve_compile(choice: str, device: torch.device, n_steps: int, n_processes: int) -> bool:
+    """`auto` compiles long runs of one process on CUDA.
+
+    On CPUs it takes about a minute, and backbones then train no faster (docs/speed.md).
+    """
+    if choice != "auto":
+        return choice == "on"
+    return device.type == "cuda" and n_processes == 1 and n_steps >= LEAST_STEPS_TO_COMPILE
+
+
+class CompiledNetwork:
+    """A network whose forward and backward pass torch.compile makes at the first call.
+
+    Args:
+        network: Its weights are used and trained as they are.
+        is_wanted: Whether a user asked for it; else the network goes on uncompiled where the
+            compiler fails.
+    """
+
+    def __init__(self, network: nn.Module, is_wanted: bool) -> None:
+        self._network, self._is_wanted = network, is_wanted
+        self._forward: Forward | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits, as of the network.
+
+        Raises:
+            UserError: The compiler fails, and it was asked for.
+        """
+        return self._start(images) if self._forward is None else self._forward(images)
+
+    def _start(self, images: Tensor) -> Tensor:
+        log.info("compiling: the first steps take a minute or more")
+        try:
+            # batches have two sizes at most, each compiled for itself
+            compiled: Forward = torch.compile(self._network, dynamic=False)
+            logits = compiled(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if self._is_wanted:
+                raise UserError(
+                    f"--compile on: torch.compile fails here ({first_line(error)}); leave it out"
+                ) from error
+            log.info("not compiled, torch.compile fails here (%s)", first_line(error))
+            self._forward = self._network
+            return self._network(images)
+        self._forward = compiled
+        return logits
 
 
 def keep_freed_memory() -> bool:

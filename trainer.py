@@ -17,6 +17,7 @@ from tqdm import tqdm
 import ranks
 from assessment.metrics import compute_confusion, compute_macro_f1
 from checkpoint import load_checkpoint, save_checkpoint
+from execution import CompiledNetwork, Forward, resolve_compile
 from helper import UserError, atomic_path, build_generator, log, seed_everything
 from imaging.augment import Augmentation
 from losses import STEPS_PER_LOOK, LossWatch
@@ -85,6 +86,14 @@ class Trainer:
             self.options.weight_decay,
         )
         self.steps_per_epoch = train.count_steps(self.options.batch_size)
+        self.forward: Forward = self.network
+        if resolve_compile(
+            config.run.compile,
+            self.device,
+            self.options.epochs * self.steps_per_epoch,
+            ranks.count(),
+        ):
+            self.forward = CompiledNetwork(self.network, config.run.compile == "on")
         self.micro_batch = self.options.batch_size
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -201,7 +210,7 @@ class Trainer:
         generator = build_generator(seed, "mix", step, part.start)
         images, targets = self.augmentation.mix(images, targets, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.network(images)
+            logits = self.forward(images)
         loss = part.share * F.cross_entropy(
             logits.float(),
             targets,

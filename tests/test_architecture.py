@@ -29,12 +29,12 @@ ALLOWED = {
     "batches": {"helper"},
     "dataset": {"batches", "imaging", "helper"},
     "budget": set(),
-    "execution": set(),
+    "execution": {"helper"},
     "losses": {"helper"},
     "optim": set(),
     "ranks": {"helper"},
     "trainer": {
-        *{"model", "checkpoint", "losses", "optim", "ranks", "helper"},
+        *{"model", "checkpoint", "execution", "losses", "optim", "ranks", "helper"},
         *{"imaging.augment", "assessment.metrics"},
     },
     "runs": {

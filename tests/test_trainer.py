@@ -1,7 +1,6 @@
 """The loop: schedule, averaging, freezing, early stop, bad losses, resume to the same bits."""
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import checkpoint
 import model
 import trainer
 from batches import Batch
-from execution import resolve_precision
 from helper import UserError
 from imaging.augment import Augmentation
 from losses import STEPS_PER_LOOK, LossWatch
@@ -302,18 +300,6 @@ def test_files_of_a_run(tmp_path: Path) -> None:
         assert are_equal(best["weights"], copy_weights(trainer.averaged))
 
 
-def test_precision_is_what_the_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert resolve_precision("fp32", cpu) == "fp32"
-    assert resolve_precision("bf16", cpu) == "bf16"
-    for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, test, lambda: False, raising=False)
-    assert resolve_precision("auto", cpu) == "fp32"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert resolve_precision("auto", cpu) == "bf16"
-    assert resolve_precision("auto", torch.device("mps")) == "fp32"
-
-
 def test_tensorboard_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"requirements-tensorboard\.txt"):
@@ -341,28 +327,6 @@ def test_the_loss_watch_names_the_first_bad_step(bad: float) -> None:
     assert watch.look() == 1.0
     with pytest.raises(UserError, match="epoch 3, step 5 of 9"):
         watch.finish()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is of the GNU C library")
-def test_freed_memory_is_kept() -> None:
-    """A buffer allocated anew touches no new pages; in a process of its own."""
-    script = (
-        "import resource, torch, execution\n"
-        "def count():\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    for _ in range(5): torch.ones(8_000_000)\n"
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "torch.ones(8_000_000); plain = count()\n"
-        "possible = execution.keep_freed_memory()\n"
-        "count(); print(int(possible), plain, count())"
-    )
-    root = Path(trainer.__file__).parent
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    possible, plain, kept = map(int, result.stdout.split())
-    if not possible:
-        pytest.skip("this C library takes no such setting")
-    assert kept < plain / 10
 
 
 def test_a_bad_loss_ends_a_long_epoch_early(
