@@ -267,6 +267,41 @@ class PrepareConfig:
     debug: bool = option(False, "show the traceback of an error")
 
 
+# ---- benchmark.py
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What benchmark.py measures."""
+
+    json: Path | None = option(None, "write every figure and every round there", metavar="FILE")
+    data: Path | None = option(
+        None, "folder that prepare.py wrote (default: phantoms, made anew)", metavar="DIR"
+    )
+    slices: int = option(
+        640, "slices of an epoch: phantoms to make, or as many of --data", low=12, metavar="N"
+    )
+    model: str = option(
+        "resnet18", "torchvision classifier by name, or `net` for the custom CNN", metavar="NAME"
+    )
+    image_size: int = option(224, "side of the square input, px", low=16, high=2048, metavar="PX")
+    batch_size: int = option(32, "slices a step", low=4, metavar="N")
+    repeats: int = option(3, "rounds that count, after one that does not", low=1, metavar="N")
+    seed: int = option(0, "seed of phantoms, choice, weights and order", low=0, metavar="N")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
+    threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
+    precision: str = option(
+        "auto",
+        "arithmetic of limit and pipeline; verdicts and the usual pipeline are fp32",
+        choices=("auto", "fp32", "bf16"),
+    )
+    debug: bool = option(False, "show the traceback of an error")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the processes that it starts."""
+        return simplify(dataclasses.asdict(self))
+
+
 def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig:
     """The configuration of main.py.
 
@@ -354,4 +389,23 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         parser.error("give a SOURCE (archive or folder), or --phantom N, one of the two")
     if config.phantom is not None and config.groups is not None:
         parser.error("--groups is for a SOURCE; phantoms know their patients")
+    return config
+
+
+def parse_benchmark(argv: Sequence[str] | None = None) -> BenchmarkConfig:
+    """The configuration of benchmark.py; exits as `parse_train` does."""
+    parser = build_parser(
+        "benchmark.py",
+        "[options]",
+        "Measure how fast training runs beside the limit of the network's own arithmetic and "
+        "beside the usual pipeline (ImageFolder, workers, transforms an image), and what the "
+        "stages around it take.",
+        "examples:\n"
+        "  python benchmark.py --json results/benchmarks/speed.json\n"
+        "  python benchmark.py --model net --data data --slices 5451",
+    )
+    add_options(parser, BenchmarkConfig)
+    config = fill_dataclass(BenchmarkConfig, vars(parser.parse_args(argv)))
+    if config.slices < config.batch_size:
+        parser.error(f"--slices {config.slices}: less than one batch of {config.batch_size}")
     return config

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("imaging", "assessment")
-VERBS = {"main", "evaluate", "prepare"}
+ROOMS = ("imaging", "assessment", "speed")
+VERBS = {"main", "evaluate", "prepare", "benchmark"}
 STUDIES = "studies"  # measurements: may import anything, and nothing imports them
 SPINE = {
     *{"options", "args", "helper", "net", "model", "checkpoint", "dataset", "trainer"},
@@ -45,6 +45,10 @@ ALLOWED = {
     "stress": {"verdicts", "model", "imaging.corrupt", "assessment", "helper"},
     "gallery": {"verdicts", "model", "assessment", "helper"},
     "outcome": {"verdicts", "gallery", "imaging.audit", "assessment", "helper"},
+    "speed": {
+        *{"speed", "trainer", "optim", "execution", "dataset", "model", "net", "args", "options"},
+        *{"imaging", "assessment.baselines", "helper"},
+    },
 }
 TYPES_ALLOWED = {"trainer": {"args", "batches"}}
 WITHOUT_TORCH = ("imaging", "assessment")
@@ -113,6 +117,16 @@ def test_nothing_imports_a_study() -> None:
         and any(room_of(name) == STUDIES for name in find_imports(module))
     }
     assert not users
+
+
+def test_only_the_benchmark_measures_speed() -> None:
+    users = {
+        module
+        for module in MODULES
+        if room_of(module) != "speed"
+        and any(room_of(name) == "speed" for name in find_imports(module))
+    }
+    assert users == {"benchmark"}
 
 
 def is_within(imported: str, allowed: set[str]) -> bool:

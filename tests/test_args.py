@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import args
+import benchmark
 import evaluate
 import main
 import prepare
@@ -32,8 +33,14 @@ VERBS = {
     "main.py": Verb(args.parse_train, tuple(args.TRAIN_GROUPS.values()), ()),
     "evaluate.py": Verb(args.parse_evaluate, (args.EvaluateConfig,), ("best.pt",)),
     "prepare.py": Verb(args.parse_prepare, (args.PrepareConfig,), ("source.zip",)),
+    "benchmark.py": Verb(args.parse_benchmark, (args.BenchmarkConfig,), ()),
 }
-MAINS = {"main.py": main.main, "evaluate.py": evaluate.main, "prepare.py": prepare.main}
+MAINS = {
+    "main.py": main.main,
+    "evaluate.py": evaluate.main,
+    "prepare.py": prepare.main,
+    "benchmark.py": benchmark.main,
+}
 HEAVY = {"torch", "torchvision", "pandas", "sklearn", "scipy", "matplotlib", "PIL", "seaborn"}
 
 
@@ -184,7 +191,7 @@ def test_what_no_verb_knows_is_refused(
 
 def test_only_evaluate_takes_several(capsys: pytest.CaptureFixture[str]) -> None:
     assert args.parse_evaluate(["a.pt", "b.pt"]).checkpoints == (Path("a.pt"), Path("b.pt"))
-    for parse in (args.parse_train, args.parse_prepare):
+    for parse in (args.parse_train, args.parse_prepare, args.parse_benchmark):
         refuse(capsys, parse, "a", "b", "c")
 
 
@@ -236,6 +243,7 @@ def test_what_only_looks_contradictory_is_taken(argv: str, field: str, value: An
         (args.parse_prepare, []),
         (args.parse_prepare, ["source.zip", "--phantom", "60"]),
         (args.parse_prepare, ["--phantom", "60", "--groups", "patients.csv"]),
+        (args.parse_benchmark, ["--slices", "12", "--batch-size", "13"]),
     ],
 )
 def test_other_verbs_refuse_contradictions(
