@@ -99,6 +99,13 @@ class TrainOptions:
     ema_decay: float = option(
         0.998, "decay a step of the averaged weights; 0 averages nothing", low=0.0, high=0.99999
     )
+    first_size: float = option(
+        1.0,
+        "side of the first training slices as a share of --image-size; it grows to all of it",
+        low=0.25,
+        high=1.0,
+        metavar="SHARE",
+    )
     freeze_epochs: int = option(
         0, "first epochs in which a pretrained body stands still", low=0, metavar="N"
     )
@@ -294,6 +301,9 @@ class BenchmarkConfig:
         "auto",
         "arithmetic of limit and pipeline; verdicts and the usual pipeline are fp32",
         choices=("auto", "fp32", "bf16"),
+    )
+    compile: str = option(
+        "off", "torch.compile of limit and pipeline", choices=("auto", "on", "off")
     )
     debug: bool = option(False, "show the traceback of an error")
 

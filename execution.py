@@ -14,34 +14,48 @@ Forward = Callable[[Tensor], Tensor]
 # Of mallopt in malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
+# Measured to train faster in fp32 on a CPU with AMX; ConvNeXt and RegNet are not among them.
+DEPTHWISE_FAMILIES = ("efficientnet", "mnasnet", "mobilenet", "shufflenet")
 # Steps of a run on CUDA from which on compiling is thought to pay; not measured yet.
 LEAST_STEPS_TO_COMPILE = 2000
 
 
-def resolve_precision(choice: str, device: torch.device) -> str:
+def resolve_precision(choice: str, device: torch.device, model: str) -> str:
     """`auto` is bf16 where the device computes in it: CUDA since Ampere, CPUs with AMX or AVX-512.
 
-    A CPU that only emulates bf16 would be slower than in fp32.
+    A CPU that only emulates bf16 would be slower than in fp32; so are, on any, networks whose time
+    goes into depthwise convolutions (docs/speed.md).
     """
     if choice != "auto":
         return choice
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
+    if device.type == "cpu" and not model.startswith(DEPTHWISE_FAMILIES):
         tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         has_bf16 = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
         return "bf16" if has_bf16 else "fp32"
     return "fp32"
 
 
-def resolve_compile(choice: str, device: torch.device, n_steps: int, n_processes: int) -> bool:
-    """`auto` compiles long runs of one process on CUDA.
+def build_forward(
+    network: nn.Module, choice: str, device: torch.device, n_steps: int, n_processes: int = 1
+) -> Forward:
+    """The network itself for training, or compiled.
 
-    On CPUs it takes about a minute, and backbones then train no faster (docs/speed.md).
+    `auto` compiles long runs of one process on CUDA. On CPUs compiling takes about a minute, and
+    backbones then train no faster (docs/speed.md).
+
+    Args:
+        network: On the device.
+        choice: `auto`, `on` or `off`.
+        device: To train on.
+        n_steps: Of the whole run.
+        n_processes: Of the run.
     """
-    if choice != "auto":
-        return choice == "on"
-    return device.type == "cuda" and n_processes == 1 and n_steps >= LEAST_STEPS_TO_COMPILE
+    pays = device.type == "cuda" and n_processes == 1 and n_steps >= LEAST_STEPS_TO_COMPILE
+    if choice == "on" or (choice == "auto" and pays):
+        return CompiledNetwork(network, is_wanted=choice == "on")
+    return network
 
 
 class CompiledNetwork:

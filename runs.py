@@ -66,7 +66,7 @@ def start_run(
         "split": dataset.record_split(table),
         "fingerprint": dataset.compute_fingerprint(table),
         "threads": threads,
-        "precision": execution.resolve_precision(config.run.precision, device),
+        "precision": execution.resolve_precision(config.run.precision, device, options.model),
         "environment": helper.describe_environment(device, sys.argv),
     }
     if ranks.is_first():
@@ -122,18 +122,7 @@ def fit(
     last: dict[str, Any] | None = None,
 ) -> None:
     """Train, from the content of last.pt where the run is taken up, and calibrate on val."""
-    execution.keep_freed_memory()
-    train, val = open_splits(config, record, table, device)
-    if ranks.is_first():
-        record["baselines"] = baselines.fit_baselines(
-            verdicts.measure_brightness(train), train.labels.cpu().numpy(), len(record["classes"])
-        )
-    weights = None
-    if config.data.class_weights == "balanced":
-        weights = dataset.compute_class_weights(train.labels.cpu(), len(record["classes"]))
-        weights = weights.to(device)
-    trainer = Trainer(network.to(device), train, val, config, record, run_dir, weights)
-    announce(record, len(train), len(val), device, run_dir)
+    trainer = prepare(config, record, network, table, device, run_dir)
     if last is not None:
         trainer.resume(last)
     else:
@@ -146,8 +135,31 @@ def fit(
         ) from error
     if ranks.is_first():
         groups = table.loc[table["split"] == "val", "group"].to_numpy()
-        calibrate(run_dir / "best.pt", val, groups, trainer.micro_batch)
+        calibrate(run_dir / "best.pt", trainer.val, groups, trainer.micro_batch)
     ranks.wait()
+
+
+def prepare(
+    config: TrainConfig,
+    record: dict[str, Any],
+    network: model.Classifier,
+    table: pd.DataFrame,
+    device: torch.device,
+    run_dir: Path,
+) -> Trainer:
+    """Everything that comes before the first step; the baselines go into the record."""
+    execution.keep_freed_memory()
+    train, val = open_splits(config, record, table, device)
+    if ranks.is_first():
+        record["baselines"] = baselines.fit_baselines(
+            verdicts.measure_brightness(train), train.labels.cpu().numpy(), len(record["classes"])
+        )
+    weights = None
+    if config.data.class_weights == "balanced":
+        weights = dataset.compute_class_weights(train.labels.cpu(), len(record["classes"]))
+        weights = weights.to(device)
+    announce(record, len(train), len(val), device, run_dir)
+    return Trainer(network.to(device), train, val, config, record, run_dir, weights)
 
 
 def open_splits(

@@ -17,12 +17,13 @@ from tqdm import tqdm
 import ranks
 from assessment.metrics import compute_confusion, compute_macro_f1
 from checkpoint import load_checkpoint, save_checkpoint
-from execution import CompiledNetwork, Forward, resolve_compile
+from execution import build_forward
 from helper import UserError, atomic_path, build_generator, log, seed_everything
 from imaging.augment import Augmentation
 from losses import STEPS_PER_LOOK, LossWatch
 from model import Classifier, full_precision, infer, to_unit_range
 from optim import build_optimizer, compute_rate_share, set_learning_rate, update_average
+from resizing import compute_size, shrink
 
 if TYPE_CHECKING:
     from args import TrainConfig
@@ -86,14 +87,10 @@ class Trainer:
             self.options.weight_decay,
         )
         self.steps_per_epoch = train.count_steps(self.options.batch_size)
-        self.forward: Forward = self.network
-        if resolve_compile(
-            config.run.compile,
-            self.device,
-            self.options.epochs * self.steps_per_epoch,
-            ranks.count(),
-        ):
-            self.forward = CompiledNetwork(self.network, config.run.compile == "on")
+        self.n_steps = self.options.epochs * self.steps_per_epoch
+        self.forward = build_forward(
+            self.network, config.run.compile, self.device, self.n_steps, ranks.count()
+        )
         self.micro_batch = self.options.batch_size
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -205,7 +202,8 @@ class Trainer:
         seed = self.config.run.seed
         seed_everything(seed, "step", step, part.start)  # dropout draws from the global generator
         own = draws[part.start : part.start + len(part)]
-        images = self.augmentation.augment(to_unit_range(part.pixels), own)
+        slices = shrink(to_unit_range(part.pixels), self._compute_size(step))
+        images = self.augmentation.augment(slices, own)
         targets = F.one_hot(part.labels, self.n_classes).float()  # [B, K]
         generator = build_generator(seed, "mix", step, part.start)
         images, targets = self.augmentation.mix(images, targets, generator)
@@ -373,8 +371,13 @@ class Trainer:
 
     def _schedule(self, step: int) -> float:
         """Share of the peak rate."""
-        n_steps = self.options.epochs * self.steps_per_epoch
-        return compute_rate_share(step, n_steps, self.options.warmup_epochs * self.steps_per_epoch)
+        n_warmup = self.options.warmup_epochs * self.steps_per_epoch
+        return compute_rate_share(step, self.n_steps, n_warmup)
+
+    def _compute_size(self, step: int) -> int:
+        """Side of the training slices, px."""
+        full_px = self.record["preprocess"]["image_size"]
+        return compute_size(step, self.n_steps, full_px, self.options.first_size)
 
     def _freeze_body(self, frozen: bool) -> None:
         """Hold everything but the head still, batch norm's statistics too."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from args import BenchmarkConfig
 from helper import PROJECT_DIR, UserError, write_json
 from options import restore_dataclass
-from speed.rounds import Figures, Measure
+from speed.rounds import Figures, Measure, synchronise
 
 CONFIG_FILE = "benchmark.json"
 STEPS = 5  # until memory is read; the optimiser's state is there after the first
@@ -73,30 +73,30 @@ def time_process(arguments: list[str]) -> tuple[float, str]:
 
 
 def train(work: Path) -> None:
-    """Begin as a run does, its baselines and first checkpoint included, and train a few steps.
-
-    Every slice is taken to the device, as a run's are; an epoch is cut to one batch, so that it
-    ends with its first step.
-    """
+    """Begin as a run does, its baselines and first checkpoint included, and train a few steps."""
     import torch
 
-    import execution
-    from assessment import baselines
-    from speed.pipeline import build_trainer
+    import runs
+    from speed.pipeline import build_config, build_record
     from speed.task import open_task
 
-    execution.keep_freed_memory()
     task = open_task(read_config(work), work)
-    whole = task.take_slices(task.n_steps)
-    baselines.fit_baselines(
-        whole.pixels.squeeze(1).cpu().numpy(), whole.labels.cpu().numpy(), len(task.classes)
+    network, config, run_dir = task.build_network(), build_config(task), work / "fresh"
+    table = task.rows.assign(
+        split=["val" if row == 0 else "train" for row in range(len(task.rows))]
     )
-    trainer = build_trainer(task, task.take_slices(n_steps=1), work / "fresh")
+    run_dir.mkdir(exist_ok=True)
+    trainer = runs.prepare(
+        config, build_record(task, network), network, table, task.device, run_dir
+    )
     trainer.save(improved=False)
-    trainer.train_epoch()
-    print(flush=True)
-    for _ in range(STEPS - 1):
-        trainer.train_epoch()
+    for step, batch in enumerate(trainer.train.shuffle(task.config.batch_size, 0, 0)):
+        trainer.train_step(batch, step)
+        if step == 0:
+            synchronise(task.device)
+            print(flush=True)
+        if step + 1 == STEPS:
+            break
     on_cuda = task.device.type == "cuda"
     peaks = {
         "peak_memory_mib": read_peak_memory_mib(),

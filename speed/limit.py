@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as F
 
+from execution import build_forward
 from model import to_unit_range
 from optim import build_optimizer
 from speed.rounds import Figures, Measure, time_run
@@ -23,12 +24,13 @@ def build_limit(task: Task) -> Measure:
     in_head = set(map(id, head))
     body = [part for part in network.parameters() if id(part) not in in_head]
     optimizer = build_optimizer(body, head, LR, body_lr_share=1.0, weight_decay=0.0)
+    forward = build_forward(network, task.config.compile, task.device, task.n_steps)
     batch = task.take_slices(n_steps=1)
     images, labels = to_unit_range(batch.pixels), batch.labels
 
     def step() -> None:
         with torch.autocast(task.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
-            logits = network(images)
+            logits = forward(images)
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,7 +1,6 @@
 """The pipeline: whole epochs of the program's own training."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import args
 import model
@@ -9,20 +8,11 @@ from speed.rounds import Figures, Measure, time_run
 from speed.task import Task
 from trainer import Trainer
 
-if TYPE_CHECKING:
-    from dataset import Slices
 
-
-def build_trainer(task: Task, train: "Slices", run_dir: Path) -> Trainer:
-    """The trainer of a run with default options, from scratch.
-
-    Args:
-        task: What is measured.
-        train: The slices of an epoch, on the device; val, which no epoch looks at, is the same.
-        run_dir: Where the run would keep its checkpoints.
-    """
+def build_config(task: Task) -> args.TrainConfig:
+    """The default options of a run, from scratch, with those of the benchmark."""
     options = task.config
-    config = args.TrainConfig(
+    return args.TrainConfig(
         data=args.DataOptions(data=task.work),
         model=args.ModelOptions(
             model=options.model, image_size=options.image_size, pretrained=False
@@ -34,24 +24,33 @@ def build_trainer(task: Task, train: "Slices", run_dir: Path) -> Trainer:
             device=options.device,
             threads=options.threads,
             precision=options.precision,
+            compile=options.compile,
         ),
     )
-    network = task.build_network()
-    record = {
-        "run": run_dir.name,
-        **model.describe_model(options.model, network, task.classes),
-        "start": model.describe_start(options.model, pretrained=False, weights=None),
+
+
+def build_record(task: Task, network: model.Classifier) -> dict[str, Any]:
+    """What a trainer, and who prepares it, must know of the run."""
+    config = build_config(task)
+    return {
+        "run": "benchmark",
+        **model.describe_model(config.model.model, network, task.classes),
+        "start": model.describe_start(config.model.model, pretrained=False, weights=None),
         "config": config.to_dict(),
+        "data": task.work.as_posix(),
+        "phantom": False,
         "threads": task.threads,
         "precision": task.precision,
+        "environment": {"device": str(task.device)},
     }
-    run_dir.mkdir(exist_ok=True)
-    return Trainer(network, train, train, config, record, run_dir)
 
 
 def build_pipeline(task: Task) -> Measure:
     """Images/s of an epoch as training has it: order, augmentation, average, losses, progress."""
-    trainer = build_trainer(task, task.take_slices(task.n_steps), task.work / "run")
+    network, slices = task.build_network(), task.take_slices(task.n_steps)
+    record = build_record(task, network)
+    # val, which no epoch looks at, is the same slices
+    trainer = Trainer(network, slices, slices, build_config(task), record, task.work / "run")
 
     def measure() -> Figures:
         return {

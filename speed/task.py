@@ -14,6 +14,7 @@ import execution
 import helper
 import model
 from args import BenchmarkConfig
+from batches import Slices
 from helper import UserError
 from imaging.ingest import render_phantoms
 from imaging.manifest import build_manifest, measure_images, write_manifest
@@ -68,7 +69,7 @@ class Task:
         network = model.build_model(config.model, len(self.classes), config.image_size)
         return network.to(self.device)
 
-    def take_slices(self, n_steps: int) -> dataset.Slices:
+    def take_slices(self, n_steps: int) -> Slices:
         """The slices of the first steps, from the pixel cache, on the device."""
         n_rows = n_steps * self.config.batch_size
         chosen = np.where(np.arange(len(self.rows)) < n_rows, "train", "")
@@ -100,7 +101,7 @@ def open_task(config: BenchmarkConfig, work: Path) -> Task:
         rows=pd.concat([distinct] * times, ignore_index=True),
         classes=dataset.list_classes(distinct),
         device=device,
-        precision=execution.resolve_precision(config.precision, device),
+        precision=execution.resolve_precision(config.precision, device, config.model),
         threads=threads,
     )
 

@@ -209,9 +209,9 @@ def make_trainer(
         "config": config.to_dict(),
         "precision": config.run.precision,
     }
-    return Trainer(
-        network, make_slices(n_train), make_slices(n_val, seed=1), config, record, run_dir
-    )
+    size_px = config.model.image_size
+    train, val = make_slices(n_train, size_px=size_px), make_slices(n_val, size_px=size_px, seed=1)
+    return Trainer(network, train, val, config, record, run_dir)
 
 
 # ---- trained runs

@@ -13,7 +13,7 @@ VERBS = {"main", "evaluate", "prepare", "benchmark"}
 STUDIES = "studies"  # measurements: may import anything, and nothing imports them
 SPINE = {
     *{"options", "args", "helper", "net", "model", "checkpoint", "dataset", "trainer"},
-    *{"batches", "budget", "execution", "losses", "optim", "ranks", "runs"},
+    *{"batches", "budget", "execution", "losses", "optim", "ranks", "resizing", "runs"},
     *{"verdicts", "stress", "gallery", "outcome"},
 }
 # What each room may import from the project; a room's name stands for all modules in it.
@@ -33,8 +33,9 @@ ALLOWED = {
     "losses": {"helper"},
     "optim": set(),
     "ranks": {"helper"},
+    "resizing": set(),
     "trainer": {
-        *{"model", "checkpoint", "execution", "losses", "optim", "ranks", "helper"},
+        *{"model", "checkpoint", "execution", "losses", "optim", "ranks", "resizing", "helper"},
         *{"imaging.augment", "assessment.metrics"},
     },
     "runs": {
@@ -46,8 +47,8 @@ ALLOWED = {
     "gallery": {"verdicts", "model", "assessment", "helper"},
     "outcome": {"verdicts", "gallery", "imaging.audit", "assessment", "helper"},
     "speed": {
-        *{"speed", "trainer", "optim", "execution", "dataset", "model", "net", "args", "options"},
-        *{"imaging", "assessment.baselines", "helper"},
+        *{"speed", "runs", "trainer", "optim", "execution", "batches", "dataset", "model", "net"},
+        *{"imaging", "args", "options", "helper"},
     },
 }
 TYPES_ALLOWED = {"trainer": {"args", "batches"}}

@@ -11,21 +11,22 @@ import torch
 from conftest import make_trainer
 
 import execution
-from execution import CompiledNetwork, resolve_compile, resolve_precision
+from execution import CompiledNetwork, build_forward, resolve_precision
 from helper import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_precision_is_what_the_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_precision("fp32", CPU) == "fp32"
-    assert resolve_precision("bf16", CPU) == "bf16"
+    assert resolve_precision("fp32", CPU, "net") == "fp32"
+    assert resolve_precision("bf16", CPU, "mobilenet_v2") == "bf16"
     for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, test, lambda: False, raising=False)
-    assert resolve_precision("auto", CPU) == "fp32"
+    assert resolve_precision("auto", CPU, "net") == "fp32"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert resolve_precision("auto", CPU) == "bf16"
-    assert resolve_precision("auto", torch.device("mps")) == "fp32"
+    assert resolve_precision("auto", CPU, "convnext_tiny") == "bf16"
+    assert resolve_precision("auto", CPU, "mobilenet_v2") == "fp32"
+    assert resolve_precision("auto", torch.device("mps"), "net") == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,9 @@ def test_precision_is_what_the_device_computes_in(monkeypatch: pytest.MonkeyPatc
 def test_what_is_compiled(
     choice: str, device: torch.device, n_steps: int, n_processes: int, compiles: bool
 ) -> None:
-    assert resolve_compile(choice, device, n_steps, n_processes) == compiles
+    network = torch.nn.Linear(3, 2)
+    forward = build_forward(network, choice, device, n_steps, n_processes)
+    assert isinstance(forward, CompiledNetwork if compiles else torch.nn.Linear)
 
 
 def compile_as(monkeypatch: pytest.MonkeyPatch, run: Callable) -> None:
