@@ -63,17 +63,18 @@ class Augmentation:
         """
         draws = _to_device(draws, slices.device)
         if self._moves():
-            maps = draws[:, :6].view(-1, 2, 3)
-            grid = F.affine_grid(maps, list(slices.shape), align_corners=False)
+            grid = _build_grid(draws[:, :6], slices.shape[-1])
             # bilinear would blur, and batch norm's statistics would not be those of val
             slices = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clamp_(0, 1)
+        else:
+            slices = slices.clone()  # what is handed in stays as it is
         if self.gamma:
-            slices = slices.pow(draws[:, 6].view(-1, 1, 1, 1))
+            slices.pow_(draws[:, 6].view(-1, 1, 1, 1))
         if self.contrast:
             mean = slices.mean((2, 3), keepdim=True)
-            slices = torch.lerp(mean, slices, draws[:, 7].view(-1, 1, 1, 1)).clamp_(0, 1)
+            slices.lerp_(mean, 1 - draws[:, 7].view(-1, 1, 1, 1)).clamp_(0, 1)
         if self.erase:
-            slices = slices.masked_fill(_cover(draws[:, 8:], slices.shape[-1]), 0.0)
+            slices.masked_fill_(_cover(draws[:, 8:], slices.shape[-1]), 0.0)
         return slices
 
     def mix(
@@ -119,6 +120,23 @@ class Augmentation:
         cosine, sine, sign = angle.cos() * scale, angle.sin() * scale, 1 - 2 * mirror
         rows = [sign * cosine, -sign * sine, shift_x, sine, cosine, shift_y]
         return torch.stack(rows, dim=1)
+
+
+def _build_grid(maps: Tensor, size_px: int) -> Tensor:
+    """Where each pixel comes from: [B, S, S, 2], x and y in -1..1.
+
+    As `F.affine_grid` with `align_corners=False`, in one sum of what columns and rows contribute
+    instead of a product of matrices.
+
+    Args:
+        maps: Affine maps [B, 6], rows of 2 x 3.
+        size_px: S.
+    """
+    centres = (2 * torch.arange(size_px, device=maps.device) + 1) / size_px - 1
+    by_column, by_row, shift = maps.view(-1, 1, 2, 3).unbind(3)  # [B, 1, 2] each
+    columns = by_column * centres.view(1, -1, 1)  # [B, S, 2]
+    rows = by_row * centres.view(1, -1, 1) + shift
+    return columns.unsqueeze(1) + rows.unsqueeze(2)
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:

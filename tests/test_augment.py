@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from helper import build_generator
-from imaging.augment import Augmentation
+from imaging.augment import Augmentation, _build_grid
 
 OFF: dict[str, Any] = {
     "flip": False,
@@ -208,3 +209,19 @@ def test_erased_boxes_are_black_and_of_the_stated_size() -> None:
     assert 0.15 < erased.max() < 0.22  # a box over the border is cut
     assert set(augment(batch, erase=0.5).unique().tolist()) == {0.0, 1.0}
     assert torch.equal(augment(batch), batch)
+
+
+def test_the_grid_is_that_of_torch() -> None:
+    maps = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    expected = F.affine_grid(maps.view(-1, 2, 3), [5, 1, 17, 17], align_corners=False)
+    assert torch.allclose(_build_grid(maps, 17), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gamma": 0.3, "contrast": 0.3, "erase": 1.0}])
+def test_what_is_handed_in_stays_as_it_is(changes: dict[str, float]) -> None:
+    augmentation = Augmentation(**(OFF | changes))
+    slices = make_batch(4, 16)
+    before = slices.clone()
+    changed = augmentation.augment(slices, augmentation.draw(4, torch.Generator().manual_seed(0)))
+    assert torch.equal(slices, before)
+    assert torch.equal(changed, slices) != bool(changes)
