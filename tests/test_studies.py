@@ -1,7 +1,9 @@
 """The studies behind the figures of README: their refusals, and that their commands run."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torchvision
 from conftest import Run, expect_refusal, make_data_folder
 
 import checkpoint
-from studies import headline, pointing_game, recipes
+from helper import UserError
+from studies import headline, plain_fine_tuning, pointing_game, recipes, time_to_accuracy
 from studies.command import parse_training_study
 
 
@@ -89,3 +92,53 @@ def test_the_headline_command(
     assert "| headline-1 |" in printed
     assert headline.main(command) == 0  # nothing is trained again
     assert "epoch   1/1" not in capsys.readouterr().out
+
+
+def test_a_training_is_followed_to_its_target(tmp_path: Path) -> None:
+    lines = (
+        "epoch   1/3  train loss 0.5  val loss 0.2  val accuracy 0.9500  val macro-F1 0.9",
+        "epoch   2/3  val accuracy 0.9700",
+        "note: val accuracy 0.9999",
+        "epoch   3/3  val accuracy 0.9600",
+    )
+    script = "import time\n" + "".join(f"print({line!r}); time.sleep(0.2)\n" for line in lines)
+    run = time_to_accuracy.follow(["-c", script], tmp_path, target=0.97)
+    assert [accuracy for _, accuracy in run["epochs"]] == [0.95, 0.97, 0.96]
+    assert run["target_s"] == run["epochs"][1][0]
+    assert run["epochs"][0][0] + 0.15 < run["target_s"] < run["total_s"] - 0.5
+    assert time_to_accuracy.follow(["-c", script], tmp_path, target=0.98)["target_s"] is None
+    with pytest.raises(UserError, match="ended with status 3"):
+        time_to_accuracy.follow(["-c", "raise SystemExit(3)"], tmp_path, target=0.9)
+
+
+def test_ratios_of_times_by_hand() -> None:
+    plain: list[dict[str, Any]] = [{"target_s": 600.0}, {"target_s": None}, {"target_s": 500.0}]
+    ours: list[dict[str, Any]] = [{"target_s": 150.0}, {"target_s": 100.0}, {"target_s": None}]
+    assert time_to_accuracy.divide({"plain": plain, "main.py": ours}) == [0.25, None, None]
+
+
+@pytest.mark.slow
+def test_time_to_accuracy_runs(
+    tmp_path: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On phantoms, from scratch, to a target that the first epoch reaches."""
+    recipe = ("--no-pretrained", "--image-size", "32", "--epochs", "1")
+    monkeypatch.setitem(time_to_accuracy.RECIPES, "resnet18", recipe)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(phantom_dir, "data")
+    argv = ["--model", "resnet18", "--target", "0.01", "--json", "figures.json"]
+    assert time_to_accuracy.main(argv) == 0
+    figures = json.loads(Path("figures.json").read_text("utf-8"))
+    (ratio,) = figures["ratios"]
+    plain, ours = (figures["rounds"][name][0]["target_s"] for name in ("plain", "main.py"))
+    assert ratio == ours / plain
+    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["figures.json"]
+
+
+def test_plain_batches_hold_every_slice_once() -> None:
+    pixels = torch.arange(70, dtype=torch.uint8).view(-1, 1, 1).expand(70, 8, 8)
+    batches = list(plain_fine_tuning.shuffle(pixels, torch.arange(70)))
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(70))
+    for images, labels in batches:
+        restored = images[:, 0, 0, 0] * 0.229 + 0.485
+        assert torch.allclose(restored * 255, labels.float(), atol=1e-3)
