@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 import checkpoint as checkpoints
 import dataset
@@ -20,9 +21,12 @@ import model
 from assessment import baselines, calibration
 from assessment.metrics import softmax
 from batches import Slices
+from budget import measure_budget_mib
+from execution import keep_freed_memory
 from helper import UserError
 
 SLICES_A_CHUNK = 256
+CPU = torch.device("cpu")
 
 LEAKY_SPLIT = (
     "LEAKY SPLIT (--split-by image): copies of one slice stand in training and test; "
@@ -155,13 +159,22 @@ def judge(
         raise UserError(
             f"{path}: no epoch is finished; go on with python main.py --resume {path.parent}"
         )
+    keep_freed_memory()
     helper.set_threads(threads or kept["threads"])
     network = checkpoints.restore_model(kept, path).to(helper.resolve_device(device))
     data_dir = data or Path(kept["data"])
     table = dataset.assign_split(dataset.load_table(data_dir), kept["split"])
     rows = select_rows(table, kept, split, data_dir)
     image_size = network.preprocess.image_size
-    slices = dataset.take_slices(table, split, data_dir, kept["classes"], image_size)
+    wanted_mib = len(rows) * image_size**2 / 2**20
+    slices = dataset.take_slices(
+        table,
+        split,
+        data_dir,
+        kept["classes"],
+        image_size,
+        in_memory=wanted_mib <= measure_budget_mib(CPU),
+    )
     logits = model.infer(network, slices.iterate(batch_size))[0].numpy()
     check_finite(logits, path)
     labels = slices.labels.numpy()

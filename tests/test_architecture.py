@@ -42,7 +42,10 @@ ALLOWED = {
         *{"args", "trainer", "execution", "budget", "ranks", "verdicts"},
         *{"model", "checkpoint", "batches", "dataset", "assessment", "helper"},
     },
-    "verdicts": {"model", "checkpoint", "batches", "dataset", "assessment", "helper"},
+    "verdicts": {
+        *{"model", "checkpoint", "batches", "budget", "dataset", "execution"},
+        *{"assessment", "helper"},
+    },
     "stress": {"verdicts", "model", "imaging.corrupt", "assessment", "helper"},
     "gallery": {"verdicts", "model", "assessment", "helper"},
     "outcome": {"verdicts", "gallery", "imaging.audit", "assessment", "helper"},
@@ -124,7 +127,7 @@ def test_only_the_benchmark_measures_speed() -> None:
     users = {
         module
         for module in MODULES
-        if room_of(module) != "speed"
+        if room_of(module) not in {"speed", STUDIES}
         and any(room_of(name) == "speed" for name in find_imports(module))
     }
     assert users == {"benchmark"}

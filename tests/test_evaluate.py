@@ -241,3 +241,14 @@ def test_one_run_twice_agrees_with_itself(trained: Run) -> None:
     assert first.rows["path"].tolist() == second.rows["path"].tolist()
     assert np.array_equal(first.calibrated.probs, second.calibrated.probs)
     assert np.array_equal(verdicts.average_members([first, second]).labels, first.labels)
+
+
+def test_slices_that_exceed_the_memory_are_judged_from_disk(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_metrics(trained.root, "first")
+    monkeypatch.setattr(verdicts, "measure_budget_mib", lambda _: 0.0)
+    assert evaluate.main(["session/first/best.pt", "--device", "cpu"]) == 0
+    after = read_metrics(trained.root, "first")
+    for key in ("accuracy", "confusion_matrix", "baselines", "calibration"):
+        assert after[key] == before[key]

@@ -12,7 +12,7 @@ from conftest import Run, expect_refusal, make_data_folder
 
 import checkpoint
 from helper import UserError
-from studies import headline, plain_fine_tuning, pointing_game, recipes, time_to_accuracy
+from studies import headline, plain_fine_tuning, pointing_game, recipes, scaling, time_to_accuracy
 from studies.command import parse_training_study
 
 
@@ -142,3 +142,16 @@ def test_plain_batches_hold_every_slice_once() -> None:
     for images, labels in batches:
         restored = images[:, 0, 0, 0] * 0.229 + 0.485
         assert torch.allclose(restored * 255, labels.float(), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_scaling_measures_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scaling.json"
+    argv = ["--counts", "60", "--memory-mib", "1", "--folder", str(tmp_path), "--json", str(path)]
+    assert scaling.main(argv) == 0
+    stages = json.loads(path.read_text("utf-8"))["stages"]["60"]
+    assert list(stages) == ["prepare", "load", "decode", "train"]
+    assert [stage["n"] for stage in stages.values()][:3] == [60, 60, 60]
+    assert 30 < stages["train"]["n"] < 60
+    assert all(stage["time_s"] > 0 for stage in stages.values())
+    assert [item.name for item in tmp_path.iterdir()] == ["scaling.json"]
