@@ -302,9 +302,7 @@ class BenchmarkConfig:
         "arithmetic of limit and pipeline; verdicts and the usual pipeline are fp32",
         choices=("auto", "fp32", "bf16"),
     )
-    compile: str = option(
-        "off", "torch.compile of limit and pipeline", choices=("auto", "on", "off")
-    )
+    compile: str = option("off", "torch.compile of limit and pipeline", choices=("on", "off"))
     debug: bool = option(False, "show the traceback of an error")
 
     def to_dict(self) -> dict[str, Any]:

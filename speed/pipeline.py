@@ -46,7 +46,11 @@ def build_record(task: Task, network: model.Classifier) -> dict[str, Any]:
 
 
 def build_pipeline(task: Task) -> Measure:
-    """Images/s of an epoch as training has it: order, augmentation, average, losses, progress."""
+    """Images/s of an epoch as training has it: order, augmentation, average, losses.
+
+    And the seconds in which batch norm's statistics are taken anew after it, from 512 slices at
+    most: a cost that an epoch has however long it is. Val is not looked at.
+    """
     network, slices = task.build_network(), task.take_slices(task.n_steps)
     record = build_record(task, network)
     # val, which no epoch looks at, is the same slices
@@ -54,7 +58,8 @@ def build_pipeline(task: Task) -> Measure:
 
     def measure() -> Figures:
         return {
-            "pipeline_images_per_s": len(task.rows) / time_run(trainer.train_epoch, task.device)
+            "pipeline_images_per_s": len(task.rows) / time_run(trainer.train_epoch, task.device),
+            "statistics_s": time_run(trainer.estimate_statistics, task.device),
         }
 
     return measure

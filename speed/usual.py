@@ -60,8 +60,8 @@ def open_folder(task: Task, root: Path) -> ImageFolder:
     size, is_net = task.config.image_size, task.config.model == CUSTOM_NET
     change = transforms.Compose(
         [
-            transforms.Grayscale(1 if is_net else 3),
             transforms.Resize((size, size)),
+            *([transforms.Grayscale(1)] if is_net else []),
             transforms.RandomHorizontalFlip(),
             transforms.RandomRotation(10),
             transforms.ColorJitter(brightness=0.2, contrast=0.2),

@@ -1,8 +1,10 @@
 """What the command line of studies that train has in common."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def parse_training_study(
@@ -33,3 +35,15 @@ def parse_training_study(
     if len(set(options.seeds)) < max(fewest_seeds, len(options.seeds)):
         parser.error(f"--seeds: {fewest_seeds} or more are needed, each once")
     return options
+
+
+def describe_machine() -> dict[str, Any]:
+    """The environment record of a study that measures time, with the processor."""
+    import torch
+
+    from helper import describe_environment
+    from speed.report import read_cpu_model
+    from speed.task import count_cores
+
+    machine = {"cpu": read_cpu_model(), "cores": count_cores()}
+    return {**describe_environment(torch.device("cpu"), sys.argv), **machine}

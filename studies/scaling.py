@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from helper import PROJECT_DIR, UserError, describe_environment, log, run_verb, write_json
+from helper import PROJECT_DIR, UserError, log, run_verb, write_json
+from studies.command import describe_machine
 
 IMAGE_SIZE = 64
 
@@ -138,7 +139,7 @@ def study(options: argparse.Namespace) -> None:
         conditions = {
             "image_size": IMAGE_SIZE,
             "memory_mib": options.memory_mib,
-            "environment": describe_environment(torch.device("cpu"), sys.argv),
+            "environment": describe_machine(),
         }
         write_json(options.json, {"stages": table, **conditions})
 

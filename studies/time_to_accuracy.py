@@ -3,10 +3,10 @@
     python -m studies.time_to_accuracy --weights WEIGHTS.pth \
         --json results/benchmarks/time_to_accuracy.json
 
-The two take turns, seed by seed, each in a process of its own with whatever it has to import,
-decode and load. The plain way (studies.plain_fine_tuning) ends when it is there; main.py runs to
-its end, so that its last accuracy and the whole time to its report are known too. Its pixel cache
-is taken away before, unless `--warm` is given.
+The two take turns, from seed to seed the other one first, each in a process of its own with
+whatever it has to import, decode and load. The plain way (studies.plain_fine_tuning) ends when it
+is there; main.py runs to its end, so that its last accuracy and the whole time to its report are
+known too. Its pixel cache is taken away before, unless `--warm` is given.
 """
 
 import argparse
@@ -21,10 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dataset import CACHE_FOLDER
-from helper import PROJECT_DIR, UserError, describe_environment, log, run_verb, write_json
+from helper import PROJECT_DIR, UserError, log, run_verb, write_json
+from studies.command import describe_machine
 
 EPOCH_LINE = re.compile(r"^epoch +(\d+)/.* val accuracy (\d\.\d+)")
 RECIPES = {
@@ -78,13 +77,16 @@ def study(options: argparse.Namespace) -> None:
     weights = ["--weights", str(options.weights.absolute())] if options.weights else []
     common = ["--data", str(data), "--model", options.model, *weights]
     rounds: dict[str, list[dict[str, Any]]] = {"plain": [], "main.py": []}
-    for seed in options.seeds:
+    read_everything(data)
+    for number, seed in enumerate(options.seeds):
+        order = list(rounds)[:: 1 if number % 2 == 0 else -1]
         each = [*common, "--seed", str(seed)]
         commands = {
             "plain": ["-m", "studies.plain_fine_tuning", *each, "--target", str(target)],
             "main.py": [str(PROJECT_DIR / "main.py"), *each, *RECIPES[options.model]],
         }
-        for name, command in commands.items():
+        for name in order:
+            command = commands[name]
             log.info("%s, seed %d", name, seed)
             if name == "main.py" and not options.warm:
                 shutil.rmtree(data / CACHE_FOLDER, ignore_errors=True)
@@ -96,11 +98,17 @@ def study(options: argparse.Namespace) -> None:
         "warm": options.warm,
         "rounds": rounds,
         "ratios": divide(rounds),
-        "environment": describe_environment(torch.device("cpu"), sys.argv),
+        "environment": describe_machine(),
     }
     report(figures)
     if options.json:
         write_json(options.json, figures)
+
+
+def read_everything(data: Path) -> None:
+    """Bring the pictures into the system's memory, so that no run finds them colder."""
+    for path in (data / "Images").rglob("*.*"):
+        path.read_bytes()
 
 
 def divide(rounds: dict[str, list[dict[str, Any]]]) -> list[float | None]:
@@ -123,10 +131,12 @@ def report(figures: dict[str, Any]) -> None:
                 *(name, seed, figures["target"], reached, best),
                 *(run["epochs"][-1][1], run["total_s"]),
             )
-    known = [ratio for ratio in figures["ratios"] if ratio is not None]
-    if known:
-        each = ", ".join(f"{ratio:.3f}" for ratio in known)
-        log.info("main.py / plain: median %.3f (%s)", statistics.median(known), each)
+    ratios = figures["ratios"]
+    if None in ratios:
+        log.info("no ratio: %d of %d seeds have one", len(ratios) - ratios.count(None), len(ratios))
+    else:
+        each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        log.info("main.py / plain: median %.3f (%s)", statistics.median(ratios), each)
 
 
 def main(argv: list[str] | None = None) -> int:

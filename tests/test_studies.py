@@ -152,6 +152,6 @@ def test_scaling_measures_every_stage(tmp_path: Path, capsys: pytest.CaptureFixt
     stages = json.loads(path.read_text("utf-8"))["stages"]["60"]
     assert list(stages) == ["prepare", "load", "decode", "train"]
     assert [stage["n"] for stage in stages.values()][:3] == [60, 60, 60]
-    assert 30 < stages["train"]["n"] < 60
+    assert 0 < stages["train"]["n"] < 60
     assert all(stage["time_s"] > 0 for stage in stages.values())
     assert [item.name for item in tmp_path.iterdir()] == ["scaling.json"]
