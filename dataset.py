@@ -144,10 +144,11 @@ def take_slices(
     rows = table if split == "all" else table[table["split"] == split]
     if rows.empty:
         raise UserError(f"{data_dir}: no slice in the {split} split; run prepare.py again")
-    pixels, position = open_pixels(table, data_dir, image_size)
+    pixels, position = open_pixels(table, data_dir, image_size, in_memory=in_memory)
     places = np.array([position[digest] for digest in rows["sha256"]])
     labels = torch.tensor([classes.index(label) for label in rows["label"]])
-    if not in_memory and isinstance(pixels, np.memmap):
+    if not in_memory:
+        assert isinstance(pixels, np.memmap)
         file = PixelFile(Path(str(pixels.filename)), pixels.offset, image_size)
         return StoredSlices(file, places, labels)
     return MemorySlices(torch.from_numpy(pixels[places]).unsqueeze(1), labels)
@@ -159,15 +160,24 @@ def count_bytes(table: pd.DataFrame, splits: tuple[str, ...], image_size: int) -
 
 
 def open_pixels(
-    table: pd.DataFrame, data_dir: Path, image_size: int
+    table: pd.DataFrame, data_dir: Path, image_size: int, *, in_memory: bool = True
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Every distinct picture of the table at one size, decoded once and kept on disk.
 
     The cache is keyed by the content of the pictures, the size and the reader's version: moving
     files or dividing them otherwise does not touch it.
 
+    Args:
+        table: Of `load_table`.
+        data_dir: The folder that the table's paths begin at.
+        image_size: Side of the pictures, px.
+        in_memory: Whether memory may hold them all where the cache cannot be kept.
+
     Returns:
         Pixels, uint8 [distinct pictures, S, S], and the position of each sha256 among them.
+
+    Raises:
+        UserError: A picture is missing, changed or unreadable, or there is no place for them.
     """
     sources = dict(zip(table["sha256"], table["path"], strict=True))
     digests = sorted(sources)
@@ -182,6 +192,11 @@ def open_pixels(
         try:
             _write_cache(path, paths, digests, image_size)
         except OSError as error:
+            if not in_memory:
+                raise UserError(
+                    f"{path}: cannot be written ({describe_error(error)}), and the slices exceed "
+                    "the memory for them; make room there, or raise --memory-mib"
+                ) from error
             log.info("pixel cache not kept (%s): decoded again next time", describe_error(error))
             return np.concatenate(list(_decode(paths, digests, image_size))), position
     return np.load(path, mmap_mode="r"), position

@@ -59,12 +59,12 @@ def build_forward(
 
 
 class CompiledNetwork:
-    """A network whose forward and backward pass torch.compile makes at the first call.
+    """A network that torch.compile makes faster, each shape of its input at the first call with it.
 
     Args:
         network: Its weights are used and trained as they are.
         is_wanted: Whether a user asked for it; else the network goes on uncompiled where the
-            compiler fails.
+            compiler fails with the first batch.
     """
 
     def __init__(self, network: nn.Module, is_wanted: bool) -> None:
@@ -82,7 +82,7 @@ class CompiledNetwork:
     def _start(self, images: Tensor) -> Tensor:
         log.info("compiling: the first steps take a minute or more")
         try:
-            # batches have two sizes at most, each compiled for itself
+            # an epoch's batches have two sizes at most, each compiled for itself
             compiled: Forward = torch.compile(self._network, dynamic=False)
             logits = compiled(images)
         except torch.OutOfMemoryError:

@@ -35,11 +35,13 @@ def train(config: args.TrainConfig) -> None:
     """A new run, from the manifest to results/RUN."""
     import model
     import ranks
+    import resizing
     import runs
 
     options = config.model
     uses_weights = options.pretrained or options.weights is not None
-    model.check_model(options.model, options.image_size, uses_weights)
+    first_px = resizing.compute_size(0, 1, options.image_size, config.train.first_size)
+    model.check_model(options.model, options.image_size, uses_weights, first_px)
     device = ranks.join(config.run.device)
     name = ranks.agree(
         config.run.name or f"{options.model}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -52,7 +54,6 @@ def train(config: args.TrainConfig) -> None:
     else:
         runs.start_run(config, load_table(config), find_data(config), run_dir, name, device)
         judge(run_dir / "best.pt", config.run.device)
-    ranks.leave()
 
 
 def resume(config: args.ResumeConfig) -> None:
@@ -70,14 +71,15 @@ def resume(config: args.ResumeConfig) -> None:
     else:
         runs.take_up(run_dir, device)
         judge(run_dir / "best.pt", config.device)
-    ranks.leave()
 
 
 def judge(path: Path, device: str) -> None:
-    """Evaluate on the test split, which is used here and nowhere before."""
+    """Part from other processes, and evaluate on the test split, which is used nowhere before."""
     import ranks
 
-    if ranks.is_first():
+    is_first = ranks.is_first()
+    ranks.leave()  # nobody need wait while the first evaluates
+    if is_first:
         evaluate.evaluate(args.EvaluateConfig((path,), device=device))
 
 

@@ -58,8 +58,14 @@ def list_models() -> list[str]:
     return [CUSTOM_NET, *torchvision.models.list_models(module=torchvision.models)]
 
 
-def check_model(name: str, image_size: int, pretrained: bool) -> None:
+def check_model(name: str, image_size: int, pretrained: bool, first_px: int | None = None) -> None:
     """Refuse a wrong name or size before any file is opened; nothing is computed or downloaded.
+
+    Args:
+        name: Of `--model`.
+        image_size: Side of the slices, px.
+        pretrained: Whether it starts from weights, which may fix its size.
+        first_px: Side of the first training slices, where it is another.
 
     Raises:
         UserError: With exit status 2.
@@ -80,6 +86,14 @@ def check_model(name: str, image_size: int, pretrained: bool) -> None:
         usual = f"; its usual size is {_usual_size(fitting)}" if fitting else ""
         raise UserError(
             f"--image-size {image_size}: {name} does not take it ({first_line(error)}){usual}",
+            status=2,
+        ) from error
+    try:
+        network(torch.empty(1, 1, first_px or image_size, first_px or image_size, device="meta"))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"--first-size: {name} does not take slices of {first_px} px ({first_line(error)}); "
+            "give a larger share, or leave it out",
             status=2,
         ) from error
 

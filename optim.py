@@ -10,8 +10,8 @@ LONGEST_WARMUP = 0.2  # of the run
 
 
 def build_optimizer(
-    body: list[nn.Parameter],
-    head: list[nn.Parameter],
+    network: nn.Module,
+    head: nn.Module,
     lr: float,
     body_lr_share: float,
     weight_decay: float,
@@ -23,12 +23,13 @@ def build_optimizer(
 
     Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization.
     """
+    in_head = set(map(id, head.parameters()))
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameters, share in ((body, body_lr_share), (head, 1.0)):
-        for parameter in parameters:
-            decay = weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((share, decay), []).append(parameter)
-    fused = head[0].device.type in {"cpu", "cuda"}
+    for parameter in network.parameters():
+        share = 1.0 if id(parameter) in in_head else body_lr_share
+        decay = weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((share, decay), []).append(parameter)
+    fused = next(network.parameters()).device.type in {"cpu", "cuda"}
     return torch.optim.AdamW(
         [
             {"params": parameters, "lr_share": share, "weight_decay": decay}

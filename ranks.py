@@ -1,7 +1,8 @@
 """The processes of one run, as torchrun starts them; every function also serves a run of one.
 
 Each process holds the same weights, takes its part of every batch, and adds its gradients to those
-of the others. The first alone writes files and speaks.
+of the others. The first alone writes files and speaks. When one is killed, torchrun ends the rest:
+on the CPU they say so in a line; on CUDA one that waits for its device may be killed without.
 """
 
 import contextlib
@@ -9,13 +10,17 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from helper import UserError, log, resolve_device
+from helper import UserError, first_line, log, resolve_device
+
+# The first process may decode, or judge val, while the others wait; torchrun ends what hangs.
+LONGEST_WAIT = timedelta(hours=6)
 
 
 def join(name: str) -> torch.device:
@@ -31,12 +36,14 @@ def join(name: str) -> torch.device:
         return resolve_device(name)
     if torch.cuda.is_available() and name != "cpu":
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(name)
     device = resolve_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
         signal.signal(signal.SIGTERM, _end)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _speaking_plainly():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group(backend, timeout=LONGEST_WAIT)
     if not is_first():
         log.setLevel(logging.WARNING)
     return device
@@ -125,12 +132,9 @@ def gather_rows(rows: Tensor, n_rows: int) -> Tensor:
     if count() == 1:
         return rows.cpu()
     places = torch.arange(n_rows).tensor_split(count())[get_rank()]
-    device = (
-        torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-    )
-    whole = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype, device=device)
-    whole[places] = rows.to(device)
-    return add_up(whole).cpu()  # a sum with zeros is exact
+    whole = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype)
+    whole[places] = rows.cpu()
+    return add_up(whole)  # a sum with zeros is exact
 
 
 def share_batch_norm(network: nn.Module) -> None:
@@ -148,10 +152,12 @@ def check_parts(n_train: int, n_val: int, batch_size: int) -> None:
     Raises:
         UserError: The batches, or val, are too small for so many processes.
     """
+    if count() == 1 or not n_train:
+        return  # an empty split is told where it is opened
     if n_val < count():
         raise UserError(f"{count()} processes would share {n_val} val slices; start fewer")
     smallest = n_train // -(-n_train // batch_size)
-    if count() > 1 and smallest < 2 * count():
+    if smallest < 2 * count():
         raise UserError(
             f"{count()} processes would share batches of {smallest} slices; each needs two: "
             f"give a --batch-size of {2 * count()} or more, or start fewer processes"
@@ -164,7 +170,7 @@ def _speaking_plainly() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        raise _describe_loss() from error
+        raise _describe_loss(f" ({first_line(error)})") from error
 
 
 def _end(signal_number: int, frame: Any) -> NoReturn:
@@ -172,8 +178,8 @@ def _end(signal_number: int, frame: Any) -> NoReturn:
     raise _describe_loss()
 
 
-def _describe_loss() -> UserError:
+def _describe_loss(cause: str = "") -> UserError:
     return UserError(
         f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost the others: one of them "
-        "has ended (its own line says why); go on with --resume, or start again"
+        f"has ended, and its own line says why{cause}; go on with --resume, or start again"
     )

@@ -45,8 +45,7 @@ def start_run(
     options = config.model
     threads = helper.set_threads(config.run.threads)
     classes = dataset.list_classes(table)
-    counts = table["split"].value_counts()
-    ranks.check_parts(counts.get("train", 0), counts.get("val", 0), config.train.batch_size)
+    check_parts(config, table)
     helper.seed_everything(config.run.seed, "weights")
     network = model.build_model(
         options.model,
@@ -83,6 +82,12 @@ def start_run(
         raise
 
 
+def check_parts(config: TrainConfig, table: pd.DataFrame) -> None:
+    """Make sure that the processes of the run can share its batches; as `ranks.check_parts`."""
+    counts = table["split"].value_counts()
+    ranks.check_parts(counts.get("train", 0), counts.get("val", 0), config.train.batch_size)
+
+
 def write_start(config: TrainConfig, table: pd.DataFrame, run_dir: Path) -> None:
     """What is known before the first step: config.json and split.csv."""
     columns = ["sha256", "path", "label", "slice", "group", "split"]
@@ -105,10 +110,11 @@ def take_up(run_dir: Path, device: torch.device) -> None:
             f"{last['data']}: the slices of run {last['run']} are not what they were when it began "
             "(some added, removed, renamed or relabelled); put them back, or start a new run"
         )
+    config = TrainConfig.from_dict(last["config"])
+    check_parts(config, table)
     network = checkpoint.restore_model(last, run_dir / "last.pt")
     record = {key: last[key] for key in checkpoint.RECORD_KEYS}
     log.info("%s: going on after epoch %d", run_dir, last["epoch"])
-    config = TrainConfig.from_dict(last["config"])
     fit(config, record, network, table, device, run_dir, last)
 
 

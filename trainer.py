@@ -77,25 +77,25 @@ class Trainer:
         self.augmentation = Augmentation(**dataclasses.asdict(config.augment))
         self.starts_trained = record["start"] != "scratch"
         self.peak_lr = self.options.lr or (TRAINED_LR if self.starts_trained else SCRATCH_LR)
-        head = list(network.head.parameters())
-        in_head = set(map(id, head))
         self.optimizer = build_optimizer(
-            [part for part in network.parameters() if id(part) not in in_head],
-            head,
+            network,
+            network.head,
             self.peak_lr,
             self.options.body_lr_factor if self.starts_trained else 1.0,
             self.options.weight_decay,
         )
         self.steps_per_epoch = train.count_steps(self.options.batch_size)
         self.n_steps = self.options.epochs * self.steps_per_epoch
-        self.forward = build_forward(
-            self.network, config.run.compile, self.device, self.n_steps, ranks.count()
-        )
+        choice = config.run.compile
+        if choice == "auto" and self.options.first_size < 1:
+            choice = "off"  # every size would be compiled for itself
+        self.forward = build_forward(self.network, choice, self.device, self.n_steps, ranks.count())
         self.micro_batch = self.options.batch_size
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
-        self.tensorboard = _open_tensorboard(run_dir) if config.run.tensorboard else None
+        writes_curves = config.run.tensorboard and ranks.is_first()
+        self.tensorboard = _open_tensorboard(run_dir) if writes_curves else None
 
     @property
     def step(self) -> int:
@@ -153,7 +153,7 @@ class Trainer:
                 if (step_in_epoch + 1) % STEPS_PER_LOOK == 0:
                     recent = watch.look()
                     if recent is not None:
-                        bar.set_postfix(loss=f"{recent:.3f}")
+                        bar.set_postfix(loss=f"{recent * ranks.count():.3f}")
         shares = torch.tensor(weights, dtype=torch.float64) / len(self.train)
         return float(ranks.add_up(watch.finish().double()) @ shares)
 
@@ -362,7 +362,8 @@ class Trainer:
         self.network.load_state_dict(last["trained_weights"])
         self.averaged.load_state_dict(last["weights"])
         self.optimizer.load_state_dict(last["optimizer"])
-        self.micro_batch = last.get("micro_batch", self.micro_batch)
+        if ranks.count() == 1:  # several could divide their parts into different numbers
+            self.micro_batch = last.get("micro_batch", self.micro_batch)
         self.epoch, self.history, self.best = last["epoch"], last["history"], last["best"]
         if self.history:  # a kill may have come between last.pt and the files after it
             self.save(improved=self.best["epoch"] == self.epoch)

@@ -1,10 +1,13 @@
 """The limit: the network's own arithmetic on one batch that never changes."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from execution import build_forward
-from model import to_unit_range
+from model import Classifier, to_unit_range
 from optim import build_optimizer
 from speed.rounds import Figures, Measure, time_run
 from speed.task import Task
@@ -19,21 +22,9 @@ def build_limit(task: Task) -> Measure:
     No loading, no augmentation, no clipping, no averaging, no look at the loss: a whole epoch can
     come near it and not pass it.
     """
-    network = task.build_network().to(memory_format=torch.channels_last).train()
-    head = list(network.head.parameters())
-    in_head = set(map(id, head))
-    body = [part for part in network.parameters() if id(part) not in in_head]
-    optimizer = build_optimizer(body, head, LR, body_lr_share=1.0, weight_decay=0.0)
-    forward = build_forward(network, task.config.compile, task.device, task.n_steps)
-    batch = task.take_slices(n_steps=1)
-    images, labels = to_unit_range(batch.pixels), batch.labels
-
-    def step() -> None:
-        with torch.autocast(task.device.type, torch.bfloat16, enabled=task.precision == "bf16"):
-            logits = forward(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    batch, config = task.take_slices(n_steps=1), task.config
+    images = to_unit_range(batch.pixels)
+    step = build_step(task.build_network(), images, batch.labels, task.precision, config.compile)
 
     def run() -> None:
         for _ in range(task.n_steps):
@@ -43,3 +34,29 @@ def build_limit(task: Task) -> Measure:
         return {"limit_images_per_s": len(task.rows) / time_run(run, task.device)}
 
     return measure
+
+
+def build_step(
+    network: Classifier, images: Tensor, labels: Tensor, precision: str, compile: str = "off"
+) -> Callable[[], None]:
+    """One step of training on a batch that never changes.
+
+    Args:
+        network: On the device of the batch; it is trained.
+        images: [B, 1, S, S] in 0..1.
+        labels: Class indices [B].
+        precision: fp32 or bf16.
+        compile: `on` or `off`.
+    """
+    network = network.to(memory_format=torch.channels_last).train()
+    optimizer = build_optimizer(network, network.head, LR, body_lr_share=1.0, weight_decay=0.0)
+    forward = build_forward(network, compile, images.device, n_steps=1)
+
+    def step() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = forward(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step

@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="of ImageNet; without: from scratch")
     parser.add_argument("--image-size", type=int, default=160, help="px")
     parser.add_argument("--epochs", type=int, default=10, help="most")
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--target", type=float, default=0.97, help="val accuracy to end at")
     parser.add_argument("--seed", type=int, default=0)
     return run_verb(train, parser.parse_args(argv))

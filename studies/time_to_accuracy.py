@@ -77,6 +77,7 @@ def study(options: argparse.Namespace) -> None:
     weights = ["--weights", str(options.weights.absolute())] if options.weights else []
     common = ["--data", str(data), "--model", options.model, *weights]
     rounds: dict[str, list[dict[str, Any]]] = {"plain": [], "main.py": []}
+    figures: dict[str, Any] = {}
     read_everything(data)
     for number, seed in enumerate(options.seeds):
         order = list(rounds)[:: 1 if number % 2 == 0 else -1]
@@ -92,17 +93,17 @@ def study(options: argparse.Namespace) -> None:
                 shutil.rmtree(data / CACHE_FOLDER, ignore_errors=True)
             with tempfile.TemporaryDirectory() as folder:
                 rounds[name].append(follow(command, Path(folder), target))
-    figures = {
-        "target": target,
-        "seeds": options.seeds,
-        "warm": options.warm,
-        "rounds": rounds,
-        "ratios": divide(rounds),
-        "environment": describe_machine(),
-    }
+        figures = {
+            "target": target,
+            "seeds": options.seeds[: number + 1],
+            "warm": options.warm,
+            "rounds": rounds,
+            "ratios": divide(rounds),
+            "environment": describe_machine(),
+        }
+        if options.json:
+            write_json(options.json, figures)  # after every seed, for they are long
     report(figures)
-    if options.json:
-        write_json(options.json, figures)
 
 
 def read_everything(data: Path) -> None:

@@ -1,6 +1,7 @@
 """Batches: every slice once, in parts for processes, from memory and from a file alike."""
 
 import contextlib
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_no_more_is_read_than_is_needed_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = store(make_slices(100), tmp_path / "pixels.npy")
-    loads, load = [], StoredSlices._load
+    loads, load, n_threads = [], StoredSlices._load, threading.active_count()
 
     def watch(self: StoredSlices, places: torch.Tensor) -> torch.Tensor:
         loads.append(len(places))
@@ -121,7 +122,8 @@ def test_no_more_is_read_than_is_needed_soon(
 
     monkeypatch.setattr(StoredSlices, "_load", watch)
     with contextlib.closing(stored.read(torch.arange(100).split(2))) as parts:
-        next(parts)  # and an epoch that is broken off leaves no thread behind
+        next(parts)
+    assert threading.active_count() == n_threads  # an epoch that is broken off leaves none behind
     assert 1 <= len(loads) <= READ_AHEAD + 1
 
 

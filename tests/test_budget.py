@@ -38,6 +38,25 @@ def test_a_container_has_less(system: Path) -> None:
     assert budget.measure_budget_mib(CPU) == pytest.approx(500)
 
 
+def test_files_that_were_read_do_not_count_as_used(system: Path) -> None:
+    limit(system, str(300 * 2**20), 280)
+    (system / "memory.stat").write_text(f"anon 5\nfile 6\ninactive_file {180 * 2**20}\n")
+    assert budget.measure_budget_mib(CPU) == pytest.approx(100)
+    (system / "memory.stat").write_text("nothing that is known\n")
+    assert budget.measure_budget_mib(CPU) == pytest.approx(10)
+
+
+def test_the_first_version_of_control_groups(system: Path) -> None:
+    folder = system / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text(f"{300 * 2**20}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{200 * 2**20}\n")
+    (folder / "memory.stat").write_text(f"total_inactive_file {100 * 2**20}\n")
+    assert budget.measure_budget_mib(CPU) == pytest.approx(100)
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # no limit
+    assert budget.measure_budget_mib(CPU) == pytest.approx(500)
+
+
 @pytest.mark.parametrize("content", [None, "MemTotal: 5 kB\n"])
 def test_a_system_that_does_not_tell(system: Path, content: str | None) -> None:
     path = system / "meminfo"

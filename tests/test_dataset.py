@@ -61,6 +61,18 @@ def test_a_folder_that_cannot_be_written_still_works(
     assert not list((folder / "cache").iterdir())
 
 
+def test_no_place_for_slices_that_exceed_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device", "cache")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", refuse)
+    table = dataset.load_table(folder)
+    with pytest.raises(UserError, match=r"No space left on device.*raise --memory-mib"):
+        dataset.take_slices(table, "train", folder, ["A", "B"], 24, in_memory=False)
+
+
 def test_a_cache_is_written_chunk_by_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = dataset.load_table(folder)
     whole, _ = dataset.open_pixels(table, folder, 24)

@@ -89,6 +89,23 @@ def test_a_wrong_model_is_found_before_any_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "argv", [["--model", "vit_b_16"], ["--model", "alexnet", "--image-size", "128"]]
+)
+def test_a_first_size_that_the_model_does_not_take(
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = main.main([*argv, "--no-pretrained", "--first-size", "0.25"])
+    line = expect_refusal(capsys, status, expected=2)
+    assert "--first-size: " in line
+    assert "larger share" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_name_that_is_taken(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = list_files(Path("session"))
     line = expect_refusal(capsys, run_main("--name", "first"))

@@ -8,8 +8,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import ON_CPU, QUICK, RESULT_FILES, SESSION_FILES, read_metrics
+from conftest import (
+    ON_CPU,
+    QUICK,
+    RESULT_FILES,
+    SESSION_FILES,
+    make_data_folder,
+    read_metrics,
+)
 
+import main
 import ranks
 from helper import UserError
 
@@ -42,7 +50,8 @@ def test_two_processes_see_and_learn_what_one_does(tmp_path: Path) -> None:
     assert [a + b for a, b in zip(two[0]["seen"], two[1]["seen"], strict=True)] == one["seen"]
     assert {len(part) for rank in two for part in rank["seen"]} == {3, 4}  # uneven, and weighted
     for name, value in one["weights"].items():
-        assert torch.allclose(two[0]["weights"][name], value, atol=1e-4), name
+        # AdamW moves a weight by up to 3e-3 a step, whatever the size of its gradient
+        assert torch.allclose(two[0]["weights"][name], value, atol=1e-3), name
         assert torch.equal(two[0]["weights"][name], two[1]["weights"][name]), name
     for rows in zip(one["history"], two[0]["history"], two[1]["history"], strict=True):
         for key in ("train_loss", "val_loss", "val_accuracy", "val_macro_f1"):
@@ -73,9 +82,21 @@ def test_a_killed_process_ends_the_run_with_a_line(workplace: Path) -> None:
     assert len(lines) == 1
     assert "process 0 of 2 lost the others" in lines[0]
     assert "--resume" in lines[0]
-    resumed = torchrun(2, ROOT / "main.py", "--resume", "session/killed", "--device", "cpu")
-    assert resumed.returncode == 0, resumed.stderr
+    # alone this time: a run may go on with another number of processes
+    assert main.main(["--resume", "session/killed", "--device", "cpu"]) == 0
     assert read_metrics(workplace, "killed")["n_images"] > 0
+
+
+def test_folds_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_data_folder(tmp_path / "data", n_each=15)
+    options = ["--model", "net", "--image-size", "32", "--batch-size", "8", "--epochs", "1"]
+    command = [*options, *ON_CPU, "--folds", "2", "--name", "cross"]
+    result = torchrun(2, ROOT / "main.py", *command)
+    assert result.returncode == 0, result.stderr
+    for fold in ("fold_1", "fold_2"):
+        assert {path.name for path in Path("session/cross", fold).iterdir()} == SESSION_FILES
+    assert read_metrics(tmp_path, "cross")["n_images"] == 30
 
 
 def test_batches_that_are_too_small_are_refused(workplace: Path) -> None:
@@ -94,6 +115,8 @@ def test_what_four_processes_cannot_share(
     monkeypatch: pytest.MonkeyPatch, n_train: int, n_val: int, batch_size: int, words: str
 ) -> None:
     ranks.check_parts(n_train, n_val, batch_size)  # one process can
+    for nothing in ((0, n_val), (n_train, 0)):  # told elsewhere, and better
+        ranks.check_parts(*nothing, batch_size)
     monkeypatch.setattr(ranks, "count", lambda: 4)
     ranks.check_parts(99, 9, 64)
     with pytest.raises(UserError, match=words):
