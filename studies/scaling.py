@@ -135,13 +135,13 @@ def study(options: argparse.Namespace) -> None:
             table[str(count)] = {
                 stage: measure(stage, count, data, options.memory_mib) for stage in STAGES
             }
-    if options.json:
-        conditions = {
-            "image_size": IMAGE_SIZE,
-            "memory_mib": options.memory_mib,
-            "environment": describe_machine(),
-        }
-        write_json(options.json, {"stages": table, **conditions})
+        if options.json:  # after every size, for they are long
+            conditions = {
+                "image_size": IMAGE_SIZE,
+                "memory_mib": options.memory_mib,
+                "environment": describe_machine(),
+            }
+            write_json(options.json, {"stages": table, **conditions})
 
 
 def main(argv: list[str] | None = None) -> int:

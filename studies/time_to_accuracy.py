@@ -63,7 +63,9 @@ def follow(command: list[str], folder: Path, target: float) -> dict[str, Any]:
         raise UserError(f"python {' '.join(command)} ended with status {process.returncode}")
     reached = [time_s for time_s, accuracy in epochs if accuracy >= target]
     return {
-        "command": " ".join(command),
+        "command": " ".join(
+            Path(word).name if Path(word).is_absolute() else word for word in command
+        ),
         "epochs": epochs,
         "target_s": reached[0] if reached else None,
         "total_s": time.perf_counter() - started_s,
