@@ -14,7 +14,8 @@ Forward = Callable[[Tensor], Tensor]
 # Of mallopt in malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
-# Measured to train faster in fp32 on a CPU with AMX; ConvNeXt and RegNet are not among them.
+# Measured to train faster in fp32 on a CPU with AMX; ConvNeXt and RegNet are not among them
+# (docs/speed.md).
 DEPTHWISE_FAMILIES = ("efficientnet", "mnasnet", "mobilenet", "shufflenet")
 # Steps of a run on CUDA from which on compiling is thought to pay; not measured yet.
 LEAST_STEPS_TO_COMPILE = 2000

@@ -12,7 +12,15 @@ from conftest import Run, expect_refusal, make_data_folder
 
 import checkpoint
 from helper import UserError
-from studies import headline, plain_fine_tuning, pointing_game, recipes, scaling, time_to_accuracy
+from studies import (
+    headline,
+    plain_fine_tuning,
+    pointing_game,
+    precision,
+    recipes,
+    scaling,
+    time_to_accuracy,
+)
 from studies.command import parse_training_study
 
 
@@ -155,3 +163,14 @@ def test_scaling_measures_every_stage(tmp_path: Path, capsys: pytest.CaptureFixt
     assert 0 < stages["train"]["n"] < 60
     assert all(stage["time_s"] > 0 for stage in stages.values())
     assert [item.name for item in tmp_path.iterdir()] == ["scaling.json"]
+
+
+def test_precisions_take_turns(tmp_path: Path) -> None:
+    path = tmp_path / "precision.json"
+    argv = ["--models", "net", "--image-size", "32", "--repeats", "2", "--json", str(path)]
+    assert precision.main(argv) == 0
+    row = json.loads(path.read_text("utf-8"))["images_per_s"]["net"]
+    assert len(row["fp32"]) == len(row["bf16"]) == 2
+    for fp32, bf16, ratio in zip(row["fp32"], row["bf16"], row["ratio"], strict=True):
+        assert fp32 > 0
+        assert ratio == bf16 / fp32
