@@ -21,6 +21,8 @@ FIGURES = {
     "pipeline_over_usual": ("pipeline / usual", ""),
     "statistics_s": ("batch norm's statistics after an epoch", "s"),
     "inference_images_per_s": ("inference, fp32", "images/s"),
+    "files_images_per_s": ("the same from files, decoded first", "images/s"),
+    "files_over_inference": ("files / inference", ""),
     "read_slices_s": ("reading and hashing every slice", "s"),
     "find_copies_s": ("finding copies and groups", "s"),
     "build_cache_s": ("decoding every slice into the cache", "s"),
@@ -33,6 +35,7 @@ FIGURES = {
 RATIOS = {
     "pipeline_over_limit": ("pipeline_images_per_s", "limit_images_per_s"),
     "pipeline_over_usual": ("pipeline_images_per_s", "usual_images_per_s"),
+    "files_over_inference": ("files_images_per_s", "inference_images_per_s"),
 }
 UNDEFINED = {
     "peak_memory_mib": "this system does not tell a process how much memory it has held",

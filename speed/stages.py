@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dataset
 import model
+from batches import Slices
 from imaging.duplicates import find_copies
 from imaging.manifest import ImageFacts, collect_thumbnails, measure_images
 from speed.rounds import Figures, Measure, time_run
@@ -52,14 +53,26 @@ def build_cache(task: Task) -> Measure:
 
 
 def build_inference(task: Task) -> Measure:
-    """Images/s of verdicts, which are fp32, from pixels on the device to logits on the CPU."""
+    """Images/s of verdicts, which are fp32: from files without a cache, and from the device alone.
+
+    The second is the limit of the first: pixels on the device to logits on the CPU.
+    """
     network = task.build_network()
-    slices = task.take_slices(task.n_short_steps)
+
+    def judge(slices: Slices) -> object:
+        return model.infer(network, slices.iterate(task.config.batch_size))
+
+    def judge_files() -> None:
+        with tempfile.TemporaryDirectory(dir=task.work) as folder:
+            judge(task.take_slices(task.n_short_steps, Path(folder)))
 
     def measure() -> Figures:
-        def run() -> object:
-            return model.infer(network, slices.iterate(task.config.batch_size))
-
-        return {"inference_images_per_s": len(slices) / time_run(run, task.device)}
+        slices = task.take_slices(task.n_short_steps)
+        files_s = time_run(judge_files, task.device)
+        device_s = time_run(lambda: judge(slices), task.device)
+        return {
+            "files_images_per_s": len(slices) / files_s,
+            "inference_images_per_s": len(slices) / device_s,
+        }
 
     return measure

@@ -69,14 +69,17 @@ class Task:
         network = model.build_model(config.model, len(self.classes), config.image_size)
         return network.to(self.device)
 
-    def take_slices(self, n_steps: int) -> Slices:
-        """The slices of the first steps, from the pixel cache, on the device."""
-        n_rows = n_steps * self.config.batch_size
-        chosen = np.where(np.arange(len(self.rows)) < n_rows, "train", "")
+    def take_slices(self, n_steps: int, folder: Path | None = None) -> Slices:
+        """The slices of the first steps on the device, from the pixel cache of a folder.
+
+        Args:
+            n_steps: Whole batches.
+            folder: None: `work`. In an empty one they are decoded.
+        """
         slices = dataset.take_slices(
-            self.rows.assign(split=chosen),
+            self.rows.head(n_steps * self.config.batch_size).assign(split="train"),
             "train",
-            self.work,
+            folder or self.work,
             self.classes,
             self.config.image_size,
         )
