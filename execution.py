@@ -24,8 +24,8 @@ LEAST_STEPS_TO_COMPILE = 2000
 def resolve_precision(choice: str, device: torch.device, model: str) -> str:
     """`auto` is bf16 where the device computes in it: CUDA since Ampere, CPUs with AMX or AVX-512.
 
-    A CPU that only emulates bf16 would be slower than in fp32; so are, on any, networks whose time
-    goes into depthwise convolutions (docs/speed.md).
+    A CPU that only emulates bf16 would be slower than in fp32; so were, on the CPU that was
+    measured, networks whose time goes into depthwise convolutions (docs/speed.md).
     """
     if choice != "auto":
         return choice

@@ -43,7 +43,7 @@ def start_run(
         device: To train on.
     """
     options = config.model
-    threads = helper.set_threads(config.run.threads)
+    helper.set_threads(config.run.threads)
     classes = dataset.list_classes(table)
     check_parts(config, table)
     helper.seed_everything(config.run.seed, "weights")
@@ -55,31 +55,45 @@ def start_run(
         weights=options.weights,
         dropout=options.dropout,
     )
-    record = {
-        "run": name,
-        **model.describe_model(options.model, network, classes),
-        "start": model.describe_start(options.model, options.pretrained, options.weights),
-        "config": config.to_dict(),
-        "data": data_dir.as_posix(),
-        "phantom": dataset.is_phantom(data_dir),
-        "split": dataset.record_split(table),
-        "fingerprint": dataset.compute_fingerprint(table),
-        "threads": threads,
-        "precision": execution.resolve_precision(config.run.precision, device, options.model),
-        "environment": helper.describe_environment(device, sys.argv),
-    }
+    record = build_record(config, network, table, data_dir, name, device)
     if ranks.is_first():
         helper.create_run_dir(run_dir.parent, run_dir.name)
     try:
         if ranks.is_first():
             write_start(config, table, run_dir)
-        fit(config, record, network, table, device, run_dir)
+        trainer = prepare(config, record, network, table, device, run_dir)
+        fit(trainer, list_val_groups(table))
     except BaseException as error:
         can_go_on = isinstance(error, KeyboardInterrupt) or ranks.count() > 1
         kept = can_go_on and (run_dir / "last.pt").exists()
         if ranks.is_first() and not kept and not (run_dir / "history.csv").exists():
             shutil.rmtree(run_dir)  # it failed at the start: give the name back
         raise
+
+
+def build_record(
+    config: TrainConfig,
+    network: model.Classifier,
+    table: pd.DataFrame,
+    data_dir: Path,
+    name: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What the checkpoints of a run say of it, as plain values; arguments as of `start_run`."""
+    options = config.model
+    return {
+        "run": name,
+        **model.describe_model(options.model, network, dataset.list_classes(table)),
+        "start": model.describe_start(options.model, options.pretrained, options.weights),
+        "config": config.to_dict(),
+        "data": data_dir.as_posix(),
+        "phantom": dataset.is_phantom(data_dir),
+        "split": dataset.record_split(table),
+        "fingerprint": dataset.compute_fingerprint(table),
+        "threads": torch.get_num_threads(),
+        "precision": execution.resolve_precision(config.run.precision, device, options.model),
+        "environment": helper.describe_environment(device, sys.argv),
+    }
 
 
 def check_parts(config: TrainConfig, table: pd.DataFrame) -> None:
@@ -115,20 +129,19 @@ def take_up(run_dir: Path, device: torch.device) -> None:
     network = checkpoint.restore_model(last, run_dir / "last.pt")
     record = {key: last[key] for key in checkpoint.RECORD_KEYS}
     log.info("%s: going on after epoch %d", run_dir, last["epoch"])
-    fit(config, record, network, table, device, run_dir, last)
-
-
-def fit(
-    config: TrainConfig,
-    record: dict[str, Any],
-    network: model.Classifier,
-    table: pd.DataFrame,
-    device: torch.device,
-    run_dir: Path,
-    last: dict[str, Any] | None = None,
-) -> None:
-    """Train, from the content of last.pt where the run is taken up, and calibrate on val."""
     trainer = prepare(config, record, network, table, device, run_dir)
+    fit(trainer, list_val_groups(table), last)
+
+
+def fit(trainer: Trainer, groups: np.ndarray, last: dict[str, Any] | None = None) -> None:
+    """Train, from the content of last.pt where the run is taken up, and calibrate on val.
+
+    Args:
+        trainer: Of `prepare`.
+        groups: Of the val slices, [N].
+        last: What last.pt holds; None begins anew.
+    """
+    run_dir = trainer.run_dir
     if last is not None:
         trainer.resume(last)
     else:
@@ -140,9 +153,13 @@ def fit(
             f"interrupted after epoch {trainer.epoch}; go on with --resume {run_dir}"
         ) from error
     if ranks.is_first():
-        groups = table.loc[table["split"] == "val", "group"].to_numpy()
         calibrate(run_dir / "best.pt", trainer.val, groups, trainer.micro_batch)
     ranks.wait()
+
+
+def list_val_groups(table: pd.DataFrame) -> np.ndarray:
+    """The groups of the val slices, [N], in the order of the slices."""
+    return table.loc[table["split"] == "val", "group"].to_numpy()
 
 
 def prepare(

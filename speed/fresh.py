@@ -77,7 +77,7 @@ def train(work: Path) -> None:
     import torch
 
     import runs
-    from speed.pipeline import build_config, build_record
+    from speed.pipeline import build_config
     from speed.task import open_task
 
     task = open_task(read_config(work), work)
@@ -86,17 +86,15 @@ def train(work: Path) -> None:
         split=["val" if row == 0 else "train" for row in range(len(task.rows))]
     )
     run_dir.mkdir(exist_ok=True)
-    trainer = runs.prepare(
-        config, build_record(task, network), network, table, task.device, run_dir
-    )
+    record = runs.build_record(config, network, table, work, "benchmark", task.device)
+    trainer = runs.prepare(config, record, network, table, task.device, run_dir)
     trainer.save(improved=False)
-    for step, batch in enumerate(trainer.train.shuffle(task.config.batch_size, 0, 0)):
+    batches = trainer.train.shuffle(task.config.batch_size, seed=0, epoch=0)
+    for step, batch in zip(range(STEPS), batches, strict=False):
         trainer.train_step(batch, step)
         if step == 0:
             synchronise(task.device)
             print(flush=True)
-        if step + 1 == STEPS:
-            break
     on_cuda = task.device.type == "cuda"
     peaks = {
         "peak_memory_mib": read_peak_memory_mib(),

@@ -1,9 +1,7 @@
 """The pipeline: whole epochs of the program's own training."""
 
-from typing import Any
-
 import args
-import model
+import runs
 from speed.rounds import Figures, Measure, time_run
 from speed.task import Task
 from trainer import Trainer
@@ -29,22 +27,6 @@ def build_config(task: Task) -> args.TrainConfig:
     )
 
 
-def build_record(task: Task, network: model.Classifier) -> dict[str, Any]:
-    """What a trainer, and who prepares it, must know of the run."""
-    config = build_config(task)
-    return {
-        "run": "benchmark",
-        **model.describe_model(config.model.model, network, task.classes),
-        "start": model.describe_start(config.model.model, pretrained=False, weights=None),
-        "config": config.to_dict(),
-        "data": task.work.as_posix(),
-        "phantom": False,
-        "threads": task.threads,
-        "precision": task.precision,
-        "environment": {"device": str(task.device)},
-    }
-
-
 def build_pipeline(task: Task) -> Measure:
     """Images/s of an epoch as training has it: order, augmentation, average, losses.
 
@@ -52,9 +34,10 @@ def build_pipeline(task: Task) -> Measure:
     most: a cost that an epoch has however long it is. Val is not looked at.
     """
     network, slices = task.build_network(), task.take_slices(task.n_steps)
-    record = build_record(task, network)
+    config = build_config(task)
+    record = runs.build_record(config, network, task.rows, task.work, "benchmark", task.device)
     # val, which no epoch looks at, is the same slices
-    trainer = Trainer(network, slices, slices, build_config(task), record, task.work / "run")
+    trainer = Trainer(network, slices, slices, config, record, task.work / "run")
 
     def measure() -> Figures:
         return {

@@ -54,7 +54,6 @@ def train(options: argparse.Namespace) -> int:
     """One epoch, its preparation included."""
     import args
     import dataset
-    import execution
     import model
     import runs
 
@@ -62,18 +61,8 @@ def train(options: argparse.Namespace) -> int:
     config = args.parse_train(["--model", "net", "--image-size", size, "--memory-mib", memory])
     assert isinstance(config, args.TrainConfig)
     table, device = dataset.load_table(options.data), torch.device("cpu")
-    classes = dataset.list_classes(table)
-    network = model.build_model("net", len(classes), IMAGE_SIZE)
-    record = {
-        **model.describe_model("net", network, classes),
-        "start": "scratch",
-        "config": config.to_dict(),
-        "data": str(options.data),
-        "phantom": True,
-        "threads": torch.get_num_threads(),
-        "precision": execution.resolve_precision("auto", device, "net"),
-        "environment": {"device": "cpu"},
-    }
+    network = model.build_model("net", len(dataset.list_classes(table)), IMAGE_SIZE)
+    record = runs.build_record(config, network, table, options.data, "scaling", device)
     trainer = runs.prepare(config, record, network, table, device, options.data)
     trainer.train_epoch()
     return len(trainer.train)

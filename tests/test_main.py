@@ -76,33 +76,27 @@ def test_an_empty_data_folder_names_both_ways_on(
 
 
 @pytest.mark.parametrize(
-    "argv", [["--model", "resnet81"], ["--model", "vit_b_16", "--image-size", "100"]]
+    ("argv", "words"),
+    [
+        (["--model", "resnet81"], "no such model"),
+        (["--model", "vit_b_16", "--image-size", "100"], "--image-size 100"),
+        (["--model", "vit_b_16", "--first-size", "0.25"], "--first-size: vit_b_16"),
+        (
+            ["--model", "alexnet", "--image-size", "128", "--first-size", "0.25"],
+            "give a larger share",
+        ),
+    ],
 )
 def test_a_wrong_model_is_found_before_any_file(
     argv: list[str],
+    words: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    expect_refusal(capsys, main.main([*argv, "--no-pretrained"]), expected=2)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "argv", [["--model", "vit_b_16"], ["--model", "alexnet", "--image-size", "128"]]
-)
-def test_a_first_size_that_the_model_does_not_take(
-    argv: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    status = main.main([*argv, "--no-pretrained", "--first-size", "0.25"])
-    line = expect_refusal(capsys, status, expected=2)
-    assert "--first-size: " in line
-    assert "larger share" in line
+    status = main.main([*argv, "--no-pretrained"])
+    assert words in expect_refusal(capsys, status, expected=2)
     assert not list(tmp_path.iterdir())
 
 
