@@ -17,6 +17,7 @@ from conftest import expect_refusal, list_files
 import args
 import benchmark
 import helper
+import model
 from helper import UserError
 from speed import fresh, limit, report, rounds, usual
 from speed.task import Task, choose_slices, open_task
@@ -297,3 +298,27 @@ def test_the_limit_trains_as_many_slices_as_it_counts(
     monkeypatch.setattr(limit, "time_run", lambda run, _: run() or 2.0)
     assert limit.build_limit(task)() == {"limit_images_per_s": 28.0}  # 56 in 2 s
     assert seen == [8] * 7
+
+
+def test_a_step_of_the_limit_moves_the_weights() -> None:
+    network = model.build_model("net", 3, 32)
+    weight = next(network.head.parameters())
+    before = weight.detach().clone()
+    limit.build_step(network, torch.rand(4, 1, 32, 32), torch.arange(4) % 3, "fp32")()
+    assert not torch.equal(before, weight)
+    assert all(part.grad is None for part in network.parameters())
+
+
+def test_the_usual_way_takes_every_step(
+    phantom_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, step = [], torch.optim.Adam.step
+
+    def count(self: torch.optim.Adam, *rest: Any) -> Any:
+        steps.append(1)
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", count)
+    task = make_task(phantom_dir, tmp_path)
+    usual.build_usual(task)()
+    assert len(steps) == task.n_short_steps

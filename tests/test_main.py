@@ -29,6 +29,7 @@ from fixtures_four_classes import CLASSES, write_four_class_folder
 from PIL import Image
 
 import args
+import batches
 import checkpoint
 import evaluate
 import main
@@ -313,11 +314,20 @@ def test_slices_that_exceed_the_memory_for_them_are_read_from_disk(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
+    loads, load = [], batches.StoredSlices._load
+
+    def watch(self: batches.StoredSlices, places: torch.Tensor) -> torch.Tensor:
+        loads.append(len(places))
+        return load(self, places)
+
+    monkeypatch.setattr(batches.StoredSlices, "_load", watch)
     size = ("--image-size", "160")  # 60 slices take 1.5 MiB
     assert run_main(*size, "--name", "memory") == 0
+    assert not loads
     assert "--memory-mib" not in capsys.readouterr().out
     assert run_main(*size, "--memory-mib", "1", "--name", "disk") == 0
     assert "1 MiB for them (--memory-mib): read from disk" in capsys.readouterr().out
+    assert loads
     first, second = (
         checkpoint.load_checkpoint(Path(f"session/{run}/best.pt")) for run in ("memory", "disk")
     )
