@@ -8,7 +8,7 @@ import torch
 from helper import UserError, atomic_path
 from model import Classifier, Preprocess, build_model, load_tensors
 
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2  # 1: slices in the position of their files
 # What a checkpoint holds beside the progress of training: the run's identity.
 RECORD_KEYS = (
     "run",

@@ -16,7 +16,8 @@ from batches import MemorySlices, PixelFile, Slices, StoredSlices
 from helper import UserError, atomic_path, describe_error, log
 from imaging.audit import read_audit
 from imaging.manifest import load_manifest
-from imaging.read import READER_VERSION, read_grey, resize_grey
+from imaging.position import fit_slice
+from imaging.read import READER_VERSION, read_grey
 from imaging.split import check_disjoint, split_folds, split_groups, split_images
 
 CACHE_FOLDER = "cache"
@@ -222,7 +223,7 @@ def _decode(paths: list[Path], digests: list[str], image_size: int) -> Iterator[
             raise UserError(f"{describe_error(error)}; run prepare.py again") from error
         if hashlib.sha256(content).hexdigest() != digests[row]:
             raise UserError(f"{paths[row]}: changed since prepare.py ran; run prepare.py again")
-        return resize_grey(read_grey(content), image_size)
+        return fit_slice(read_grey(content), image_size)
 
     rows = range(len(paths))
     with (

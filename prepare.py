@@ -45,7 +45,6 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         is_listed,
         list_images,
         measure_present,
-        read_groups,
     )
     from imaging.sheets import draw_sheets
 
@@ -63,10 +62,7 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         facts, missing = measure_source(planned, path, data_dir)
         facts |= measure_present(data_dir, facts)
         names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned}
-        known = data_dir / "CSV" / "patients.csv"  # what an earlier --groups said
-        patients = read_groups(known, names, skip_unknown=True) if known.exists() else {}
-        if groups:
-            patients |= read_groups(groups, names)
+        patients = _collect_patients(data_dir, facts, names, groups)
         cache = data_dir / "cache" / "copies.npz"
         known_copies, splits = load_copies(cache), read_splits(data_dir)
         thumbnails = collect_thumbnails(facts)
@@ -151,6 +147,28 @@ def prepare_phantoms(n_images: int, data_dir: Path, seed: int) -> None:
 def _phantom_table(data_dir: Path) -> Path:
     """The truth about phantoms; where it lies, everything is made up."""
     return data_dir / "CSV" / "phantoms.csv"
+
+
+def _collect_patients(
+    data_dir: Path, facts: "Mapping[str, ImageFacts]", names: dict[str, str], groups: Path | None
+) -> dict[str, str]:
+    """The known patient of each picture: DICOM gives way to earlier --groups, these to --groups.
+
+    A number that every picture has was put there to hide the patient, and ties nothing together.
+    """
+    from imaging.manifest import read_groups
+
+    patients = {path: fact.patient for path, fact in facts.items() if fact.patient}
+    n_patients, n_readable = len(set(patients.values())), sum(not f.note for f in facts.values())
+    if n_patients == 1 and 1 < len(patients) == n_readable:
+        log.info("PatientID is the same in all %d DICOM files: passed over", n_readable)
+        patients = {}
+    elif patients:
+        log.info("%d patients by the PatientID of %d DICOM files", n_patients, len(patients))
+    known = data_dir / "CSV" / "patients.csv"
+    if known.exists():
+        patients |= read_groups(known, names, skip_unknown=True)
+    return patients | (read_groups(groups, names) if groups else {})
 
 
 def _measure_shortcut(

@@ -4,6 +4,7 @@ Everything that is wrong with a source is found here, before anything is written
 """
 
 import contextlib
+import functools
 import gzip
 import lzma
 import os
@@ -19,7 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from helper import UserError
-from imaging.read import IMAGE_SUFFIXES
+from imaging.dicom import START_BYTES
+from imaging.read import IMAGE_SUFFIXES, is_picture, read_start
 
 MAX_FILE_MIB = 128
 ALIASES = {"brain_glioma": "Glioma", "brain_menin": "Menin", "brain_tumor": "Tumor"}
@@ -38,12 +40,16 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture inside a source: its name there, size in bytes, place, and how to read it."""
+    """A picture inside a source: its name there, size in bytes, place, and how to read it.
+
+    `peek` reads its first START_BYTES alone.
+    """
 
     name: str
     size: int
     place: int
     read: Callable[[], bytes] = field(repr=False, compare=False)
+    peek: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def open_source(path: Path, skip: Path | None = None) -> Iterator[Source]:
         except _DAMAGE as error:
             raise _damaged(path, error) from error
         shown = [entry for entry in found if not _is_hidden(entry.name)]
-        entries = [entry for entry in shown if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+        entries = [entry for entry in shown if is_picture(_file_name(entry), entry.peek)]
         entries.sort(key=lambda entry: (entry.name, entry.place))
         if not entries:
             raise UserError(
@@ -227,7 +233,7 @@ def _damaged(path: Path, error: BaseException) -> UserError:
 
 
 def _reader(path: Path, name: str, size: int, opener: Callable[[], IO[bytes]]) -> bytes:
-    """The content of an archive's entry: exactly its declared size, or an error."""
+    """The first `size` bytes of an archive's entry, or an error where it has fewer."""
     try:
         with opener() as stream:
             content = stream.read(size)
@@ -252,7 +258,8 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Entry]:
                 raise UserError(f"{path} is a link that leaves the folder; remove it")
             _check_name(root, relative)
             if path.is_file():
-                yield Entry(relative, path.stat().st_size, 0, path.read_bytes)
+                peek = functools.partial(read_start, path)
+                yield Entry(relative, path.stat().st_size, 0, path.read_bytes, peek)
         folders[:] = sorted(
             name for name in folders if not _is_hidden(name) and (here / name).resolve() != skipped
         )
@@ -285,10 +292,11 @@ def _walk_zip(path: Path, archive: zipfile.ZipFile) -> Iterator[Entry]:
             )
         if not info.is_dir():
 
-            def read(info: zipfile.ZipInfo = info) -> bytes:
-                return _reader(path, info.filename, info.file_size, lambda: archive.open(info))
+            def read(size: int = info.file_size, info: zipfile.ZipInfo = info) -> bytes:
+                return _reader(path, info.filename, size, lambda: archive.open(info))
 
-            yield Entry(name, info.file_size, place, read)
+            peek = functools.partial(read, min(START_BYTES, info.file_size))
+            yield Entry(name, info.file_size, place, read, peek)
 
 
 def _open_tar(path: Path) -> tarfile.TarFile:
@@ -322,10 +330,11 @@ def _walk_tar(path: Path, archive: tarfile.TarFile) -> Iterator[Entry]:
             )
         if member.isfile():
 
-            def read(member: tarfile.TarInfo = member) -> bytes:
-                return _reader(path, member.name, member.size, lambda: _extract(archive, member))
+            def read(size: int = member.size, member: tarfile.TarInfo = member) -> bytes:
+                return _reader(path, member.name, size, lambda: _extract(archive, member))
 
-            yield Entry(name, member.size, place, read)
+            peek = functools.partial(read, min(START_BYTES, member.size))
+            yield Entry(name, member.size, place, read, peek)
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

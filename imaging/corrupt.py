@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from helper import derive_seed
-from imaging.read import Pixels, resize_grey
+from imaging.grey import Pixels, resize_grey
 
 STRENGTHS = range(1, 6)
 

@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,14 +22,8 @@ from tqdm import tqdm
 
 from helper import UserError, write_text
 from imaging.features import THUMBNAIL_PX
-from imaging.read import (
-    IMAGE_SUFFIXES,
-    ImageError,
-    ImageTooLargeError,
-    read_grey,
-    read_mode,
-    resize_grey,
-)
+from imaging.grey import ImageError, ImageTooLargeError, resize_grey
+from imaging.read import is_picture, read_grey, read_mode, read_patient, read_start
 from imaging.split import SPLITS, extend_split
 
 COLUMNS = ("path", "label", "width", "height", "sha256", "mean", "slice", "group", "split", "note")
@@ -40,8 +35,8 @@ FILES_AT_ONCE = 16  # held in memory while the pool decodes
 class ImageFacts:
     """What one file holds, a function of its bytes alone.
 
-    `mean` is grey 0..255; `thumbnail`, uint8 [THUMBNAIL_PX, THUMBNAIL_PX], is None of a file that
-    cannot be read.
+    `mean` is grey 0..255; `patient` is the pseudonym of whom a DICOM file names, else "";
+    `thumbnail`, uint8 [THUMBNAIL_PX, THUMBNAIL_PX], is None of a file that cannot be read.
     """
 
     sha256: str
@@ -50,6 +45,7 @@ class ImageFacts:
     mean: float
     mode: str
     note: str = ""
+    patient: str = ""
     thumbnail: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
 
@@ -60,14 +56,10 @@ def manifest_path(data_dir: Path) -> Path:
 
 def list_images(data_dir: Path) -> list[str]:
     """Every picture of data_dir/Images/<Class>/, relative to data_dir in POSIX form, sorted."""
-    found = (data_dir / "Images").glob("*/*")
-    names = (path.relative_to(data_dir).as_posix() for path in found if is_image_name(path.name))
+    found = (path for path in (data_dir / "Images").glob("*/*") if path.is_file())
+    pictures = (path for path in found if is_picture(path.name, partial(read_start, path)))
+    names = (path.relative_to(data_dir).as_posix() for path in pictures)
     return sorted(name for name in names if "/." not in name)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file name ends like a picture and is not hidden."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def measure_image(content: bytes) -> ImageFacts:
@@ -80,6 +72,7 @@ def measure_image(content: bytes) -> ImageFacts:
     try:
         mode = read_mode(content)
         pixels = read_grey(content)
+        patient = read_patient(content)
     except ImageTooLargeError:
         raise
     except ImageError as error:
@@ -87,7 +80,7 @@ def measure_image(content: bytes) -> ImageFacts:
     height, width = pixels.shape
     mean = round(float(pixels.mean()), 3)
     thumbnail = resize_grey(pixels, THUMBNAIL_PX)
-    return ImageFacts(sha256, width, height, mean, mode, thumbnail=thumbnail)
+    return ImageFacts(sha256, width, height, mean, mode, patient=patient, thumbnail=thumbnail)
 
 
 def measure_images(

@@ -5,18 +5,27 @@ Nothing of Pillow's process-wide state is changed, so any number of threads may 
 
 import io
 import warnings
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-from helper import UserError, describe_error
+from helper import describe_error
+from imaging.dicom import (
+    START_BYTES,
+    has_preamble,
+    is_dicom,
+    read_dicom,
+    read_dicom_frames,
+    read_header,
+)
+from imaging.grey import ImageError, Pixels, check_size, scale_to_8_bit
 
-READER_VERSION = 1  # part of every cache key: raise it when the same file gives other pixels
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 64_000_000
+READER_VERSION = 2  # part of every cache key: raise it when the same file gives other pixels
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", *DICOM_SUFFIXES)
 
 # The formats are opened by their own classes: Image.open would try dozens more, and it warns of
 # large pictures through the warnings module, which threads share.
@@ -40,28 +49,55 @@ _TRANSPOSES = {
 }
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 262
-_BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 # Pillow remarks on odd metadata; a remark is no reason to print a second line about a picture.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-Pixels = npt.NDArray[np.uint8]
+
+def is_picture(name: str, peek: Callable[[], bytes]) -> bool:
+    """Whether a file is taken for a picture, by its name or, where that has no suffix, as DICOM.
+
+    Scanners write DICOM without a suffix, or under a number with dots in it. A DICOMDIR is none:
+    it lists other files.
+
+    Args:
+        name: The file's name without folders.
+        peek: Reads the first START_BYTES of the file; called only where the name says nothing.
+    """
+    if name.startswith(".") or name.upper() == "DICOMDIR":
+        return False
+    if name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    suffix = PurePosixPath(name).suffix
+    return (not suffix or suffix[1:].isdecimal()) and has_preamble(peek())
 
 
-class ImageError(UserError):
-    """A picture that cannot be read; `reason` is why, without the file's name."""
-
-    def __init__(self, reason: str, source: Path | bytes = b"") -> None:
-        super().__init__(f"{source}: {reason}" if isinstance(source, Path) else reason)
-        self.reason = reason
+def read_start(path: Path) -> bytes:
+    """The first START_BYTES of a file, for `is_picture`."""
+    with path.open("rb") as stream:
+        return stream.read(START_BYTES)
 
 
-class ImageTooLargeError(ImageError):
-    """A picture of more than MAX_PIXELS pixels, by its header."""
+def read_frames(source: Path | bytes) -> Iterator[Pixels]:
+    """Read every picture of a file: the frames of a DICOM one after another, else the only one.
+
+    Args:
+        source: The file, or its bytes.
+
+    Yields:
+        uint8 [H, W]
+
+    Raises:
+        ImageError: As `read_grey`; pictures before the damage have been given by then.
+    """
+    if _is_dicom(source):
+        yield from read_dicom_frames(source)
+    else:
+        yield read_grey(source)
 
 
 def read_grey(source: Path | bytes) -> Pixels:
-    """Read a JPEG, PNG, TIFF or BMP picture of any mode as grey, upright by its EXIF tag.
+    """Read a JPEG, PNG, TIFF, BMP or DICOM picture of any mode as grey, upright by its EXIF tag.
 
     Colour becomes luma, transparent parts become black. Deeper pictures are scaled and never
     clipped: the scale is the smallest usual bit depth (8, 10, 12, 14, 16) that holds the
@@ -71,6 +107,7 @@ def read_grey(source: Path | bytes) -> Pixels:
     range is used; brightness between two such files is not comparable, as it never is in MRI.
     Values under zero are lifted to start at zero. Floating point in 0..1 is multiplied by 255;
     any other floating point has no range of its own and is stretched from least to greatest.
+    DICOM obeys its window instead, where it has one (`read_dicom_frames`).
 
     Args:
         source: The file, or its bytes.
@@ -79,8 +116,11 @@ def read_grey(source: Path | bytes) -> Pixels:
         uint8 [H, W]
 
     Raises:
-        ImageError: Unreadable, cut short, empty, no such picture, or over MAX_PIXELS.
+        ImageError: Unreadable, cut short, empty, no such picture, over MAX_PIXELS, or a DICOM of
+            several frames.
     """
+    if _is_dicom(source):
+        return read_dicom(source)
     try:
         with _open_stream(source) as stream, _open_header(stream) as image:
             orientation = _read_orientation(image)
@@ -101,6 +141,9 @@ def read_size(source: Path | bytes) -> tuple[int, int]:
     Raises:
         ImageError: As `read_grey`, as far as the header tells.
     """
+    if _is_dicom(source):
+        header = read_header(source)
+        return header.width, header.height
     try:
         with _open_stream(source) as stream, _open_header(stream) as image:
             width, height = image.size
@@ -112,9 +155,13 @@ def read_size(source: Path | bytes) -> tuple[int, int]:
 def read_mode(source: Path | bytes) -> str:
     """How the file stores its pixels, in Pillow's words: L, RGB, RGBA, P, 1, CMYK, I;16, F.
 
+    Of DICOM in DICOM's: MONOCHROME2 16-bit.
+
     Raises:
         ImageError: As `read_grey`, as far as the header tells.
     """
+    if _is_dicom(source):
+        return read_header(source).mode
     try:
         with _open_stream(source) as stream, _open_header(stream) as image:
             return image.mode
@@ -122,26 +169,22 @@ def read_mode(source: Path | bytes) -> str:
         raise _explain(error, source) from error
 
 
-def resize_grey(pixels: Pixels, size_px: int) -> Pixels:
-    """Fit a grey picture into a square, aspect kept, centred on black; the one resize.
+def read_patient(source: Path | bytes) -> str:
+    """The pseudonym of the patient whom a DICOM file names; "" for none and for other formats.
 
-    Args:
-        pixels: uint8 [H, W]
-        size_px: Side of the square.
-
-    Returns:
-        uint8 [size_px, size_px], bilinear and antialiased.
+    Raises:
+        ImageError: As `read_grey`, as far as the header tells.
     """
-    height, width = pixels.shape
-    scale = size_px / max(height, width)
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
-    image = Image.fromarray(pixels)
-    if (new_height, new_width) != (height, width):
-        image = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
-    square = np.zeros((size_px, size_px), np.uint8)
-    top, left = (size_px - new_height) // 2, (size_px - new_width) // 2
-    square[top : top + new_height, left : left + new_width] = np.asarray(image)
-    return square
+    return read_header(source).patient if _is_dicom(source) else ""
+
+
+def _is_dicom(source: Path | bytes) -> bool:
+    """Whether the content is DICOM; of what cannot be opened the other reader says why."""
+    try:
+        with _open_stream(source) as stream:
+            return is_dicom(stream.read(START_BYTES))
+    except OSError:
+        return False
 
 
 def _open_stream(source: Path | bytes) -> IO[bytes]:
@@ -159,13 +202,8 @@ def _open_header(stream: IO[bytes]) -> ImageFile.ImageFile:
             image = opener(stream)
             break
     else:
-        raise ImageError("not a JPEG, PNG, TIFF or BMP picture")
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError(f"a picture of {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        limit = f"{MAX_PIXELS / 1e6:.0f} million"
-        raise ImageTooLargeError(f"{width} x {height} pixels, over the limit of {limit}")
+        raise ImageError("not a JPEG, PNG, TIFF, BMP or DICOM picture")
+    check_size(*image.size)
     return image
 
 
@@ -192,7 +230,7 @@ def _is_inverted(image: ImageFile.ImageFile) -> bool:
 def _convert_grey(image: Image.Image, inverted: bool) -> Pixels:
     """Grey of 8 bits from a loaded picture of any mode; uint8 [H, W]."""
     if image.mode.startswith("I") or image.mode == "F":
-        pixels = _scale_to_8_bit(np.asarray(image))
+        pixels = scale_to_8_bit(np.asarray(image))
         return 255 - pixels if inverted else pixels
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         opaque = image.convert("RGBA")
@@ -201,24 +239,6 @@ def _convert_grey(image: Image.Image, inverted: bool) -> Pixels:
     if image.mode not in {"L", "1"}:
         image = image.convert("RGB")
     return np.asarray(image.convert("L"))
-
-
-def _scale_to_8_bit(values: npt.NDArray) -> Pixels:
-    """Scale integers by their bit depth and floats by their range; uint8 [H, W]."""
-    whole = values.dtype.kind in "iu"
-    values = values.astype(np.float32)
-    finite = np.isfinite(values)
-    if not finite.all():
-        values = np.where(finite, values, values[finite].min() if finite.any() else 0.0)
-    low, high = float(values.min()), float(values.max())
-    if whole:
-        low = min(low, 0.0)
-        deepest = [2.0**depth - 1 for depth in _BIT_DEPTHS if high - low < 2.0**depth]
-        high = low + (deepest[0] if deepest else high - low)
-    elif low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    scale = 255 / (high - low) if high > low else 0.0
-    return np.rint((values - low) * scale).astype(np.uint8)
 
 
 def _explain(error: Exception, source: Path | bytes) -> ImageError:

@@ -20,8 +20,9 @@ import pandas as pd
 from helper import read_commit, write_json
 from imaging.duplicates import Copies, find_copies
 from imaging.features import THUMBNAIL_PX
+from imaging.grey import resize_grey
 from imaging.manifest import load_manifest
-from imaging.read import read_grey, resize_grey
+from imaging.read import read_grey
 
 Bytes = npt.NDArray[np.uint8]
 

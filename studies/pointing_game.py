@@ -34,8 +34,10 @@ from assessment.explain import (
 from assessment.uncertainty import compute_interval, estimate_ratio
 from batches import Slices
 from helper import NOTICE, UserError, read_commit, run_verb, write_json
+from imaging.grey import resize_grey
 from imaging.phantom import encode_phantom, plan_phantoms, render_phantom
-from imaging.read import resize_grey
+from imaging.position import find_position, turn
+from imaging.read import read_grey
 from model import to_unit_range
 
 METHODS = ("gradcam", "occlusion")
@@ -81,9 +83,11 @@ def load_phantoms(rows: pd.DataFrame, slices: Slices, data_dir: Path) -> Phantom
         if path not in plans:
             raise UserError(f"{data_dir / path} is no phantom of its folder; run prepare.py anew")
         picture, mask = render_phantom(plans[path])
-        if hashlib.sha256(encode_phantom(plans[path], picture)).hexdigest() != digest:
+        content = encode_phantom(plans[path], picture)
+        if hashlib.sha256(content).hexdigest() != digest:
             raise UserError(f"{data_dir / path} is rendered otherwise here; run prepare.py anew")
-        lesions.append(resize_grey(mask.astype(np.uint8) * 255, pixels.shape[-1]) >= 128)
+        turned = turn(mask.astype(np.uint8) * 255, find_position(read_grey(content)))
+        lesions.append(resize_grey(turned, pixels.shape[-1]) >= 128)
     return Phantoms(
         images=to_unit_range(slices.pixels),
         lesions=torch.from_numpy(np.stack(lesions)),

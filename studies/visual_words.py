@@ -12,8 +12,8 @@ from sklearn.cluster import MiniBatchKMeans
 from tqdm import tqdm
 
 from imaging.features import THUMBNAIL_PX, WORDS_FILE, describe_slice
+from imaging.grey import resize_grey
 from imaging.phantom import PhantomPlan, plan_phantoms, render_phantom
-from imaging.read import resize_grey
 
 N_WORDS = 1000  # and as many mirror images
 N_PLANNED, SEED = 3000, 11

@@ -21,8 +21,8 @@ from imaging.corrupt import (
     match_brightness,
     place,
 )
+from imaging.grey import resize_grey
 from imaging.phantom import plan_phantoms, render_phantom
-from imaging.read import resize_grey
 
 SIZE_PX = 96
 CORNERS = np.array([[[1, 2], [4, 3]]], np.uint8)

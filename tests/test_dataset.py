@@ -28,10 +28,11 @@ def test_slices_labels_and_rows_are_in_step(folder: Path, in_memory: bool) -> No
     assert [("A", "B")[label] for label in slices.labels.tolist()] == rows["label"].tolist()
     assert slices.pixels.shape == (len(rows), 1, 24, 24)
     assert slices.pixels.dtype == torch.uint8
-    from imaging.read import read_grey, resize_grey
+    from imaging.position import fit_slice
+    from imaging.read import read_grey
 
     for pixels, path in zip(slices.pixels, rows["path"], strict=True):
-        assert np.array_equal(pixels[0].numpy(), resize_grey(read_grey(folder / path), 24))
+        assert np.array_equal(pixels[0].numpy(), fit_slice(read_grey(folder / path), 24))
 
 
 def test_the_cache_is_made_once_and_keyed_by_content_and_size(

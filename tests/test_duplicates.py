@@ -22,9 +22,9 @@ from imaging.features import (
     load_words,
     mirror_points,
 )
+from imaging.grey import resize_grey
 from imaging.grouping import PATIENT_IMAGES, SLICE_SCORE, number_groups, number_slices
 from imaging.manifest import load_manifest
-from imaging.read import resize_grey
 from studies.planted_copies import (
     measure_ids,
     measure_planted,

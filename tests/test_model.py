@@ -233,7 +233,7 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a checkpoint of this program"):
         checkpoint.load_checkpoint(path)
     torch.save({"schema": 99}, path)
-    with pytest.raises(UserError, match="schema 99, this program reads 1"):
+    with pytest.raises(UserError, match="schema 99, this program reads 2"):
         checkpoint.load_checkpoint(path)
     with pytest.raises(UserError, match="a folder"):
         checkpoint.load_checkpoint(tmp_path)

@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imaging import read
-from imaging.read import (
-    ImageError,
-    ImageTooLargeError,
-    read_grey,
-    read_mode,
-    read_size,
-    resize_grey,
-)
+from imaging import grey, read
+from imaging.grey import ImageError, ImageTooLargeError, resize_grey
+from imaging.read import is_picture, read_frames, read_grey, read_mode, read_size
 
 GREY = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40), dtype=np.uint8)
@@ -144,13 +138,34 @@ def test_reads_a_path_as_it_reads_bytes(tmp_path: Path) -> None:
     assert read_size(path) == (40, 24)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP"])
+def test_frames_of_a_picture_are_the_picture(kind: str) -> None:
+    content = encode(NOISE, kind)
+    (pixels,) = read_frames(content)
+    np.testing.assert_array_equal(pixels, read_grey(content))
+
+
+def test_what_is_taken_for_a_picture_by_its_name() -> None:
+    def refuse() -> bytes:
+        raise AssertionError("not to be read: the name says enough")
+
+    for name in ("a.JPG", "a.png", "a.tiff", "a.dcm", "a.DICOM", "MR.ima"):
+        assert is_picture(name, refuse)
+    for name in (".a.png", "DICOMDIR", "dicomdir", "readme.txt", "a.dcm.zip"):
+        assert not is_picture(name, refuse)
+    for name in ("IM000001", "1.2.840.113619.2.5"):
+        assert is_picture(name, lambda: bytes(128) + b"DICM")
+        assert not is_picture(name, lambda: bytes(132))
+        assert not is_picture(name, lambda: b"")
+
+
 def test_errors_name_the_file_and_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "notes.jpg"
     path.write_text("no picture")
     with pytest.raises(ImageError) as caught:
         read_grey(path)
-    assert str(caught.value) == f"{path}: not a JPEG, PNG, TIFF or BMP picture"
-    assert caught.value.reason == "not a JPEG, PNG, TIFF or BMP picture"
+    assert str(caught.value) == f"{path}: not a JPEG, PNG, TIFF, BMP or DICOM picture"
+    assert caught.value.reason == "not a JPEG, PNG, TIFF, BMP or DICOM picture"
     with pytest.raises(ImageError, match="No such file"):
         read_grey(tmp_path / "absent.png")
     with pytest.raises(ImageError, match="directory"):
@@ -169,9 +184,9 @@ def test_a_picture_cut_short_is_an_error(kind: str) -> None:
 
 def test_pixel_limit_is_found_in_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encode(NOISE)
-    monkeypatch.setattr(read, "MAX_PIXELS", 40 * 24)
+    monkeypatch.setattr(grey, "MAX_PIXELS", 40 * 24)
     assert read_grey(content).shape == (24, 40)
-    monkeypatch.setattr(read, "MAX_PIXELS", 40 * 24 - 1)
+    monkeypatch.setattr(grey, "MAX_PIXELS", 40 * 24 - 1)
     for reader in (read_grey, read_size, read_mode):
         with pytest.raises(ImageTooLargeError, match="40 x 24 pixels"):
             reader(content[:60])  # no pixels are there to be decoded
@@ -222,7 +237,7 @@ def test_altered_pictures_give_an_array_or_an_image_error(
         assert " at 0x" not in result.reason
     else:
         assert result.ndim == 2
-        assert result.size <= read.MAX_PIXELS
+        assert result.size <= grey.MAX_PIXELS
 
 
 def test_threads_agree_with_one() -> None:
