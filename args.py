@@ -1,4 +1,4 @@
-"""Options of every verb: one frozen dataclass a group, from which the parsers are made.
+"""Options of the verbs that make and measure: a frozen dataclass a group, and their parsers.
 
 A field states its default, help, choices and range once. Configurations are never changed after
 parsing. Standard library only, so that `--help` answers before anything heavy is imported.

@@ -18,10 +18,13 @@ import model
 import ranks
 import verdicts
 from args import TrainConfig
-from assessment import baselines, calibration
+from assessment import baselines, calibration, novelty
 from batches import Slices
 from helper import UserError, log
 from trainer import Trainer
+
+# A picture is compared with no more than these: of 2,048 numbers each they take 16 MiB.
+REFERENCE_SLICES = 4096
 
 
 def start_run(
@@ -62,7 +65,7 @@ def start_run(
         if ranks.is_first():
             write_start(config, table, run_dir)
         trainer = prepare(config, record, network, table, device, run_dir)
-        fit(trainer, list_val_groups(table))
+        fit(trainer, table)
     except BaseException as error:
         can_go_on = isinstance(error, KeyboardInterrupt) or ranks.count() > 1
         kept = can_go_on and (run_dir / "last.pt").exists()
@@ -130,15 +133,15 @@ def take_up(run_dir: Path, device: torch.device) -> None:
     record = {key: last[key] for key in checkpoint.RECORD_KEYS}
     log.info("%s: going on after epoch %d", run_dir, last["epoch"])
     trainer = prepare(config, record, network, table, device, run_dir)
-    fit(trainer, list_val_groups(table), last)
+    fit(trainer, table, last)
 
 
-def fit(trainer: Trainer, groups: np.ndarray, last: dict[str, Any] | None = None) -> None:
+def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = None) -> None:
     """Train, from the content of last.pt where the run is taken up, and calibrate on val.
 
     Args:
         trainer: Of `prepare`.
-        groups: Of the val slices, [N].
+        table: The rows that its slices are of.
         last: What last.pt holds; None begins anew.
     """
     run_dir = trainer.run_dir
@@ -153,13 +156,8 @@ def fit(trainer: Trainer, groups: np.ndarray, last: dict[str, Any] | None = None
             f"interrupted after epoch {trainer.epoch}; go on with --resume {run_dir}"
         ) from error
     if ranks.is_first():
-        calibrate(run_dir / "best.pt", trainer.val, groups, trainer.micro_batch)
+        complete(run_dir / "best.pt", trainer, table)
     ranks.wait()
-
-
-def list_val_groups(table: pd.DataFrame) -> np.ndarray:
-    """The groups of the val slices, [N], in the order of the slices."""
-    return table.loc[table["split"] == "val", "group"].to_numpy()
 
 
 def prepare(
@@ -213,22 +211,45 @@ def open_splits(
     return train, val
 
 
-def calibrate(path: Path, val: Slices, groups: np.ndarray, batch_size: int) -> None:
+def complete(path: Path, trainer: Trainer, table: pd.DataFrame) -> None:
     """Fit what belongs to val, once the epoch is chosen, and keep it in best.pt.
 
     Args:
         path: The checkpoint, which is written anew.
-        val: The val slices, on the device.
-        groups: Their groups [N].
-        batch_size: Slices a forward pass.
+        trainer: With the slices on the device.
+        table: The rows that its slices are of.
     """
     best = checkpoint.load_run(path)
-    network = checkpoint.restore_model(best, path).to(val.labels.device)
-    logits = model.infer(network, val.iterate(batch_size))[0].numpy()
+    network = checkpoint.restore_model(best, path).to(trainer.device)
+    batch_size, val = trainer.micro_batch, trainer.val
+    groups = table.loc[table["split"] == "val", "group"].to_numpy()
+    logits, embeddings = (part.numpy() for part in model.infer(network, val.iterate(batch_size)))
     best["calibration"] = calibration.fit_calibration(
         logits, val.labels.cpu().numpy(), groups, best["classes"]
     )
+    rows = table[table["split"] == "train"].reset_index(drop=True)
+    chosen = choose_reference(rows)
+    parts = torch.from_numpy(chosen).split(batch_size)
+    known = model.infer(network, trainer.train.read(parts))[1].half()
+    distances = novelty.find_nearest(known.float().numpy(), embeddings)[1][:, -1]
+    best["reference"] = {
+        "embeddings": known,
+        "sha256": rows["sha256"].iloc[chosen].tolist(),
+        "labels": rows["label"].iloc[chosen].tolist(),
+        "threshold": novelty.fit_threshold(distances, groups),
+    }
     checkpoint.save_checkpoint(path, best)
+
+
+def choose_reference(rows: pd.DataFrame) -> np.ndarray:
+    """The training slices that a picture is compared with: places of one of each distinct slice.
+
+    Of more than REFERENCE_SLICES as many are taken, evenly over the table.
+    """
+    distinct = np.flatnonzero(~rows["slice"].duplicated().to_numpy())
+    if len(distinct) <= REFERENCE_SLICES:
+        return distinct
+    return distinct[np.linspace(0, len(distinct) - 1, REFERENCE_SLICES).round().astype(int)]
 
 
 def announce(

@@ -15,7 +15,9 @@ import args
 import benchmark
 import evaluate
 import main
+import predict
 import prepare
+import use_args
 from helper import PROJECT_DIR
 
 Groups = tuple[Any, ...]
@@ -32,12 +34,14 @@ class Verb(NamedTuple):
 VERBS = {
     "main.py": Verb(args.parse_train, tuple(args.TRAIN_GROUPS.values()), ()),
     "evaluate.py": Verb(args.parse_evaluate, (args.EvaluateConfig,), ("best.pt",)),
+    "predict.py": Verb(use_args.parse_predict, (use_args.PredictConfig,), ("best.pt", "a.png")),
     "prepare.py": Verb(args.parse_prepare, (args.PrepareConfig,), ("source.zip",)),
     "benchmark.py": Verb(args.parse_benchmark, (args.BenchmarkConfig,), ()),
 }
 MAINS = {
     "main.py": main.main,
     "evaluate.py": evaluate.main,
+    "predict.py": predict.main,
     "prepare.py": prepare.main,
     "benchmark.py": benchmark.main,
 }

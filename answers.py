@@ -1,0 +1,139 @@
+"""The table of predict.py: a row a picture as it comes, one more for each DICOM series."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier import Verdict
+from intake import Picture
+
+Row = dict[str, Any]
+DIGITS = 6
+
+
+def list_columns(classes: list[str]) -> list[str]:
+    """The columns of the table."""
+    probs = [f"p_{name}" for name in classes]
+    return ["file", "predicted", "confidence", *probs, "set", "refer", "unlike", "error"]
+
+
+def describe_picture(name: str, verdict: Verdict, classes: list[str]) -> Row:
+    """The row of a picture; what was not fitted is None."""
+    chosen = verdict.prediction_set
+    return {
+        "file": name,
+        **_describe_probs(verdict.probs, classes),
+        "set": None if chosen is None else list(chosen),
+        "refer": verdict.refer,
+        "unlike": verdict.unlike,
+        "error": None,
+    }
+
+
+def _describe_probs(probs: NDArray[np.float64], classes: list[str]) -> Row:
+    likeliest = int(probs.argmax())
+    each = {
+        f"p_{name}": round(float(prob), DIGITS) for name, prob in zip(classes, probs, strict=True)
+    }
+    return {"predicted": classes[likeliest], "confidence": max(each.values()), **each}
+
+
+def describe_failure(name: str, error: str, classes: list[str]) -> Row:
+    """The row of a picture that cannot be read."""
+    return {**dict.fromkeys(list_columns(classes)), "file": name, "error": error}
+
+
+@dataclass
+class _Series:
+    """What the slices of one DICOM series have said so far."""
+
+    number: int
+    n_slices: int = 0
+    n_unlike: int = 0
+    n_agreeing: dict[str, int] = field(default_factory=dict)
+    known: NDArray[np.float64] | float = 0.0
+    unlike: NDArray[np.float64] | float = 0.0
+    is_judged: bool = True
+
+
+class SeriesTally:
+    """Adds up the slices of each DICOM series of a folder, for a row when the folder is done.
+
+    It remembers the series of one folder alone, so that its size does not grow with the files.
+    """
+
+    def __init__(self, classes: list[str]) -> None:
+        self.classes = classes
+        self._folder: Path | None = None
+        self._series: dict[str, _Series] = {}
+
+    def add(self, picture: Picture, verdict: Verdict) -> list[Row]:
+        """Count a slice; the rows of the series before it, where it begins another folder."""
+        rows = self.close() if picture.path.parent != self._folder else []
+        self._folder = picture.path.parent
+        if picture.series:
+            one = self._series.setdefault(picture.series, _Series(len(self._series) + 1))
+            one.n_slices += 1
+            if verdict.unlike:
+                one.n_unlike += 1
+                one.unlike = one.unlike + verdict.probs
+            else:
+                one.known = one.known + verdict.probs
+            if verdict.prediction_set is None:
+                one.is_judged = False
+            elif len(verdict.prediction_set) == 1 and not verdict.unlike:
+                name = verdict.prediction_set[0]
+                one.n_agreeing[name] = one.n_agreeing.get(name, 0) + 1
+        return rows
+
+    def close(self) -> list[Row]:
+        """The rows of the series so far, of those with more than one slice."""
+        rows = [self._describe(one) for one in self._series.values() if one.n_slices > 1]
+        self._folder, self._series = None, {}
+        return rows
+
+    def _describe(self, one: _Series) -> Row:
+        """The mean over the slices that are like those of training, or over all if none is.
+
+        Nothing was fitted to series: there is no prediction set. `refer` says that no single
+        class stands alone in the sets of more than half of the slices.
+        """
+        n_known = one.n_slices - one.n_unlike
+        probs = (
+            np.asarray(one.known) / n_known if n_known else np.asarray(one.unlike) / one.n_slices
+        )
+        row = _describe_probs(probs, self.classes)
+        n_agreeing = one.n_agreeing.get(row["predicted"], 0)
+        return {
+            "file": f"{self._folder}#series{one.number} ({one.n_slices} slices)",
+            **row,
+            "set": None,
+            "refer": 2 * n_agreeing <= one.n_slices if one.is_judged else None,
+            "unlike": 2 * one.n_unlike > one.n_slices,
+            "error": None,
+        }
+
+
+class TableWriter:
+    """Writes rows as they come: CSV, or JSON lines where the file's name ends with .jsonl."""
+
+    def __init__(self, stream: TextIO, classes: list[str], *, as_json: bool) -> None:
+        self._stream, self._as_json = stream, as_json
+        self._csv = csv.DictWriter(stream, list_columns(classes), lineterminator="\n")
+        if not as_json:
+            self._csv.writeheader()
+
+    def write(self, rows: list[Row]) -> None:
+        """Write rows and hand them to the system, so that others can read along."""
+        for row in rows:
+            if self._as_json:
+                self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            else:
+                flat = "|".join(row["set"]) if row["set"] is not None else None
+                self._csv.writerow({**row, "set": flat})
+        self._stream.flush()

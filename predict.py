@@ -1,0 +1,139 @@
+"""Judge pictures: `python predict.py session/RUN/best.pt PATH…`."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import helper
+import use_args
+from helper import UserError, log
+
+if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
+    from answers import Row
+    from classifier import FittedSlice, SliceClassifier, Verdict
+    from intake import Picture
+
+BATCH_SIZE = 32
+UNFINISHED = ".part"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    config = use_args.parse_predict(argv)
+    return helper.run_verb(predict, config, config.debug)
+
+
+def predict(config: use_args.PredictConfig) -> None:
+    """A row for every picture of files and folders, as it comes, and a summary.
+
+    Raises:
+        UserError: A checkpoint or path is not there, the table is already, or nothing was read.
+    """
+    from tqdm import tqdm
+
+    import answers
+    import intake
+    from classifier import load_classifier
+
+    if config.out.exists() and not config.overwrite:
+        raise UserError(f"{config.out} exists; name another --out, or give --overwrite")
+    files = intake.find_files(config.pictures)
+    classifier = load_classifier(config.checkpoints, config.device, config.threads)
+    for line in classifier.list_warnings():
+        log.info("note: %s", line)
+    tally = answers.SeriesTally(classifier.classes)
+    counts = dict.fromkeys(("pictures", "errors", "refer", "unlike"), 0)
+    batches = intake.read_batches(
+        files, classifier.fit, BATCH_SIZE, overlap=classifier.device.type != "cpu"
+    )
+    with (
+        _open_table(config.out) as stream,
+        tqdm(desc="judging", unit="slice", disable=None) as bar,
+    ):
+        table = answers.TableWriter(
+            stream, classifier.classes, as_json=config.out.suffix == ".jsonl"
+        )
+        for batch in batches:
+            readable = [picture.made for picture in batch if picture.made is not None]
+            verdicts = iter(classifier.judge(readable) if readable else [])
+            rows: list[Row] = []
+            for picture in batch:
+                if picture.made is None:
+                    row = answers.describe_failure(picture.name, picture.error, classifier.classes)
+                    rows.append(row)
+                else:
+                    verdict = next(verdicts)
+                    rows += tally.add(picture, verdict)
+                    row = answers.describe_picture(picture.name, verdict, classifier.classes)
+                    rows.append(row)
+                    if config.heatmaps:
+                        save_heatmap(config.heatmaps, classifier, picture, verdict)
+                count(counts, row)
+            table.write(rows)
+            bar.update(len(batch))
+        table.write(tally.close())
+    summarise(counts, config.out)
+
+
+def count(counts: dict[str, int], row: "Row") -> None:
+    """Add a row to what the summary says."""
+    counts["pictures"] += 1
+    counts["errors"] += row["error"] is not None
+    counts["refer"] += bool(row["refer"])
+    counts["unlike"] += bool(row["unlike"])
+
+
+@contextlib.contextmanager
+def _open_table(path: Path) -> Iterator[TextIO]:
+    """A table that can be read while it grows, under another name until it is whole."""
+    growing = path.with_name(path.name + UNFINISHED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with growing.open("w", encoding="utf-8", newline="") as stream:
+        try:
+            yield stream
+        except BaseException:
+            log.info("rows so far: %s", growing)
+            raise
+    growing.replace(path)
+
+
+def save_heatmap(
+    folder: Path,
+    classifier: "SliceClassifier",
+    picture: "Picture[FittedSlice]",
+    verdict: "Verdict",
+) -> None:
+    """A picture beside itself under the heat map of the class that it was given."""
+    from assessment.overlay import draw_overlay
+
+    fitted = picture.made
+    assert fitted is not None
+    heatmap = classifier.explain(fitted, verdict.predicted)
+    lines = [*classifier.describe_verdict(verdict), helper.NOTICE]
+    parts = [part for part in picture.path.parts if part not in {picture.path.anchor, "..", "."}]
+    frame = f"#{picture.frame}" if picture.frame else ""
+    path = folder.joinpath(*parts[:-1], f"{parts[-1]}{frame}.png")
+    with helper.atomic_path(path) as temporary:
+        draw_overlay(fitted.picture, heatmap, lines).save(temporary)
+
+
+def summarise(counts: dict[str, int], out: Path) -> None:
+    """How many pictures, how many of them need a look, and where the table is.
+
+    Raises:
+        UserError: None could be read.
+    """
+    if counts["errors"] == counts["pictures"]:
+        raise UserError(f"none of {counts['pictures']} pictures could be read; see {out}")
+    log.info(
+        "%d pictures: %d to refer, %d unlike those of training, %d not readable",
+        *(counts[key] for key in ("pictures", "refer", "unlike", "errors")),
+    )
+    log.info("%s", helper.NOTICE)
+    log.info("open %s", out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

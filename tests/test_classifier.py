@@ -1,0 +1,125 @@
+"""A checkpoint made ready: the same answer in all positions, sets, distances, ensembles."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Run
+
+import checkpoint
+from classifier import SliceClassifier, load_classifier
+from helper import UserError
+from imaging.phantom import plan_phantoms, render_phantom
+from imaging.read import read_grey
+
+BEST = Path("session/first/best.pt")
+
+
+@pytest.fixture
+def classifier(trained: Run) -> SliceClassifier:
+    return load_classifier([BEST], "cpu", 1)
+
+
+def list_positions(pixels: np.ndarray) -> list[np.ndarray]:
+    turned = [np.rot90(pixels, quarter) for quarter in range(4)]
+    return [*turned, *(np.fliplr(each) for each in turned)]
+
+
+def test_eight_positions_of_a_slice_get_one_answer(classifier: SliceClassifier) -> None:
+    for plan in plan_phantoms(6, 5):
+        verdicts = classifier.judge(
+            [classifier.fit(each) for each in list_positions(render_phantom(plan)[0])]
+        )
+        for other in verdicts[1:]:
+            assert np.array_equal(other.probs, verdicts[0].probs)
+            assert other.prediction_set == verdicts[0].prediction_set
+            assert other.nearest == verdicts[0].nearest
+
+
+def test_it_agrees_with_evaluate(classifier: SliceClassifier) -> None:
+    table = pd.read_csv("results/first/predictions.csv", keep_default_na=False)
+    pictures = [read_grey(Path("data/phantom") / path) for path in table["path"]]
+    verdicts = classifier.judge([classifier.fit(pixels) for pixels in pictures])
+    probs = np.array([verdict.probs for verdict in verdicts])
+    columns = [f"p_{name}" for name in classifier.classes]
+    np.testing.assert_allclose(probs, table[columns].to_numpy(), atol=2e-6)
+    assert [verdict.predicted for verdict in verdicts] == table["predicted"].tolist()
+    assert ["|".join(verdict.prediction_set or ()) for verdict in verdicts] == table["set"].tolist()
+    assert [str(verdict.refer) for verdict in verdicts] == table["refer"].astype(str).tolist()
+
+
+def test_a_training_slice_is_its_own_nearest(classifier: SliceClassifier) -> None:
+    table = pd.read_csv("session/first/split.csv")
+    own = table[table["split"] == "train"].drop_duplicates("slice").iloc[:8]
+    verdicts = classifier.judge(
+        [classifier.fit(read_grey(Path("data/phantom") / path)) for path in own["path"]]
+    )
+    for verdict, row in zip(verdicts, own.itertuples(), strict=True):
+        assert verdict.nearest[0] == (row.sha256, row.label)
+        assert verdict.distance is not None
+        assert not verdict.unlike
+
+
+def test_the_reference_is_one_of_each_distinct_training_slice(trained: Run) -> None:
+    reference = checkpoint.load_run(BEST)["reference"]
+    table = pd.read_csv("session/first/split.csv")
+    train = table[table["split"] == "train"]
+    assert set(reference["sha256"]) <= set(train["sha256"])
+    assert len(reference["sha256"]) == train["slice"].nunique()
+    assert len(reference["embeddings"]) == len(reference["labels"]) == len(reference["sha256"])
+    assert reference["threshold"] > 0
+
+
+def test_a_heat_map_follows_the_picture(classifier: SliceClassifier) -> None:
+    pixels = render_phantom(plan_phantoms(6, 5)[0])[0]
+    upright = classifier.explain(classifier.fit(pixels), "Glioma")
+    assert upright.shape == pixels.shape
+    turned = classifier.explain(classifier.fit(np.rot90(pixels)), "Glioma")
+    np.testing.assert_allclose(turned, np.rot90(upright), atol=0.02)
+
+
+def test_an_ensemble_is_the_mean_and_has_no_sets(trained: Run) -> None:
+    kept = checkpoint.load_run(BEST)
+    kept["calibration"] = {**kept["calibration"], "temperature": 5.0}
+    checkpoint.save_checkpoint(Path("soft.pt"), kept)
+    pixels = render_phantom(plan_phantoms(6, 5)[1])[0]
+    alone = []
+    for paths in ([BEST], [Path("soft.pt")], [BEST, Path("soft.pt")]):
+        classifier = load_classifier(paths, "cpu", 1)
+        alone.append(classifier.judge([classifier.fit(pixels)])[0])
+    first, soft, both = alone
+    np.testing.assert_allclose(both.probs, (first.probs + soft.probs) / 2, atol=1e-12)
+    assert both.prediction_set is None
+    assert both.refer is None
+    assert first.distance == pytest.approx(both.distance)
+
+
+def test_what_was_not_fitted_is_said_and_left_open(trained: Run) -> None:
+    kept = checkpoint.load_run(BEST)
+    del kept["calibration"], kept["reference"]
+    checkpoint.save_checkpoint(Path("old.pt"), kept)
+    classifier = load_classifier([Path("old.pt")], "cpu", 1)
+    verdict = classifier.judge([classifier.fit(np.zeros((9, 9), np.uint8))])[0]
+    assert (verdict.prediction_set, verdict.refer, verdict.unlike, verdict.distance) == (None,) * 4
+    assert verdict.nearest == ()
+    warnings = " ".join(classifier.list_warnings())
+    assert "NOT CALIBRATED" in warnings
+    assert "NOT FITTED" in warnings
+    assert "PHANTOM" in warnings
+
+
+def test_refusals(trained: Run) -> None:
+    kept = checkpoint.load_run(BEST)
+    checkpoint.save_checkpoint(Path("other.pt"), {**kept, "classes": ["A", "B", "C"]})
+    with pytest.raises(UserError, match=r"other.pt knows A, B, C, .* name checkpoints of the same"):
+        load_classifier([BEST, Path("other.pt")])
+    checkpoint.save_checkpoint(Path("begun.pt"), {**kept, "best": {}})
+    with pytest.raises(UserError, match=r"no epoch is finished"):
+        load_classifier([Path("begun.pt")])
+    broken = {name: value.clone() for name, value in kept["weights"].items()}
+    next(value for value in broken.values() if value.is_floating_point()).fill_(float("nan"))
+    checkpoint.save_checkpoint(Path("nan.pt"), {**kept, "weights": broken})
+    classifier = load_classifier([Path("nan.pt")], "cpu")
+    with pytest.raises(UserError, match=r"nan.pt: its logits are NaN or infinite"):
+        classifier.judge([classifier.fit(np.zeros((9, 9), np.uint8))])

@@ -1,0 +1,31 @@
+"""Distances of embeddings, and beyond which a picture is unlike those of training."""
+
+import numpy as np
+
+from assessment.novelty import find_nearest, fit_threshold
+
+
+def test_distances_are_of_directions() -> None:
+    reference = np.array([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], np.float32)
+    rows, distances = find_nearest(reference, np.array([[5.0, 0.0], [1.0, 1.0]], np.float32))
+    assert rows[0].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(distances[0], [0, np.sqrt(2), 2], atol=1e-6)
+    np.testing.assert_allclose(distances[1, :2], np.sqrt(2 - np.sqrt(2)), atol=1e-6)
+
+
+def test_no_more_than_five_are_given() -> None:
+    reference = np.eye(9, dtype=np.float32)
+    rows, distances = find_nearest(reference, reference[3:4])
+    assert rows.shape == distances.shape == (1, 5)
+    assert rows[0, 0] == 3
+
+
+def test_an_embedding_of_zeros_is_far_from_all() -> None:
+    assert find_nearest(np.eye(3, dtype=np.float32), np.zeros((1, 3), np.float32))[1].min() > 1
+
+
+def test_two_per_cent_of_the_groups_go_beyond() -> None:
+    groups = np.repeat([f"g{number:03d}" for number in range(100)], 3)
+    distances = np.repeat(np.arange(100.0), 3) - np.tile([0.0, 0.2, 0.4], 100)
+    assert fit_threshold(distances, groups) == 97.0  # of 98 and 99 the farthest lies beyond
+    assert fit_threshold(distances[:9], groups[:9]) == 2.0  # of few none does
