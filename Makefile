@@ -1,13 +1,14 @@
 # make demo    install, train the custom CNN on generated phantoms, evaluate it
 # make test    install, then lint, types and quick tests
 # make test-all  the slow tests too
+# make test-app  the page in Chromium, in an environment of its own (requirements-app.txt)
 # Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all test-app lint format clean
 
 demo: .venv/installed
 	$(BIN)/python prepare.py --phantom 900
@@ -19,6 +20,9 @@ test: .venv/installed-dev lint
 test-all: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n auto
 
+test-app: .venv-app/installed
+	.venv-app/bin/python -m pytest tests/test_app.py
+
 lint: .venv/installed-dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -29,7 +33,7 @@ format: .venv/installed-dev
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-app .mypy_cache .pytest_cache .ruff_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,4 +46,9 @@ clean:
 
 .venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+.venv-app/installed: requirements-app.txt requirements.txt
+	$(PYTHON) -m venv .venv-app
+	.venv-app/bin/python -m pip install --quiet -r requirements-app.txt pytest pytest-timeout hypothesis playwright
 	touch $@

@@ -9,11 +9,20 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import Verdict
+from classifier import FittedSlice, SliceClassifier, Verdict
 from intake import Picture
 
 Row = dict[str, Any]
 DIGITS = 6
+
+
+def judge_batch(
+    classifier: SliceClassifier, batch: list[Picture[FittedSlice]]
+) -> list[tuple[Picture[FittedSlice], Verdict | None]]:
+    """Each picture of a batch with its verdict, None where it cannot be read."""
+    readable = [picture.made for picture in batch if picture.made is not None]
+    verdicts = iter(classifier.judge(readable) if readable else [])
+    return [(picture, None if picture.made is None else next(verdicts)) for picture in batch]
 
 
 def list_columns(classes: list[str]) -> list[str]:
@@ -22,8 +31,10 @@ def list_columns(classes: list[str]) -> list[str]:
     return ["file", "predicted", "confidence", *probs, "set", "refer", "unlike", "error"]
 
 
-def describe_picture(name: str, verdict: Verdict, classes: list[str]) -> Row:
-    """The row of a picture; what was not fitted is None."""
+def describe_picture(name: str, verdict: Verdict | None, error: str, classes: list[str]) -> Row:
+    """The row of a picture; what was not fitted is None, and all of one that cannot be read."""
+    if verdict is None:
+        return {**dict.fromkeys(list_columns(classes)), "file": name, "error": error}
     chosen = verdict.prediction_set
     return {
         "file": name,
@@ -41,11 +52,6 @@ def _describe_probs(probs: NDArray[np.float64], classes: list[str]) -> Row:
         f"p_{name}": round(float(prob), DIGITS) for name, prob in zip(classes, probs, strict=True)
     }
     return {"predicted": classes[likeliest], "confidence": max(each.values()), **each}
-
-
-def describe_failure(name: str, error: str, classes: list[str]) -> Row:
-    """The row of a picture that cannot be read."""
-    return {**dict.fromkeys(list_columns(classes)), "file": name, "error": error}
 
 
 @dataclass

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import checkpoint as checkpoints
 import helper
+import layers
 import model
 from assessment import calibration, explain, novelty
 from execution import keep_freed_memory
@@ -47,7 +48,7 @@ class Verdict:
         prediction_set: The classes that cannot be ruled out; None where nothing was fitted.
         refer: Whether a human should look: the set is not a single class; None as above.
         unlike: Whether the picture is unlike those of training; None where nothing was fitted.
-        distance: Of its embedding from the nearest of training, as a multiple of the threshold.
+        distance: From the training slices, as a multiple of the threshold.
         nearest: sha256 of the nearest training slices and their classes, the nearest first.
     """
 
@@ -75,9 +76,35 @@ class Member:
         return self.network.preprocess.image_size
 
     @functools.cached_property
-    def reference(self) -> NDArray[np.float32]:
-        """The embeddings of training slices, [M, D]."""
-        return self.kept["reference"]["embeddings"].float().numpy()
+    def reference(self) -> "Reference | None":
+        """The training slices to compare with; None where the checkpoint keeps none."""
+        kept = self.kept.get("reference")
+        return None if kept is None else Reference(kept)
+
+
+class Reference:
+    """The training slices that a checkpoint remembers, by their numbers and never their pictures.
+
+    Args:
+        kept: What `runs.complete` wrote.
+    """
+
+    def __init__(self, kept: dict[str, Any]) -> None:
+        self._rows = list(zip(kept["sha256"], kept["labels"], strict=True))
+        self._threshold = kept["threshold"]
+        self._embeddings, self._statistics, self._mean, self._deviation = (
+            kept[key].float().numpy() for key in ("embeddings", "statistics", "mean", "deviation")
+        )
+
+    def measure(self, statistics: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Distances [N] of pictures as shares of the threshold: beyond 1 they are unlike."""
+        scaled = novelty.standardise(statistics, self._mean, self._deviation)
+        return novelty.measure_distances(self._statistics, scaled) / self._threshold
+
+    def find_nearest(self, embeddings: NDArray[np.float32]) -> list[tuple[tuple[str, str], ...]]:
+        """sha256 and class of the nearest training slices of each picture, the nearest first."""
+        found = novelty.find_nearest(self._embeddings, embeddings)[0]
+        return [tuple(self._rows[row] for row in rows) for rows in found]
 
 
 class SliceClassifier:
@@ -179,24 +206,20 @@ class SliceClassifier:
         return np.mean(maps, axis=0)
 
     def _ask(self, member: Member, slices: Sequence[FittedSlice]) -> "_Answer":
-        pixels = self._stack(member, slices)
-        logits, embeddings = (part.numpy() for part in model.infer(member.network, [pixels]))
+        with layers.watch_layers(member.network) as watch:
+            inferred = model.infer(member.network, [self._stack(member, slices)])
+        logits, embeddings = (part.numpy() for part in inferred)
         if not np.isfinite(logits).all():
             raise UserError(
                 f"{member.path}: its logits are NaN or infinite; use another checkpoint or train "
                 "again with a lower learning rate"
             )
         calibrated = calibration.apply_calibration(member.kept.get("calibration"), logits)
-        reference = member.kept.get("reference")
-        if reference is None:
+        if member.reference is None:
             unknown = np.full(len(slices), np.nan)
             return _Answer(calibrated, unknown, [()] * len(slices))
-        rows, distances = novelty.find_nearest(member.reference, embeddings)
-        nearest = [
-            tuple((reference["sha256"][row], reference["labels"][row]) for row in own)
-            for own in rows
-        ]
-        return _Answer(calibrated, distances[:, -1] / reference["threshold"], nearest)
+        distances = member.reference.measure(watch.collect().numpy())
+        return _Answer(calibrated, distances, member.reference.find_nearest(embeddings))
 
     def _stack(self, member: Member, slices: Sequence[FittedSlice]) -> torch.Tensor:
         """uint8 [B, 1, S, S] on the device, at the side that the member takes."""

@@ -56,20 +56,16 @@ def predict(config: use_args.PredictConfig) -> None:
             stream, classifier.classes, as_json=config.out.suffix == ".jsonl"
         )
         for batch in batches:
-            readable = [picture.made for picture in batch if picture.made is not None]
-            verdicts = iter(classifier.judge(readable) if readable else [])
             rows: list[Row] = []
-            for picture in batch:
-                if picture.made is None:
-                    row = answers.describe_failure(picture.name, picture.error, classifier.classes)
-                    rows.append(row)
-                else:
-                    verdict = next(verdicts)
+            for picture, verdict in answers.judge_batch(classifier, batch):
+                if verdict is not None:
                     rows += tally.add(picture, verdict)
-                    row = answers.describe_picture(picture.name, verdict, classifier.classes)
-                    rows.append(row)
                     if config.heatmaps:
                         save_heatmap(config.heatmaps, classifier, picture, verdict)
+                row = answers.describe_picture(
+                    picture.name, verdict, picture.error, classifier.classes
+                )
+                rows.append(row)
                 count(counts, row)
             table.write(rows)
             bar.update(len(batch))

@@ -14,6 +14,7 @@ import checkpoint
 import dataset
 import execution
 import helper
+import layers
 import model
 import ranks
 import verdicts
@@ -223,20 +224,25 @@ def complete(path: Path, trainer: Trainer, table: pd.DataFrame) -> None:
     network = checkpoint.restore_model(best, path).to(trainer.device)
     batch_size, val = trainer.micro_batch, trainer.val
     groups = table.loc[table["split"] == "val", "group"].to_numpy()
-    logits, embeddings = (part.numpy() for part in model.infer(network, val.iterate(batch_size)))
+    with layers.watch_layers(network) as watch:
+        logits = model.infer(network, val.iterate(batch_size))[0].numpy()
     best["calibration"] = calibration.fit_calibration(
         logits, val.labels.cpu().numpy(), groups, best["classes"]
     )
     rows = table[table["split"] == "train"].reset_index(drop=True)
     chosen = choose_reference(rows)
     parts = torch.from_numpy(chosen).split(batch_size)
-    known = model.infer(network, trainer.train.read(parts))[1].half()
-    distances = novelty.find_nearest(known.float().numpy(), embeddings)[1][:, -1]
+    with layers.watch_layers(network) as known:
+        embeddings = model.infer(network, trainer.train.read(parts))[1]
+    fitted = novelty.fit_novelty(known.collect().numpy(), watch.collect().numpy(), groups)
     best["reference"] = {
-        "embeddings": known,
         "sha256": rows["sha256"].iloc[chosen].tolist(),
         "labels": rows["label"].iloc[chosen].tolist(),
-        "threshold": novelty.fit_threshold(distances, groups),
+        "embeddings": embeddings.half(),
+        "threshold": fitted.threshold,
+        "mean": torch.from_numpy(fitted.mean),
+        "deviation": torch.from_numpy(fitted.deviation),
+        "statistics": torch.from_numpy(fitted.statistics).half(),
     }
     checkpoint.save_checkpoint(path, best)
 

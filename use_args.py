@@ -62,3 +62,70 @@ def parse_predict(argv: Sequence[str] | None = None) -> PredictConfig:
     if not config.pictures:
         parser.error("name pictures or folders to judge, behind the checkpoint")
     return config
+
+
+@dataclass(frozen=True)
+class AppConfig:
+    """What the page of app.py judges with, and where it is offered."""
+
+    checkpoints: tuple[Path, ...] = argument(
+        "session/RUN/best.pt; several are averaged", metavar="CHECKPOINT", several=True
+    )
+    host: str = option("127.0.0.1", "address to offer the page at", metavar="ADDRESS")
+    port: int = option(7860, "port of the page", low=1, high=65535, metavar="N")
+    data: Path | None = option(
+        None, "folder of the training slices (default: the run's own)", metavar="DIR"
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
+    threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
+    debug: bool = option(False, "show the traceback of an error")
+
+
+def parse_app(argv: Sequence[str] | None = None) -> AppConfig:
+    """The configuration of app.py; exits as `parse_train` does."""
+    parser = build_parser(
+        "app.py",
+        "CHECKPOINT [MORE.pt …] [options]",
+        "Offer a local web page on which slices are dropped: probabilities, prediction set, heat "
+        "map, nearest training slices. Nothing leaves this machine.",
+        "examples:\n"
+        "  python app.py session/RUN/best.pt\n"
+        "  python app.py session/RUN/best.pt --port 8000",
+    )
+    add_options(parser, AppConfig)
+    return fill_dataclass(AppConfig, vars(parser.parse_args(argv)))
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What export.py writes, and what it is checked on."""
+
+    checkpoint: Path = argument("session/RUN/best.pt", metavar="CHECKPOINT")
+    out: Path = option(Path("model.onnx"), "the file to write", metavar="FILE")
+    overwrite: bool = option(False, "replace a file that is there")
+    data: Path | None = option(
+        None,
+        "folder that prepare.py wrote, for the val slices of the check (default: the run's own; "
+        "phantoms where it is not there)",
+        metavar="DIR",
+    )
+    threads: int = option(
+        0, "CPU threads of check and timing; 0: as many as there are cores", low=0, metavar="N"
+    )
+    debug: bool = option(False, "show the traceback of an error")
+
+
+def parse_export(argv: Sequence[str] | None = None) -> ExportConfig:
+    """The configuration of export.py; exits as `parse_train` does."""
+    parser = build_parser(
+        "export.py",
+        "CHECKPOINT [options]",
+        "Write a checkpoint as one ONNX file that needs nothing of this program: grey pictures of "
+        "any size and position in, calibrated probabilities and prediction sets out. The file gets "
+        "its name once onnxruntime gives the answers of this program.",
+        "examples:\n"
+        "  python export.py session/RUN/best.pt\n"
+        "  python export.py session/RUN/best.pt --out brain.onnx --overwrite",
+    )
+    add_options(parser, ExportConfig)
+    return fill_dataclass(ExportConfig, vars(parser.parse_args(argv)))

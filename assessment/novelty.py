@@ -1,6 +1,7 @@
-"""Whether a picture is like those that a network learnt from, by the distance of its embedding."""
+"""Whether a picture is like those that a network learnt from, by its distance from them."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 FALSE_ALARMS = 0.02  # share of val slices that may lie beyond the threshold
 NEIGHBOURS = 5
 LEAST_NORM = 1e-12
+LEAST_DEVIATION = 1e-6
+FARTHEST = 30.0  # deviations: no channel that was silent in training decides alone
 
 Embeddings = NDArray[np.float32]
 
@@ -40,6 +43,32 @@ def scale_to_length_1(embeddings: Embeddings) -> Embeddings:
     return (embeddings / np.maximum(lengths, LEAST_NORM)).astype(np.float32)
 
 
+def standardise(
+    statistics: Embeddings, mean: NDArray[np.float32], deviation: NDArray[np.float32]
+) -> Embeddings:
+    """Statistics of layers [N, D] in deviations from the mean of training [D], within +-30."""
+    scaled = (statistics - mean) / np.maximum(deviation, LEAST_DEVIATION)
+    return np.clip(scaled, -FARTHEST, FARTHEST).astype(np.float32)
+
+
+def measure_distances(reference: Embeddings, scaled: Embeddings) -> NDArray[np.float64]:
+    """How far slices are from the fifth nearest of training, 0 or more, low is like them.
+
+    Args:
+        reference: Of `standardise`, [M, D]; of fewer than five the farthest counts.
+        scaled: The same of the slices, [N, D].
+
+    Source: as `find_nearest`, of layers inside the network rather than of the last one.
+    """
+    squares = (
+        (scaled.astype(np.float64) ** 2).sum(axis=1)[:, None]
+        + (reference.astype(np.float64) ** 2).sum(axis=1)
+        - 2.0 * (scaled @ reference.T)
+    )
+    place = min(NEIGHBOURS, len(reference)) - 1
+    return np.sqrt(np.maximum(0.0, np.partition(squares, place, axis=1)[:, place]))
+
+
 def fit_threshold(distances: NDArray[np.float64], groups: NDArray[np.str_]) -> float:
     """The distance beyond which a picture is called unlike: 2 % of the val groups go beyond it.
 
@@ -52,3 +81,28 @@ def fit_threshold(distances: NDArray[np.float64], groups: NDArray[np.str_]) -> f
     """
     farthest = np.sort([distances[groups == group].max() for group in np.unique(groups)])
     return float(farthest[math.ceil((1 - FALSE_ALARMS) * len(farthest)) - 1])
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """What was fitted: training slices in deviations [M, D], mean and deviation [D], threshold."""
+
+    statistics: Embeddings
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+    threshold: float
+
+
+def fit_novelty(train: Embeddings, val: Embeddings, groups: NDArray[np.str_]) -> Novelty:
+    """The scale of training, and how far slices of val are from it.
+
+    Args:
+        train: Statistics of layers, [M, D].
+        val: The same of the val slices, [N, D].
+        groups: Of the val slices, [N].
+    """
+    mean, deviation = train.mean(axis=0), train.std(axis=0)
+    # as they are kept: a threshold is to be met by what is compared later
+    statistics = standardise(train, mean, deviation).astype(np.float16).astype(np.float32)
+    distances = measure_distances(statistics, standardise(val, mean, deviation))
+    return Novelty(statistics, mean, deviation, fit_threshold(distances, groups))

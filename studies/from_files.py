@@ -18,6 +18,7 @@ import dataset
 import execution
 import helper
 import intake
+import layers
 import model
 from classifier import FittedSlice, Member, SliceClassifier
 from helper import log, run_verb, write_json
@@ -39,13 +40,18 @@ def build_classifier(name: str, image_size: int, device: torch.device) -> SliceC
     """A network that has learnt nothing, with random embeddings to be compared with."""
     classes = ["Glioma", "Menin", "Tumor"]
     network = model.build_model(name, len(classes), image_size).eval()
-    batch = torch.zeros(1, 1, image_size, image_size, dtype=torch.uint8)
-    width = model.infer(network, [batch])[1].shape[1]
+    noise = torch.randint(0, 256, (BATCH_SIZE, 1, image_size, image_size), dtype=torch.uint8)
+    with layers.watch_layers(network) as watch:
+        embeddings = model.infer(network, [noise])[1]
+    width = watch.collect().shape[1]
     reference = {
-        "embeddings": torch.randn(N_REFERENCE, width).half(),
         "sha256": [""] * N_REFERENCE,
         "labels": [classes[0]] * N_REFERENCE,
         "threshold": 1.0,
+        "embeddings": torch.randn(N_REFERENCE, embeddings.shape[1]),
+        "statistics": torch.randn(N_REFERENCE, width),
+        "mean": torch.zeros(width),
+        "deviation": torch.ones(width),
     }
     kept = {"classes": classes, "phantom": False, "reference": reference}
     return SliceClassifier([Member(Path(name), network.to(device), kept)])

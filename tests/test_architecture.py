@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("imaging", "assessment", "speed")
-VERBS = {"main", "evaluate", "predict", "prepare", "benchmark"}
+VERBS = {"main", "evaluate", "predict", "app", "prepare", "benchmark"}
 STUDIES = "studies"  # measurements: may import anything, and nothing imports them
 SPINE = {
     *{"options", "args", "use_args", "helper", "net", "model", "checkpoint", "dataset", "trainer"},
     *{"batches", "budget", "execution", "losses", "optim", "ranks", "resizing", "runs"},
     *{"verdicts", "stress", "gallery", "outcome", "classifier", "intake", "answers"},
+    *{"layers", "page", "interface"},
 }
 # What each room may import from the project; a room's name stands for all modules in it.
 ALLOWED = {
@@ -40,7 +41,7 @@ ALLOWED = {
         *{"imaging.augment", "assessment.metrics"},
     },
     "runs": {
-        *{"args", "trainer", "execution", "budget", "ranks", "verdicts"},
+        *{"args", "trainer", "execution", "budget", "ranks", "verdicts", "layers"},
         *{"model", "checkpoint", "batches", "dataset", "assessment", "helper"},
     },
     "verdicts": {
@@ -49,8 +50,11 @@ ALLOWED = {
     },
     "stress": {"verdicts", "model", "imaging.corrupt", "assessment", "helper"},
     "gallery": {"verdicts", "model", "assessment", "helper"},
+    "layers": set(),
+    "page": {"answers", "classifier", "intake", "dataset", "imaging", "helper"},
+    "interface": {"page", "answers", "classifier", "imaging", "assessment.overlay", "helper"},
     "classifier": {
-        *{"model", "checkpoint", "execution", "assessment", "helper"},
+        *{"layers", "model", "checkpoint", "execution", "assessment", "helper"},
         *{"imaging.grey", "imaging.position"},
     },
     "intake": {"imaging.dicom", "imaging.grey", "imaging.read", "helper"},

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import app
 import args
 import benchmark
 import evaluate
@@ -35,6 +36,7 @@ VERBS = {
     "main.py": Verb(args.parse_train, tuple(args.TRAIN_GROUPS.values()), ()),
     "evaluate.py": Verb(args.parse_evaluate, (args.EvaluateConfig,), ("best.pt",)),
     "predict.py": Verb(use_args.parse_predict, (use_args.PredictConfig,), ("best.pt", "a.png")),
+    "app.py": Verb(use_args.parse_app, (use_args.AppConfig,), ("best.pt",)),
     "prepare.py": Verb(args.parse_prepare, (args.PrepareConfig,), ("source.zip",)),
     "benchmark.py": Verb(args.parse_benchmark, (args.BenchmarkConfig,), ()),
 }
@@ -42,6 +44,7 @@ MAINS = {
     "main.py": main.main,
     "evaluate.py": evaluate.main,
     "predict.py": predict.main,
+    "app.py": app.main,
     "prepare.py": prepare.main,
     "benchmark.py": benchmark.main,
 }

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Run
+from fixtures_strangers import STRANGERS
 
 import checkpoint
 from classifier import SliceClassifier, load_classifier
@@ -123,3 +124,17 @@ def test_refusals(trained: Run) -> None:
     classifier = load_classifier([Path("nan.pt")], "cpu")
     with pytest.raises(UserError, match=r"nan.pt: its logits are NaN or infinite"):
         classifier.judge([classifier.fit(np.zeros((9, 9), np.uint8))])
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_strangers_are_unlike_and_fresh_phantoms_are_not(
+    kind: str, classifier: SliceClassifier
+) -> None:
+    strangers = [classifier.fit(STRANGERS[kind](seed)) for seed in range(6)]
+    assert all(verdict.unlike for verdict in classifier.judge(strangers))
+
+
+def test_fresh_phantoms_raise_no_alarm(classifier: SliceClassifier) -> None:
+    fresh = [classifier.fit(render_phantom(plan)[0]) for plan in plan_phantoms(100, 77)]
+    # of 60 phantoms only: a threshold from the nine patients of val is rough
+    assert np.mean([verdict.unlike for verdict in classifier.judge(fresh)]) <= 0.1
