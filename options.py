@@ -59,7 +59,14 @@ def argument(help: str, *, metavar: str, optional: bool = False, several: bool =
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit status 2."""
+    """An argument parser whose errors are one line and exit status 2.
+
+    Options may stand between positional arguments, as in `predict.py best.pt --out FILE slices/`.
+    """
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """As argparse's own, but for the order."""
+        return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and where to read on."""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Run
-from fixtures_strangers import draw_text_scan
 from PIL import Image
 
 from helper import PROJECT_DIR
 from imaging.phantom import plan_phantoms, render_phantom
+from studies.strangers import draw_text_scan
 
 pytest.importorskip("gradio", reason="gradio is not installed: make test-app runs these")
 playwright = pytest.importorskip(

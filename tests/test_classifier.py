@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Run
-from fixtures_strangers import STRANGERS
 
 import checkpoint
 from classifier import SliceClassifier, load_classifier
 from helper import UserError
 from imaging.phantom import plan_phantoms, render_phantom
 from imaging.read import read_grey
+from studies.strangers import STRANGERS
 
 BEST = Path("session/first/best.pt")
 

@@ -20,6 +20,7 @@ from studies import (
     recipes,
     scaling,
     time_to_accuracy,
+    unlike,
 )
 from studies.command import parse_training_study
 
@@ -174,3 +175,17 @@ def test_precisions_take_turns(tmp_path: Path) -> None:
     for fp32, bf16, ratio in zip(row["fp32"], row["bf16"], row["ratio"], strict=True):
         assert fp32 > 0
         assert ratio == bf16 / fp32
+
+
+def test_strangers_and_fresh_phantoms_are_counted(trained: Run) -> None:
+    argv = ["session/first/best.pt", "--count", "6", "--strangers", "2", "--json", "unlike.json"]
+    assert unlike.main(argv) == 0
+    rows = json.loads(Path("unlike.json").read_text("utf-8"))["rows"]
+    assert {name: row["n"] for name, row in rows.items()} == {
+        "familiar slices": 6,
+        "chest film": 2,
+        "page of text": 2,
+        "photograph": 2,
+    }
+    assert rows["page of text"]["unlike"] == 1.0
+    assert rows["page of text"]["distance"]["least"] > 1
