@@ -60,17 +60,19 @@ class _Series:
 
     number: int
     n_slices: int = 0
+    n_unread: int = 0
     n_unlike: int = 0
     n_agreeing: dict[str, int] = field(default_factory=dict)
-    known: NDArray[np.float64] | float = 0.0
-    unlike: NDArray[np.float64] | float = 0.0
-    is_judged: bool = True
+    sum_familiar: NDArray[np.float64] | float = 0.0
+    sum_unlike: NDArray[np.float64] | float = 0.0
+    knows_sets: bool = True
+    knows_unlike: bool = True
 
 
 class SeriesTally:
     """Adds up the slices of each DICOM series of a folder, for a row when the folder is done.
 
-    It remembers the series of one folder alone, so that its size does not grow with the files.
+    It remembers the series of one folder alone: a few numbers for each of them.
     """
 
     def __init__(self, classes: list[str]) -> None:
@@ -78,28 +80,45 @@ class SeriesTally:
         self._folder: Path | None = None
         self._series: dict[str, _Series] = {}
 
-    def add(self, picture: Picture, verdict: Verdict) -> list[Row]:
-        """Count a slice; the rows of the series before it, where it begins another folder."""
+    def add(self, picture: Picture, verdict: Verdict | None) -> list[Row]:
+        """Count a slice; the rows of the series before it, where it begins another folder.
+
+        Args:
+            picture: Of any kind; what belongs to no series is passed over.
+            verdict: None where it cannot be read.
+        """
         rows = self.close() if picture.path.parent != self._folder else []
         self._folder = picture.path.parent
         if picture.series:
             one = self._series.setdefault(picture.series, _Series(len(self._series) + 1))
-            one.n_slices += 1
-            if verdict.unlike:
-                one.n_unlike += 1
-                one.unlike = one.unlike + verdict.probs
+            if verdict is None:
+                one.n_unread += 1
             else:
-                one.known = one.known + verdict.probs
-            if verdict.prediction_set is None:
-                one.is_judged = False
-            elif len(verdict.prediction_set) == 1 and not verdict.unlike:
-                name = verdict.prediction_set[0]
-                one.n_agreeing[name] = one.n_agreeing.get(name, 0) + 1
+                self._count(one, verdict)
         return rows
 
+    @staticmethod
+    def _count(one: _Series, verdict: Verdict) -> None:
+        one.n_slices += 1
+        one.knows_unlike &= verdict.unlike is not None
+        if verdict.unlike:
+            one.n_unlike += 1
+            one.sum_unlike = one.sum_unlike + verdict.probs
+        else:
+            one.sum_familiar = one.sum_familiar + verdict.probs
+        if verdict.prediction_set is None:
+            one.knows_sets = False
+        elif len(verdict.prediction_set) == 1 and not verdict.unlike:
+            name = verdict.prediction_set[0]
+            one.n_agreeing[name] = one.n_agreeing.get(name, 0) + 1
+
     def close(self) -> list[Row]:
-        """The rows of the series so far, of those with more than one slice."""
-        rows = [self._describe(one) for one in self._series.values() if one.n_slices > 1]
+        """The rows of the series so far, of those with more than one slice and one to judge."""
+        rows = [
+            self._describe(one)
+            for one in self._series.values()
+            if one.n_slices and one.n_slices + one.n_unread > 1
+        ]
         self._folder, self._series = None, {}
         return rows
 
@@ -107,22 +126,29 @@ class SeriesTally:
         """The mean over the slices that are like those of training, or over all if none is.
 
         Nothing was fitted to series: there is no prediction set. `refer` says that no single
-        class stands alone in the sets of more than half of the slices.
+        class stands alone in the sets of more than half of the slices, or that some of them could
+        not be read.
         """
-        n_known = one.n_slices - one.n_unlike
-        probs = (
-            np.asarray(one.known) / n_known if n_known else np.asarray(one.unlike) / one.n_slices
+        n_familiar, n_all = one.n_slices - one.n_unlike, one.n_slices + one.n_unread
+        chosen, count = (
+            (one.sum_familiar, n_familiar) if n_familiar else (one.sum_unlike, one.n_unlike)
         )
-        row = _describe_probs(probs, self.classes)
+        row = _describe_probs(np.asarray(chosen) / count, self.classes)
         n_agreeing = one.n_agreeing.get(row["predicted"], 0)
+        size = f"{one.n_slices} of {n_all}" if one.n_unread else f"{n_all}"
         return {
-            "file": f"{self._folder}#series{one.number} ({one.n_slices} slices)",
+            "file": f"{self._folder}#series{one.number} ({size} slices)",
             **row,
             "set": None,
-            "refer": 2 * n_agreeing <= one.n_slices if one.is_judged else None,
-            "unlike": 2 * one.n_unlike > one.n_slices,
+            "refer": 2 * n_agreeing <= n_all or one.n_unread > 0 if one.knows_sets else None,
+            "unlike": 2 * one.n_unlike > one.n_slices if one.knows_unlike else None,
             "error": None,
         }
+
+
+def _defuse(name: str) -> str:
+    """A file's name that no spreadsheet takes for a formula."""
+    return f"'{name}" if name[:1] in {"=", "+", "-", "@", "\t", "\r"} else name
 
 
 class TableWriter:
@@ -141,5 +167,5 @@ class TableWriter:
                 self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             else:
                 flat = "|".join(row["set"]) if row["set"] is not None else None
-                self._csv.writerow({**row, "set": flat})
+                self._csv.writerow({**row, "file": _defuse(row["file"]), "set": flat})
         self._stream.flush()

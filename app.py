@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -54,14 +55,19 @@ def serve(config: use_args.AppConfig) -> None:
         classifier = load_classifier(config.checkpoints, config.device, config.threads)
         warm_up(classifier)
         data_dir = config.data or Path(classifier.members[0].kept["data"])
-        site = interface.build_site(classifier, data_dir, CONTENT_SECURITY_POLICY)
+        site = interface.build_site(
+            classifier, data_dir, CONTENT_SECURITY_POLICY, sorted({config.host, *LOCAL})
+        )
         if config.host not in LOCAL:
             log.info(
                 "note: --host %s: whoever reaches this machine sees the page; it has no password",
                 config.host,
             )
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            signal.signal(number, lambda *_: sys.exit(143))  # the folder goes, whatever ends it
         log.info("%s", helper.NOTICE)
-        log.info("open http://%s:%d (Ctrl-C ends it)", config.host, config.port)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        log.info("open http://%s:%d (Ctrl-C ends it)", host, config.port)
         uvicorn.run(site, host=config.host, port=config.port, log_level="error")
     log.info("ended; pictures that were dropped are deleted")
 
@@ -73,7 +79,8 @@ def check_port(host: str, port: int) -> None:
         UserError: Another program listens there, or this machine has no such address.
     """
     try:
-        with socket.create_server((host, port)):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
             pass
     except OSError as error:
         raise UserError(

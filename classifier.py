@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from execution import keep_freed_memory
 from helper import UserError
 from imaging.grey import Pixels, resize_grey
 from imaging.position import Position, find_position, turn, unfit_map
+
+REFERENCE_KEYS = {
+    *("sha256", "labels", "embeddings", "threshold", "mean", "deviation", "statistics"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Verdict:
         predicted: The likeliest class.
         confidence: Its probability.
         prediction_set: The classes that cannot be ruled out; None where nothing was fitted.
-        refer: Whether a human should look: the set is not a single class; None as above.
+        refer: Whether a human should look: the set is not a single class, or the picture is unlike
+            those of training; None as above.
         unlike: Whether the picture is unlike those of training; None where nothing was fitted.
         distance: From the training slices, as a multiple of the threshold.
         nearest: sha256 of the nearest training slices and their classes, the nearest first.
@@ -90,7 +96,7 @@ class Reference:
     """
 
     def __init__(self, kept: dict[str, Any]) -> None:
-        self._rows = list(zip(kept["sha256"], kept["labels"], strict=True))
+        self.rows = list(zip(kept["sha256"], kept["labels"], strict=True))
         self._threshold = kept["threshold"]
         self._embeddings, self._statistics, self._mean, self._deviation = (
             kept[key].float().numpy() for key in ("embeddings", "statistics", "mean", "deviation")
@@ -104,7 +110,7 @@ class Reference:
     def find_nearest(self, embeddings: NDArray[np.float32]) -> list[tuple[tuple[str, str], ...]]:
         """sha256 and class of the nearest training slices of each picture, the nearest first."""
         found = novelty.find_nearest(self._embeddings, embeddings)[0]
-        return [tuple(self._rows[row] for row in rows) for rows in found]
+        return [tuple(self.rows[row] for row in rows) for rows in found]
 
 
 class SliceClassifier:
@@ -116,6 +122,7 @@ class SliceClassifier:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = list(members)
+        self._lock = threading.Lock()  # hooks see every pass through a network, whoever asks
         self.classes: list[str] = list(members[0].kept["classes"])
 
     @property
@@ -148,7 +155,7 @@ class SliceClassifier:
         lines = []
         if verdict.unlike:
             lines.append("UNLIKE the slices of training: do not believe what is said of it")
-        if verdict.refer:
+        elif verdict.refer:
             chosen = " or ".join(verdict.prediction_set or ()) or "none of the classes"
             lines.append(f"REFER to a radiologist: it could be {chosen}")
         lines.append(f"{verdict.predicted} {verdict.confidence:.1%}")
@@ -175,7 +182,8 @@ class SliceClassifier:
         Raises:
             UserError: A network gives logits that are NaN or infinite.
         """
-        answers = [self._ask(member, slices) for member in self.members]
+        with self._lock:
+            answers = [self._ask(member, slices) for member in self.members]
         first = answers[0]
         probs = np.mean([answer.calibrated.probs for answer in answers], axis=0)
         distances = np.mean([answer.distances for answer in answers], axis=0)
@@ -193,16 +201,15 @@ class SliceClassifier:
         It is of the picture as it came, whatever its position.
         """
         target = torch.tensor([self.classes.index(class_name)])
-        maps = [
-            unfit_map(
+        with self._lock:
+            maps = [
                 explain.compute_heatmaps(
                     member.network, model.to_unit_range(self._stack(member, [fitted])), target
-                )[0].numpy(),
-                (fitted.picture.shape[0], fitted.picture.shape[1]),
-                fitted.position,
-            )
-            for member in self.members
-        ]
+                )[0].numpy()
+                for member in self.members
+            ]
+        shape = (fitted.picture.shape[0], fitted.picture.shape[1])
+        maps = [unfit_map(heatmap, shape, fitted.position) for heatmap in maps]
         return np.mean(maps, axis=0)
 
     def _ask(self, member: Member, slices: Sequence[FittedSlice]) -> "_Answer":
@@ -233,7 +240,8 @@ class SliceClassifier:
         distance: float,
         nearest: tuple[tuple[str, str], ...],
     ) -> Verdict:
-        likeliest, knows_distance = int(probs.argmax()), math.isfinite(distance)
+        likeliest, knows_distance = int(probs.argmax()), not math.isnan(distance)
+        unlike = bool(distance > 1) if knows_distance else None
         return Verdict(
             probs=probs,
             predicted=self.classes[likeliest],
@@ -241,8 +249,8 @@ class SliceClassifier:
             prediction_set=None
             if in_set is None
             else tuple(name for name, is_in in zip(self.classes, in_set, strict=True) if is_in),
-            refer=None if in_set is None else bool(in_set.sum() != 1),
-            unlike=bool(distance > 1) if knows_distance else None,
+            refer=None if in_set is None else bool(in_set.sum() != 1) or bool(unlike),
+            unlike=unlike,
             distance=float(distance) if knows_distance else None,
             nearest=nearest,
         )
@@ -283,6 +291,12 @@ def load_classifier(
             raise UserError(
                 f"{path} knows {', '.join(kept['classes'])}, {paths[0]} knows "
                 f"{', '.join(members[0].kept['classes'])}; name checkpoints of the same classes"
+            )
+        missing = REFERENCE_KEYS - set(kept.get("reference") or REFERENCE_KEYS)
+        if missing:
+            raise UserError(
+                f"{path}: its training slices lack {', '.join(sorted(missing))}; train again with "
+                "this version"
             )
         network = checkpoints.restore_model(kept, path).to(helper.resolve_device(device))
         members.append(Member(path, network.eval(), kept))

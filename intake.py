@@ -41,11 +41,16 @@ class Picture(Generic[Made]):
         return f"{self.path.as_posix()}#{self.frame}" if self.frame else self.path.as_posix()
 
 
-def find_files(paths: Sequence[Path]) -> Iterator[Path]:
+def find_files(paths: Sequence[Path], leave_out: Path | None = None) -> Iterator[Path]:
     """Every picture in files and folders, as they come; within a folder sorted by name.
 
     A file that is named is taken whatever it is called; within folders those are that
-    `imaging.read.is_picture` knows.
+    `imaging.read.is_picture` knows. A folder or file that cannot be opened is given too, and
+    becomes an error when it is read.
+
+    Args:
+        paths: Files and folders.
+        leave_out: A folder that is passed over, for it is written into.
 
     Raises:
         UserError: At once where a path is not there; at the end where no picture was found.
@@ -53,13 +58,13 @@ def find_files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; name pictures or folders of them")
-    return _walk(paths)
+    return _walk(paths, leave_out)
 
 
-def _walk(paths: Sequence[Path]) -> Iterator[Path]:
+def _walk(paths: Sequence[Path], leave_out: Path | None) -> Iterator[Path]:
     found = False
     for path in paths:
-        for file in _walk_folder(path) if path.is_dir() else [path]:
+        for file in _walk_folder(path, leave_out) if path.is_dir() else [path]:
             found = True
             yield file
     if not found:
@@ -68,13 +73,32 @@ def _walk(paths: Sequence[Path]) -> Iterator[Path]:
         )
 
 
-def _walk_folder(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+def _walk_folder(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    closed: list[Path] = []
+    skipped = None if leave_out is None else leave_out.resolve()
+    for place, folders, names in os.walk(
+        folder, onerror=lambda error: closed.append(Path(str(error.filename)))
+    ):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and Path(place, name).resolve() != skipped
+        )
         for name in sorted(names):
             path = Path(place, name)
-            if is_picture(name, lambda path=path: read_start(path)):  # type: ignore[misc]
+            if _is_wanted(path):
                 yield path
+    yield from closed
+
+
+def _is_wanted(path: Path) -> bool:
+    """Whether a file in a folder is to be judged; pipes and sockets are no files."""
+    if not path.is_file():
+        return False
+    try:
+        return is_picture(path.name, lambda: read_start(path))
+    except OSError:
+        return True  # what cannot be opened is named when it is read
 
 
 def read_batches(

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from numpy.typing import NDArray
 
 import answers
@@ -39,15 +40,22 @@ CSS = """
 Picture = NDArray[np.uint8] | None
 
 
-def build_site(classifier: SliceClassifier, data_dir: Path, policy: str) -> FastAPI:
+def build_site(
+    classifier: SliceClassifier, data_dir: Path, policy: str, hosts: list[str]
+) -> FastAPI:
     """The page as a web application that hands out nothing but itself.
 
     Args:
         classifier: What judges.
         data_dir: Folder of the training slices, for those nearest to a picture.
         policy: The Content-Security-Policy of every answer.
+        hosts: The names under which it may be asked for.
     """
     site = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    if "0.0.0.0" not in hosts and "::" not in hosts:
+        # no page from elsewhere may reach this one under a name of its own
+        site.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts, "[::1]"])
 
     @site.middleware("http")
     async def guard(
@@ -125,8 +133,8 @@ def _build_one(classifier: SliceClassifier, training: page.TrainingSlices) -> No
             return [None, None, "", None, gr.update(value=None), "", gr.update(visible=False)]
         try:
             result = page.judge_picture(classifier, Path(path), int(number))
-        except ImageError as error:
-            words = page.describe_error(error)
+        except Exception as error:  # noqa: BLE001  an answer that stayed would be another picture's
+            words = page.describe_failure(error)
             return [None, None, words, None, gr.update(value=None), "", gr.update(visible=False)]
         slices = training.show(result.verdict)
         return [
@@ -139,12 +147,14 @@ def _build_one(classifier: SliceClassifier, training: page.TrainingSlices) -> No
             gr.update(value=slices, visible=bool(slices)),
         ]
 
-    def find_frames(path: str | None) -> Any:
+    def begin(path: str | None) -> list[Any]:
+        """Take the answer of the file before away, and show how many frames this one has."""
         try:
             n_frames = page.count_frames(Path(path)) if path else 1
         except ImageError:
             n_frames = 1
-        return gr.update(maximum=max(2, n_frames), value=1, visible=n_frames > 1)
+        frames = gr.update(maximum=max(2, n_frames), value=1, visible=n_frames > 1)
+        return [frames, None, None, "", None, gr.update(value=None), "", gr.update(visible=False)]
 
     def explain(result: page.Shown | None, class_name: str | None, share: float) -> list[Any]:
         if result is None or class_name is None:
@@ -167,10 +177,12 @@ def _build_one(classifier: SliceClassifier, training: page.TrainingSlices) -> No
         "api_visibility": "private",
     }
     quiet: dict[str, Any] = {"api_visibility": "private"}
-    dropped.change(find_frames, dropped, frame, show_progress="hidden", **quiet).then(
+    dropped.change(begin, dropped, [frame, *answers_shown], show_progress="hidden", **quiet).then(
         judge, [dropped, frame], answers_shown, **quiet
     ).then(**explained)
-    frame.release(judge, [dropped, frame], answers_shown, **quiet).then(**explained)
+    frame.input(judge, [dropped, frame], answers_shown, trigger_mode="always_last", **quiet).then(
+        **explained
+    )
     target.input(**explained)
     strength.change(blend, [shown, heatmap, strength], picture, show_progress="hidden", **quiet)
 
@@ -193,7 +205,9 @@ def _build_many(classifier: SliceClassifier) -> None:
             return [None, None]
         rows = page.judge_files(classifier, [(Path(path), Path(path).name) for path in paths])
         folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
-        with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as stream:
+        with (folder / "predictions.csv").open(
+            "w", encoding="utf-8", errors="backslashreplace", newline=""
+        ) as stream:
             answers.TableWriter(stream, classifier.classes, as_json=False).write(rows)
         with (folder / "predictions.csv").open(encoding="utf-8", newline="") as stream:
             cells = list(csv.reader(stream))[1:]

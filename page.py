@@ -20,15 +20,18 @@ from imaging.read import read_frames, read_grey, read_start
 
 SIDE_PX = 160  # of the nearest training slices
 BATCH_SIZE = 32
+PUBLISHED = {"Glioma", "Menin", "Tumor"}
 HEALTHY = "It knows no healthy brain: it must name a tumour for any picture, whatever it shows."
+FORCED = "It must name one of its classes for any picture, whatever it shows."
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The picture on the page and what is said of it."""
+    """The picture on the page and what is said of it; `frame` is 0 where a file holds one."""
 
     fitted: FittedSlice
     verdict: Verdict
+    frame: int = 0
 
 
 def count_frames(path: Path) -> int:
@@ -56,20 +59,29 @@ def read_frame(path: Path, number: int) -> Pixels:
 
 def judge_picture(classifier: SliceClassifier, path: Path, number: int) -> Shown:
     """Read one picture of a file and judge it; errors as `read_frame`."""
+    n_frames = count_frames(path)
     fitted = classifier.fit(read_frame(path, number))
-    return Shown(fitted, classifier.judge([fitted])[0])
+    return Shown(fitted, classifier.judge([fitted])[0], number if n_frames > 1 else 0)
 
 
-def describe_error(error: UserError) -> str:
-    """What the page says of a file that cannot be read."""
-    reason = error.reason if isinstance(error, ImageError) else str(error)
-    return _box("bad", "This file cannot be read", f"{reason}. Drop another one.")
+def describe_failure(error: Exception) -> str:
+    """What the page says where there is no verdict."""
+    if isinstance(error, ImageError):
+        return _box("bad", "This file cannot be read", f"{error.reason}. Drop another one.")
+    if isinstance(error, UserError):
+        return _box("bad", "No verdict", str(error))
+    return _box("bad", "No verdict", f"something failed ({type(error).__name__}); try again")
+
+
+def describe_classes(classifier: SliceClassifier) -> str:
+    """What no verdict of this classifier can say."""
+    return HEALTHY if set(classifier.classes) <= PUBLISHED else FORCED
 
 
 def describe_shown(shown: Shown, classifier: SliceClassifier) -> str:
     """A verdict as HTML: its warnings first, then a bar a class, then what they mean."""
     verdict = shown.verdict
-    parts = []
+    parts = [f"<p>Frame {shown.frame}</p>"] if shown.frame else []
     if verdict.unlike:
         parts.append(
             _box(
@@ -79,7 +91,7 @@ def describe_shown(shown: Shown, classifier: SliceClassifier) -> str:
                 "says of it.",
             )
         )
-    if verdict.refer:
+    elif verdict.refer:
         parts.append(_box("refer", "Refer to a radiologist", _explain_set(verdict)))
     elif verdict.prediction_set is not None and not verdict.unlike:
         parts.append(_box("good", "One class stands alone", _explain_set(verdict)))
@@ -87,7 +99,7 @@ def describe_shown(shown: Shown, classifier: SliceClassifier) -> str:
     parts.append("".join(_bar(name, prob, name == verdict.predicted) for name, prob in bars))
     if verdict.unlike is None:
         parts.append("<p>Whether the picture is like those of training is not known.</p>")
-    parts.append(f"<p class='small'>{escape(HEALTHY)} {escape(NOTICE)}</p>")
+    parts.append(f"<p class='small'>{escape(describe_classes(classifier))} {escape(NOTICE)}</p>")
     return f"<div class='verdict'>{''.join(parts)}</div>"
 
 
@@ -118,7 +130,7 @@ def _box(kind: str, title: str, text: str) -> str:
 
 def describe_top(classifier: SliceClassifier) -> str:
     """What stands above everything: the research-use notice and the warnings of the checkpoint."""
-    notes = [f"{NOTICE} {HEALTHY}", *classifier.list_warnings()]
+    notes = [f"{NOTICE} {describe_classes(classifier)}", *classifier.list_warnings()]
     return "".join(_box("note", "Read first", note) for note in notes[:1]) + "".join(
         _box("refer", "Note", note) for note in notes[1:]
     )

@@ -37,9 +37,8 @@ def predict(config: use_args.PredictConfig) -> None:
     import intake
     from classifier import load_classifier
 
-    if config.out.exists() and not config.overwrite:
-        raise UserError(f"{config.out} exists; name another --out, or give --overwrite")
-    files = intake.find_files(config.pictures)
+    check_out(config.out, config.overwrite)
+    files = intake.find_files(config.pictures, leave_out=config.heatmaps)
     classifier = load_classifier(config.checkpoints, config.device, config.threads)
     for line in classifier.list_warnings():
         log.info("note: %s", line)
@@ -58,10 +57,9 @@ def predict(config: use_args.PredictConfig) -> None:
         for batch in batches:
             rows: list[Row] = []
             for picture, verdict in answers.judge_batch(classifier, batch):
-                if verdict is not None:
-                    rows += tally.add(picture, verdict)
-                    if config.heatmaps:
-                        save_heatmap(config.heatmaps, classifier, picture, verdict)
+                rows += tally.add(picture, verdict)
+                if verdict is not None and config.heatmaps:
+                    save_heatmap(config.heatmaps, classifier, picture, verdict)
                 row = answers.describe_picture(
                     picture.name, verdict, picture.error, classifier.classes
                 )
@@ -81,12 +79,30 @@ def count(counts: dict[str, int], row: "Row") -> None:
     counts["unlike"] += bool(row["unlike"])
 
 
+def check_out(path: Path, overwrite: bool) -> None:
+    """Make sure that no table is lost, neither a whole one nor the rows of a run that was stopped.
+
+    Raises:
+        UserError: One is there and may not be replaced, or the name is a folder's.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
+    for there in (path, _name_growing(path)):
+        if there.exists() and not overwrite:
+            raise UserError(f"{there} exists; name another --out, or give --overwrite")
+
+
+def _name_growing(path: Path) -> Path:
+    return path.with_name(path.name + UNFINISHED)
+
+
 @contextlib.contextmanager
 def _open_table(path: Path) -> Iterator[TextIO]:
     """A table that can be read while it grows, under another name until it is whole."""
-    growing = path.with_name(path.name + UNFINISHED)
+    growing = _name_growing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with growing.open("w", encoding="utf-8", newline="") as stream:
+    # names that are no text in UTF-8 are written with their bytes spelt out
+    with growing.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         try:
             yield stream
         except BaseException:
@@ -107,8 +123,12 @@ def save_heatmap(
     fitted = picture.made
     assert fitted is not None
     heatmap = classifier.explain(fitted, verdict.predicted)
-    lines = [*classifier.describe_verdict(verdict), helper.NOTICE]
-    parts = [part for part in picture.path.parts if part not in {picture.path.anchor, "..", "."}]
+    lines = [
+        *classifier.describe_verdict(verdict),
+        *classifier.list_warnings(),
+        helper.NOTICE,
+    ]
+    parts = [part.replace("..", "__") for part in picture.path.parts if part != picture.path.anchor]
     frame = f"#{picture.frame}" if picture.frame else ""
     path = folder.joinpath(*parts[:-1], f"{parts[-1]}{frame}.png")
     with helper.atomic_path(path) as temporary:

@@ -103,6 +103,12 @@ class ExportConfig:
     checkpoint: Path = argument("session/RUN/best.pt", metavar="CHECKPOINT")
     out: Path = option(Path("model.onnx"), "the file to write", metavar="FILE")
     overwrite: bool = option(False, "replace a file that is there")
+    precision: str = option(
+        "fp32",
+        "arithmetic of the network; int8 is faster on CPUs that have instructions for it, and is "
+        "judged on val first",
+        choices=("fp32", "int8"),
+    )
     data: Path | None = option(
         None,
         "folder that prepare.py wrote, for the val slices of the check (default: the run's own; "

@@ -173,10 +173,13 @@ def read_dicom_frames(source: Path | bytes) -> Iterator[Pixels]:
 # ---- the file
 
 
+# Once, and before any thread: a filter that is set in one may be taken back in another.
+warnings.filterwarnings("ignore", module=_WARNERS)
+
+
 @functools.cache
 def _load_pydicom() -> None:
     """Import pydicom once, and keep it and its decoders from repeating what files say."""
-    warnings.filterwarnings("ignore", module=_WARNERS)
     pydicom = importlib.import_module("pydicom")
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     for name in ("pydicom", "pylibjpeg", "libjpeg", "openjpeg"):

@@ -47,11 +47,20 @@ def convert_frame(
         windowed = _apply_window(values, data, frame)
         if windowed is None and padding.any() and not padding.all():
             values = np.where(padding, values[~padding].min(), values)
-        pixels = scale_to_8_bit(values) if windowed is None else windowed
+        pixels = _scale_rescaled(values) if windowed is None else windowed
         if kind == "MONOCHROME1":
             pixels = 255 - pixels
         pixels[padding] = 0
         return pixels
+
+
+def _scale_rescaled(values: npt.NDArray) -> Pixels:
+    """As any picture; fractions, such as a small slope gives, are stretched from end to end."""
+    if values.dtype.kind == "f" and np.isfinite(values).all():
+        low, high = values.min(), values.max()
+        if high > low and not np.array_equal(values, np.rint(values)):
+            values = (values - low) / (high - low)
+    return scale_to_8_bit(values)
 
 
 def _compute_luma(colours: npt.NDArray) -> Pixels:

@@ -1,6 +1,7 @@
 """app.py in a real browser: drop, answer, heat map, bad file, many files, nothing from outside."""
 
 import io
+import os
 import re
 import shutil
 import socket
@@ -41,13 +42,14 @@ def find_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def address(first_run: Run) -> Iterator[str]:
+def address(first_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page of the run `first`, in a process of its own."""
-    port = find_port()
+    port, kept = find_port(), tmp_path_factory.mktemp("kept")
     command = [sys.executable, str(PROJECT_DIR / "app.py"), "session/first/best.pt"]
     with subprocess.Popen(
         [*command, "--port", str(port), "--device", "cpu"],
         cwd=first_run.root,
+        env={**os.environ, "TMPDIR": str(kept)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,8 +67,11 @@ def address(first_run: Run) -> Iterator[str]:
                 break
             except urllib.error.URLError:
                 time.sleep(0.1)
+        assert list(kept.iterdir())
         yield url
         process.terminate()
+        process.wait(20)
+        assert not list(kept.iterdir())  # what was dropped is gone, whatever ended the page
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import app
 import args
 import benchmark
 import evaluate
+import export
 import main
 import predict
 import prepare
@@ -36,6 +37,7 @@ VERBS = {
     "main.py": Verb(args.parse_train, tuple(args.TRAIN_GROUPS.values()), ()),
     "evaluate.py": Verb(args.parse_evaluate, (args.EvaluateConfig,), ("best.pt",)),
     "predict.py": Verb(use_args.parse_predict, (use_args.PredictConfig,), ("best.pt", "a.png")),
+    "export.py": Verb(use_args.parse_export, (use_args.ExportConfig,), ("best.pt",)),
     "app.py": Verb(use_args.parse_app, (use_args.AppConfig,), ("best.pt",)),
     "prepare.py": Verb(args.parse_prepare, (args.PrepareConfig,), ("source.zip",)),
     "benchmark.py": Verb(args.parse_benchmark, (args.BenchmarkConfig,), ()),
@@ -44,6 +46,7 @@ MAINS = {
     "main.py": main.main,
     "evaluate.py": evaluate.main,
     "predict.py": predict.main,
+    "export.py": export.main,
     "app.py": app.main,
     "prepare.py": prepare.main,
     "benchmark.py": benchmark.main,

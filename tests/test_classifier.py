@@ -1,5 +1,6 @@
 """A checkpoint made ready: the same answer in all positions, sets, distances, ensembles."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ def test_a_heat_map_follows_the_picture(classifier: SliceClassifier) -> None:
     pixels = render_phantom(plan_phantoms(6, 5)[0])[0]
     upright = classifier.explain(classifier.fit(pixels), "Glioma")
     assert upright.shape == pixels.shape
+    assert upright.max() > 0.5
     turned = classifier.explain(classifier.fit(np.rot90(pixels)), "Glioma")
     np.testing.assert_allclose(turned, np.rot90(upright), atol=0.02)
 
@@ -138,3 +140,28 @@ def test_fresh_phantoms_raise_no_alarm(classifier: SliceClassifier) -> None:
     fresh = [classifier.fit(render_phantom(plan)[0]) for plan in plan_phantoms(100, 77)]
     # of 60 phantoms only: a threshold from the nine patients of val is rough
     assert np.mean([verdict.unlike for verdict in classifier.judge(fresh)]) <= 0.1
+
+
+def test_two_who_ask_at_once_get_their_own_answers(classifier: SliceClassifier) -> None:
+    pictures = [classifier.fit(render_phantom(plan)[0]) for plan in plan_phantoms(6, 5)]
+    alone = [classifier.judge([picture])[0] for picture in pictures]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(5):
+            together = list(pool.map(lambda picture: classifier.judge([picture])[0], pictures))
+            assert [each.nearest for each in together] == [each.nearest for each in alone]
+            assert [each.distance for each in together] == [each.distance for each in alone]
+
+
+def test_what_is_unlike_is_referred(classifier: SliceClassifier) -> None:
+    (verdict,) = classifier.judge([classifier.fit(STRANGERS["page of text"](0))])
+    assert verdict.unlike
+    assert verdict.refer
+    assert classifier.describe_verdict(verdict)[0].startswith("UNLIKE")
+
+
+def test_a_checkpoint_whose_training_slices_are_incomplete_is_refused(trained: Run) -> None:
+    kept = checkpoint.load_run(BEST)
+    del kept["reference"]["statistics"]
+    checkpoint.save_checkpoint(Path("partial.pt"), kept)
+    with pytest.raises(UserError, match=r"partial.pt: its training slices lack statistics"):
+        load_classifier([Path("partial.pt")])

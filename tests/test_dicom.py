@@ -293,3 +293,9 @@ def test_threads_agree_with_one() -> None:
         together = list(pool.map(read_grey, paths * 5))
     for pixels in together:
         np.testing.assert_array_equal(pixels, together[0])
+
+
+def test_fractions_of_a_small_slope_are_no_black_picture() -> None:
+    values = np.array([[0, 1500, 3000]], np.uint16)
+    pixels = read_grey(encode_dicom(values, RescaleSlope="1e-6", RescaleIntercept="0"))
+    assert pixels.tolist() == [[0, 128, 255]]

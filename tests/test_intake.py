@@ -1,5 +1,6 @@
 """Files and folders on their way to a verdict."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -81,3 +82,17 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
     assert sorted(read) == [0, 1, 2, 3]
     next(batches)
     assert len(read) == 8
+
+
+def test_what_cannot_be_opened_is_a_row_and_what_is_no_file_is_none(tmp_path: Path) -> None:
+    save(tmp_path / "1.png", 1)
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert read_all([tmp_path], 8) == [[1]]
+
+
+def test_a_folder_that_is_written_into_is_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "1.png", 1)
+    save(tmp_path / "maps" / "2.png", 2)
+    found = intake.find_files([tmp_path], leave_out=tmp_path / "maps")
+    assert [path.name for path in found] == ["1.png"]

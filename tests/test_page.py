@@ -50,7 +50,7 @@ def test_doubt_is_referred_and_strangers_are_not_to_be_believed(
 
 
 def test_what_comes_from_outside_is_escaped() -> None:
-    words = page.describe_error(ImageError("<script>alert(1)</script>"))
+    words = page.describe_failure(ImageError("<script>alert(1)</script>"))
     assert "<script>" not in words
     assert "&lt;script&gt;" in words
 

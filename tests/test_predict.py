@@ -174,3 +174,50 @@ def test_a_series_unlike_training_says_so() -> None:
     (row,) = tally.close()
     assert (row["unlike"], row["predicted"]) == (True, "B")
     assert row["refer"] is True
+
+
+def test_slices_that_cannot_be_read_count_in_their_series() -> None:
+    tally = answers.SeriesTally(["A", "B"])
+    tell(tally, "s/1", "x", make_verdict([0.9, 0.1], ("A",)))
+    tell(tally, "s/2", "x", make_verdict([0.9, 0.1], ("A",)))
+    tally.add(Picture(Path("s/3"), 0, "x", None, "cut short"), None)
+    (row,) = tally.close()
+    assert row["file"] == "s#series1 (2 of 3 slices)"
+    assert row["refer"] is True
+
+
+def test_a_series_does_not_say_what_was_not_fitted() -> None:
+    tally = answers.SeriesTally(["A", "B"])
+    unknown = Verdict(np.array([0.9, 0.1]), "A", 0.9, None, None, None, None, ())
+    tell(tally, "s/1", "x", unknown)
+    tell(tally, "s/2", "x", unknown)
+    (row,) = tally.close()
+    assert (row["refer"], row["unlike"]) == (None, None)
+
+
+def test_names_that_are_formulas_or_no_text_are_written_harmlessly(pictures: Path) -> None:
+    good = (pictures / "0.png").read_bytes()
+    (pictures / "M\udcfcller.png").write_bytes(good)
+    Path("=1+1.png").write_bytes(good)
+    assert predict.main([BEST, "pictures", "./=1+1.png", *ON]) == 0
+    table = pd.read_csv("predictions.csv")
+    assert table["file"].iloc[-1] == "'=1+1.png"
+    assert any("M\\udcfcller.png" in name for name in table["file"])
+
+
+def test_rows_of_a_run_that_was_stopped_are_kept(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("predictions.csv.part").write_text("rows")
+    line = expect_refusal(capsys, predict.main([BEST, "pictures", *ON]))
+    assert "predictions.csv.part exists" in line
+    assert Path("predictions.csv.part").read_text() == "rows"
+    line = expect_refusal(capsys, predict.main([BEST, "pictures", "--out", "pictures", *ON]))
+    assert "pictures is a folder; name a file in it" in line
+
+
+def test_maps_are_not_judged_where_they_lie_among_the_pictures(pictures: Path) -> None:
+    options = ["--heatmaps", "pictures/maps", "--overwrite", *ON]
+    for _ in range(2):
+        assert predict.main([BEST, "pictures", *options]) == 0
+        assert len(pd.read_csv("predictions.csv")) == 6
