@@ -1,5 +1,6 @@
 """A checkpoint, or several as an ensemble, made ready: a picture in, a verdict out."""
 
+import copy
 import functools
 import math
 import threading
@@ -82,6 +83,11 @@ class Member:
         return self.network.preprocess.image_size
 
     @functools.cached_property
+    def twin(self) -> model.Classifier:
+        """The same network once more, for heat maps: a verdict need not wait for them."""
+        return copy.deepcopy(self.network)
+
+    @functools.cached_property
     def reference(self) -> "Reference | None":
         """The training slices to compare with; None where the checkpoint keeps none."""
         kept = self.kept.get("reference")
@@ -122,7 +128,8 @@ class SliceClassifier:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = list(members)
-        self._lock = threading.Lock()  # hooks see every pass through a network, whoever asks
+        # hooks see every pass through a network, whoever asks
+        self._judging, self._explaining = threading.Lock(), threading.Lock()
         self.classes: list[str] = list(members[0].kept["classes"])
 
     @property
@@ -182,7 +189,7 @@ class SliceClassifier:
         Raises:
             UserError: A network gives logits that are NaN or infinite.
         """
-        with self._lock:
+        with self._judging:
             answers = [self._ask(member, slices) for member in self.members]
         first = answers[0]
         probs = np.mean([answer.calibrated.probs for answer in answers], axis=0)
@@ -201,10 +208,10 @@ class SliceClassifier:
         It is of the picture as it came, whatever its position.
         """
         target = torch.tensor([self.classes.index(class_name)])
-        with self._lock:
+        with self._explaining:
             maps = [
                 explain.compute_heatmaps(
-                    member.network, model.to_unit_range(self._stack(member, [fitted])), target
+                    member.twin, model.to_unit_range(self._stack(member, [fitted])), target
                 )[0].numpy()
                 for member in self.members
             ]
