@@ -174,6 +174,7 @@ def _build_one(classifier: SliceClassifier, training: page.TrainingSlices) -> No
         "fn": explain,
         "inputs": [shown, target, strength],
         "outputs": [heatmap, picture],
+        "show_progress": "minimal",  # the slice stays in sight meanwhile
         "api_visibility": "private",
     }
     quiet: dict[str, Any] = {"api_visibility": "private"}
