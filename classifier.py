@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 import checkpoint as checkpoints
 import helper
@@ -128,6 +129,7 @@ class SliceClassifier:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = list(members)
+        self._pools = ThreadpoolController()
         # hooks see every pass through a network, whoever asks
         self._judging, self._explaining = threading.Lock(), threading.Lock()
         self.classes: list[str] = list(members[0].kept["classes"])
@@ -232,8 +234,11 @@ class SliceClassifier:
         if member.reference is None:
             unknown = np.full(len(slices), np.nan)
             return _Answer(calibrated, unknown, [()] * len(slices))
-        distances = member.reference.measure(watch.collect().numpy())
-        return _Answer(calibrated, distances, member.reference.find_nearest(embeddings))
+        # the threads of numpy's products would spin on while torch's begin the next pass
+        with self._pools.limit(limits=1, user_api="blas"):
+            distances = member.reference.measure(watch.collect().numpy())
+            nearest = member.reference.find_nearest(embeddings)
+        return _Answer(calibrated, distances, nearest)
 
     def _stack(self, member: Member, slices: Sequence[FittedSlice]) -> torch.Tensor:
         """uint8 [B, 1, S, S] on the device, at the side that the member takes."""

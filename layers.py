@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 N_LAYERS = 3
-PLACES_A_SIDE = 28  # looking at all of 112 x 112 would cost a tenth of a resnet18's whole pass
+PLACES_A_SIDE = 14  # looking at all of 112 x 112 would cost a tenth of a resnet18's whole pass
 
 
 class Watch:
