@@ -21,7 +21,7 @@ test-all: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n auto
 
 test-app: .venv-app/installed
-	.venv-app/bin/python -m pytest tests/test_app.py
+	.venv-app/bin/python -m pytest -m browser tests/test_app.py
 
 lint: .venv/installed-dev
 	$(BIN)/python -m ruff check .

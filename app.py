@@ -1,4 +1,4 @@
-"""A local page to drop a slice on: `python app.py session/RUN/best.pt`."""
+"""A local page to drop slices on: `python app.py session/RUN/best.pt`."""
 
 import contextlib
 import os
@@ -8,8 +8,10 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
+import guard
 import helper
 import use_args
 from helper import UserError, log
@@ -17,13 +19,7 @@ from helper import UserError, log
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
     from classifier import SliceClassifier
 
-LOCAL = {"127.0.0.1", "localhost", "::1"}
-# The browser itself refuses what would leave this machine.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "connect-src 'self'; worker-src 'self' blob:; frame-ancestors 'none'; form-action 'self'"
-)
+PATIENCE_S = 2  # for answers under way when the page is ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,59 +29,91 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(config: use_args.AppConfig) -> None:
-    """Show the page until Ctrl-C.
+    """Offer the page until Ctrl-C.
 
     Raises:
-        UserError: Gradio is not installed, the port is taken, or a checkpoint is not usable.
+        UserError: The address cannot be used, Gradio is not installed, a checkpoint is not usable,
+            or `--data` is no folder of prepare.py.
+    """
+    with open_socket(config.host, config.port) as door, private_folder() as folder:
+        uvicorn, interface = import_packages()
+        import page
+        from classifier import load_classifier
+
+        classifier = load_classifier(config.checkpoints, config.device, config.threads)
+        training = page.find_training(classifier, config.data)
+        warm_up(classifier)
+        is_local = guard.is_local(config.host)
+        site = guard.Guard(
+            interface.build_site(classifier, training, folder),
+            folder,
+            guard.LOCAL_HOSTS | {config.host} if is_local else None,
+        )
+        for line in classifier.list_warnings():
+            log.info("note: %s", line)
+        if not is_local:
+            log.info(
+                "note: --host %s: whoever reaches this machine sees the page; it has no password, "
+                "and pictures of patients come to it unencrypted",
+                config.host,
+            )
+        log.info("pictures lie in %s until the page is ended", folder)
+        log.info("%s", helper.NOTICE)
+        log.info("open %s (Ctrl-C ends it)", write_address(config.host, config.port))
+        guard.refuse_connections()
+        settings = uvicorn.Config(
+            site, log_level="critical", timeout_graceful_shutdown=PATIENCE_S, server_header=False
+        )
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            uvicorn.Server(settings).run(sockets=[door])
+    log.info("ended; the pictures are deleted")
+
+
+def import_packages() -> tuple:
+    """Uvicorn and the page in Gradio, which asks nobody for news and sends none.
+
+    Raises:
+        UserError: They are not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with _private_folder():
-        try:
-            import uvicorn
+    try:
+        import uvicorn
 
-            import interface
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"{error.name} is not installed; python -m pip install -r requirements-app.txt"
-            ) from error
-        from classifier import load_classifier
-
-        check_port(config.host, config.port)
-        classifier = load_classifier(config.checkpoints, config.device, config.threads)
-        warm_up(classifier)
-        data_dir = config.data or Path(classifier.members[0].kept["data"])
-        site = interface.build_site(
-            classifier, data_dir, CONTENT_SECURITY_POLICY, sorted({config.host, *LOCAL})
-        )
-        if config.host not in LOCAL:
-            log.info(
-                "note: --host %s: whoever reaches this machine sees the page; it has no password",
-                config.host,
-            )
-        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            signal.signal(number, lambda *_: sys.exit(143))  # the folder goes, whatever ends it
-        log.info("%s", helper.NOTICE)
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        log.info("open http://%s:%d (Ctrl-C ends it)", host, config.port)
-        uvicorn.run(site, host=config.host, port=config.port, log_level="error")
-    log.info("ended; pictures that were dropped are deleted")
+        import interface
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed; python -m pip install -r requirements-app.txt"
+        ) from error
+    return uvicorn, interface
 
 
-def check_port(host: str, port: int) -> None:
-    """Make sure that the page can be offered there.
+def open_socket(host: str, port: int) -> socket.socket:
+    """The socket that the page is offered at; who asks it waits until the page is ready.
 
     Raises:
         UserError: Another program listens there, or this machine has no such address.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # named as TCP, or asyncio lets it wait for more to send, and Gradio loses events meanwhile
+    door = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family):
-            pass
+        if os.name == "posix":
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((host, port))
+        door.listen()
     except OSError as error:
+        door.close()
+        reason = error.strerror or str(error)
         raise UserError(
-            f"{host}:{port} cannot be used ({error.strerror}); name another --port"
+            f"{host}:{port} cannot be used ({reason}); name another --port or --host"
         ) from error
+    return door
+
+
+def write_address(host: str, port: int) -> str:
+    """The page's address as a browser wants it."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def warm_up(classifier: "SliceClassifier") -> None:
@@ -98,18 +126,25 @@ def warm_up(classifier: "SliceClassifier") -> None:
 
 
 @contextlib.contextmanager
-def _private_folder() -> Iterator[None]:
-    """A folder for what the page holds, which only this user may read and which is deleted."""
-    with tempfile.TemporaryDirectory(prefix="brain-mri-page-") as folder:
-        before: dict[str, Any] = {"GRADIO_TEMP_DIR": os.environ.get("GRADIO_TEMP_DIR")}
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        try:
-            yield
-        finally:
-            if before["GRADIO_TEMP_DIR"] is None:
-                del os.environ["GRADIO_TEMP_DIR"]
-            else:
-                os.environ.update(before)
+def private_folder() -> Iterator[Path]:
+    """A folder for what the page holds: only this user may read it, and it is deleted at the end.
+
+    So it is at the end by another program or of the terminal, unless the process is killed.
+    """
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, _interrupt) for number in ends}
+    try:
+        with tempfile.TemporaryDirectory(prefix="brain-mri-page-") as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder
+            yield Path(folder)
+    finally:
+        os.environ.pop("GRADIO_TEMP_DIR", None)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

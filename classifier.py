@@ -311,5 +311,7 @@ def load_classifier(
                 "this version"
             )
         network = checkpoints.restore_model(kept, path).to(helper.resolve_device(device))
-        members.append(Member(path, network.eval(), kept))
+        member = Member(path, network.eval(), kept)
+        _ = member.twin  # now: a copy made beside a verdict would keep the hooks of that verdict
+        members.append(member)
     return SliceClassifier(members)

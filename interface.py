@@ -1,217 +1,225 @@
-"""The page in Gradio: components and what happens when they are used; words are page.py's."""
+"""The page in Gradio: its parts and what happens when they are used; the words are page.py's."""
 
-import csv
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
-from fastapi import FastAPI, Request, Response
-from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from numpy.typing import NDArray
+from fastapi import FastAPI
 
-import answers
 import page
-from assessment.overlay import STRENGTH, blend_heatmap
+from assessment.overlay import STRENGTH
 from classifier import SliceClassifier
-from helper import NOTICE
+from desk import Desk, judge_files, lay_file, lay_frame, make_heatmap
+from helper import UserError, log
 from imaging.archive import MAX_FILE_MIB
-from imaging.grey import ImageError
-from imaging.read import IMAGE_SUFFIXES
 
-KEPT_S = 3600  # pictures of earlier answers are deleted after this
+KEPT_S = 3600  # what is left of earlier answers is deleted after this
+MOST_WAITING = 32  # events that wait for their turn
+FORMATS = "JPEG, PNG, TIFF, BMP or DICOM"
 CSS = """
-.gradio-container {max-width: min(1100px, 100vw) !important; margin: auto}
-.gradio-container .block, .gradio-container .column {min-width: 0 !important; max-width: 100%}
-.box {display: flex; gap: .7em; padding: .6em .8em; margin: .4em 0; border-left: 5px solid;
+.gradio-container {width: 100%; max-width: 1100px !important; margin: auto;
+  padding-bottom: 5.5em !important}
+.gradio-container .block {min-width: 0 !important; max-width: 100%}
+#sides > * {min-width: 0 !important}
+@media (max-width: 700px) {#sides {flex-direction: column}}
+#notice {position: fixed; inset: auto 0 0 0; z-index: 50; background: #5c1a1a; border-radius: 0}
+#notice p {color: #fff; margin: 0; padding: .1em .6em; text-align: center; font-size: 13px;
+  line-height: 1.35}
+.box {display: flex; gap: .7em; padding: .6em .8em; margin: .4em 0; border-left: 6px solid;
   border-radius: 4px}
+.box .mark {font-size: 1.3em; line-height: 1.1; width: 1em; text-align: center}
 .box.bad {border-color: #b3261e; background: #b3261e22}
-.box.refer {border-color: #9a6700; background: #9a670022}
+.box.refer {border-color: #9a6700; background: #d4a72c2e}
 .box.good {border-color: #1a7f37; background: #1a7f3722}
-.box.note {border-color: #57606a; background: #57606a22}
-.bar {display: grid; grid-template-columns: 5.5em 1fr 4em; gap: .6em; align-items: center;
-  margin: .3em 0}
-.bar i {height: 1em; border-radius: 3px; background: #8884}
-.bar u {display: block; height: 100%; border-radius: 3px; background: #2f6fb5}
-.small {font-size: .85em; opacity: .85}
+.verdict h2 {font-size: 1em; font-weight: 600; overflow-wrap: anywhere; margin: .2em 0}
+.likeliest {font-size: 1.35em; font-weight: 700; margin: .4em 0}
+.bar {display: grid; grid-template-columns: minmax(5em, auto) 1fr 4em; gap: .6em;
+  align-items: center; margin: .3em 0}
+.bar i {height: 1em; border-radius: 3px; background: #8884; overflow: hidden}
+.bar u {display: block; height: 100%; background: #2f6fb5}
+.bar span:last-child {text-align: right; font-variant-numeric: tabular-nums}
+.small {font-size: .85em}
+#picture .empty {padding: 4em 1em; text-align: center; border: 1px dashed #8886; border-radius: 4px}
+#picture img {width: 100%; max-height: 58vh; object-fit: contain; display: block; background: #000;
+  border-radius: 4px}
+.nearest {display: grid; grid-template-columns: repeat(5, 1fr); gap: .5em}
+.nearest figure {margin: 0; text-align: center}
+.nearest img {width: 100%; border-radius: 3px}
+.nearest figcaption {font-size: .85em; overflow-wrap: anywhere}
+.scroll {overflow-x: auto}
+.scroll table {border-collapse: collapse; font-size: .85em; white-space: nowrap}
+.scroll th, .scroll td {padding: .3em .6em; border: 0 solid #8886; border-bottom-width: 1px;
+  text-align: left}
 """
-Picture = NDArray[np.uint8] | None
+# Gradio would pass over a drop that comes while an earlier one is being answered
+QUIET: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
 
 
-def build_site(
-    classifier: SliceClassifier, data_dir: Path, policy: str, hosts: list[str]
-) -> FastAPI:
-    """The page as a web application that hands out nothing but itself.
+def build_site(classifier: SliceClassifier, training: page.TrainingSlices, folder: Path) -> FastAPI:
+    """The page as a web application.
 
     Args:
         classifier: What judges.
-        data_dir: Folder of the training slices, for those nearest to a picture.
-        policy: The Content-Security-Policy of every answer.
-        hosts: The names under which it may be asked for.
+        training: The slices that are shown as nearest to a picture.
+        folder: Where tables to download are written.
     """
-    site = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    if "0.0.0.0" not in hosts and "::" not in hosts:
-        # no page from elsewhere may reach this one under a name of its own
-        site.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts, "[::1]"])
-
-    @site.middleware("http")
-    async def guard(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = policy
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
-
-    font = ["system-ui", "sans-serif"]
+    blocks = gr.Blocks(
+        analytics_enabled=False, title="Brain MRI slices", delete_cache=(KEPT_S, KEPT_S)
+    )
+    with blocks:
+        gr.HTML(page.describe_notice(classifier), elem_id="notice", js_on_load=None)
+        gr.HTML(page.describe_top(classifier), elem_id="top", js_on_load=None)
+        with gr.Tab("One slice"):
+            _build_one(classifier, training)
+        with gr.Tab("Many files"):
+            _build_many(classifier, folder)
+    blocks.queue(max_size=MOST_WAITING)
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
     return gr.mount_gradio_app(
-        site,
-        build_blocks(classifier, page.TrainingSlices(data_dir)),
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        blocks,
         path="/",
         footer_links=[],
+        run_history=False,  # it would keep pictures and answers in the browser
         show_error=False,
         max_file_size=MAX_FILE_MIB * 2**20,
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        theme=gr.themes.Base(font=font, font_mono=["monospace"]),
+        theme=gr.themes.Base(**fonts),
         css=CSS,
     )
 
 
-def build_blocks(classifier: SliceClassifier, training: page.TrainingSlices) -> gr.Blocks:
-    """Two tabs: one slice with its heat map, and many files with a table."""
-    blocks = gr.Blocks(
-        analytics_enabled=False, title="Brain MRI slices", delete_cache=(KEPT_S, KEPT_S)
-    )
-    with blocks:
-        gr.HTML(page.describe_top(classifier), elem_id="top")
-        with gr.Tab("One slice"):
-            _build_one(classifier, training)
-        with gr.Tab("Many files"):
-            _build_many(classifier)
-        gr.HTML(f"<p class='small'>{NOTICE} Pictures stay on this machine and are deleted.</p>")
-    return blocks
-
-
 def _build_one(classifier: SliceClassifier, training: page.TrainingSlices) -> None:
-    shown, heatmap = gr.State(), gr.State()
-    with gr.Row():
-        with gr.Column(min_width=300):
+    """One slice: the answer at the left, the picture and its heat map at the right."""
+    desk = gr.State(Desk())
+    with gr.Row(elem_id="sides"):
+        with gr.Column():
             dropped = gr.File(
-                label="Drop a slice: JPEG, PNG, TIFF, BMP or DICOM",
-                file_types=[*IMAGE_SUFFIXES, "file"],
+                label=f"Drop a slice: {FORMATS}",
                 height=140,
                 elem_id="dropped",
             )
             frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False, elem_id="frame")
-            answer = gr.HTML(elem_id="answer")
-        with gr.Column(min_width=300):
-            picture = gr.Image(
-                label="The slice, and what the answer rests on",
-                interactive=False,
-                format="png",
-                buttons=["fullscreen"],
-                elem_id="picture",
-            )
+            answer = _text("answer")
+        with gr.Column():
+            picture = _text("picture", page.show_picture(Desk(), 0))
+            words = _text("words")
             strength = gr.Slider(
                 0, 1, STRENGTH, step=0.05, label="Strength of the heat map", elem_id="strength"
             )
             target = gr.Radio(classifier.classes, label="Heat map for", elem_id="target")
-    nearest_words = gr.HTML(elem_id="nearest")
-    nearest = gr.Gallery(
-        label="Nearest training slices", columns=5, height=200, visible=False, format="png"
-    )
+    nearest = _text("nearest")
+    shown = [answer, picture, words, target, nearest]
 
-    def judge(path: str | None, number: float) -> list[Any]:
-        if path is None:
-            return [None, None, "", None, gr.update(value=None), "", gr.update(visible=False)]
-        try:
-            result = page.judge_picture(classifier, Path(path), int(number))
-        except Exception as error:  # noqa: BLE001  an answer that stayed would be another picture's
-            words = page.describe_failure(error)
-            return [None, None, words, None, gr.update(value=None), "", gr.update(visible=False)]
-        slices = training.show(result.verdict)
+    def show(own: Desk) -> list[Any]:
+        assert own.verdict is not None
         return [
-            result,
-            None,
-            page.describe_shown(result, classifier),
-            result.fitted.picture,
-            gr.update(value=result.verdict.predicted),
-            training.describe(result.verdict),
-            gr.update(value=slices, visible=bool(slices)),
+            page.describe_answer(own, classifier),
+            page.show_picture(own, 0),
+            page.describe_heatmap(own),
+            gr.update(value=own.class_name),
+            training.describe(own.verdict),
         ]
 
-    def begin(path: str | None) -> list[Any]:
-        """Take the answer of the file before away, and show how many frames this one has."""
+    def drop(path: str, own: Desk) -> list[Any]:
         try:
-            n_frames = page.count_frames(Path(path)) if path else 1
-        except ImageError:
-            n_frames = 1
-        frames = gr.update(maximum=max(2, n_frames), value=1, visible=n_frames > 1)
-        return [frames, None, None, "", None, gr.update(value=None), "", gr.update(visible=False)]
+            lay_file(own, classifier, Path(path))
+            result = show(own)
+        except Exception as error:  # noqa: BLE001  the page goes on
+            result = _show_failure(error)
+        slider = gr.update(
+            value=1, maximum=max(2, own.n_frames), visible=own.n_frames > 1, label="Frame"
+        )
+        return [None, slider, *result]
 
-    def explain(result: page.Shown | None, class_name: str | None, share: float) -> list[Any]:
-        if result is None or class_name is None:
-            return [None, None]
-        found = classifier.explain(result.fitted, class_name)
-        return [found, blend(result, found, share)]
+    def turn_to(number: float, own: Desk) -> list[Any]:
+        try:
+            lay_frame(own, classifier, int(number))
+            return show(own)
+        except Exception as error:  # noqa: BLE001  the page goes on
+            return _show_failure(error)
 
-    def blend(result: page.Shown | None, found: Any, share: float) -> Picture:
-        if result is None:
-            return None
-        if found is None:
-            return result.fitted.picture
-        return blend_heatmap(result.fitted.picture, found, share)
+    def choose(class_name: str, share: float, own: Desk) -> list[Any]:
+        own.class_name = class_name
+        return show_map(share, own)
 
-    answers_shown = [shown, heatmap, answer, picture, target, nearest_words, nearest]
+    def explain(share: float, own: Desk) -> list[Any]:
+        try:
+            make_heatmap(own, classifier)
+        except Exception as error:  # noqa: BLE001  the answer stands without a heat map
+            _log_failure(error)
+            return [gr.skip(), page.describe_error(error)]
+        # of what lies there now, which may be another picture: nothing old comes back
+        return show_map(share, own)
+
+    def show_map(share: float, own: Desk) -> list[Any]:
+        return [page.show_picture(own, share), page.describe_heatmap(own)]
+
+    def blend(share: float, own: Desk) -> str:
+        return page.show_picture(own, share)
+
     explained: dict[str, Any] = {
         "fn": explain,
-        "inputs": [shown, target, strength],
-        "outputs": [heatmap, picture],
-        "show_progress": "minimal",  # the slice stays in sight meanwhile
-        "api_visibility": "private",
+        "inputs": [strength, desk],
+        "outputs": [picture, words],
+        "show_progress": "minimal",
+        "show_progress_on": [words],
+        **QUIET,
     }
-    quiet: dict[str, Any] = {"api_visibility": "private"}
-    dropped.change(begin, dropped, [frame, *answers_shown], show_progress="hidden", **quiet).then(
-        judge, [dropped, frame], answers_shown, **quiet
-    ).then(**explained)
-    frame.input(judge, [dropped, frame], answers_shown, trigger_mode="always_last", **quiet).then(
-        **explained
-    )
-    target.input(**explained)
-    strength.change(blend, [shown, heatmap, strength], picture, show_progress="hidden", **quiet)
+    judged: dict[str, Any] = {"concurrency_id": "judge", **QUIET}
+    silent: dict[str, Any] = {"show_progress": "hidden", **QUIET}
+    dropped.upload(drop, [dropped, desk], [dropped, frame, *shown], **judged).then(**explained)
+    frame.release(turn_to, [frame, desk], shown, **judged).then(**explained)
+    target.input(choose, [target, strength, desk], [picture, words], **silent).then(**explained)
+    strength.change(blend, [strength, desk], picture, **{**silent, "trigger_mode": "always_last"})
 
 
-def _build_many(classifier: SliceClassifier) -> None:
+def _text(name: str, value: str = "") -> gr.HTML:
+    return gr.HTML(value, elem_id=name, js_on_load=None)
+
+
+def _show_failure(error: Exception) -> list[Any]:
+    _log_failure(error)
+    nothing = page.show_picture(Desk(), 0)
+    return [page.describe_error(error), nothing, "", gr.update(value=None), ""]
+
+
+def _log_failure(error: Exception) -> None:
+    """Say on the terminal that something went wrong, but not with which file."""
+    if not isinstance(error, UserError):
+        log.warning("a picture could not be judged: %s", type(error).__name__)
+
+
+def _build_many(classifier: SliceClassifier, folder: Path) -> None:
+    """Many files: a row for each, and the table to download."""
     dropped = gr.File(
-        label="Drop files: JPEG, PNG, TIFF, BMP or DICOM",
+        label=f"Drop files: {FORMATS}",
         file_count="multiple",
-        file_types=[*IMAGE_SUFFIXES, "file"],
         height=160,
         elem_id="many",
     )
-    table = gr.Dataframe(
-        headers=answers.list_columns(classifier.classes), interactive=False, elem_id="table"
-    )
-    download = gr.File(label="The table as CSV", interactive=False, elem_id="csv")
+    summary = _text("summary")
+    table = _text("table")
+    download = gr.DownloadButton("Download the table (CSV)", visible=False, elem_id="csv")
 
-    def judge(paths: list[str] | None) -> list[Any]:
-        if not paths:
-            return [None, None]
-        rows = page.judge_files(classifier, [(Path(path), Path(path).name) for path in paths])
-        folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
-        with (folder / "predictions.csv").open(
-            "w", encoding="utf-8", errors="backslashreplace", newline=""
-        ) as stream:
-            answers.TableWriter(stream, classifier.classes, as_json=False).write(rows)
-        with (folder / "predictions.csv").open(encoding="utf-8", newline="") as stream:
-            cells = list(csv.reader(stream))[1:]
-        return [cells, str(folder / "predictions.csv")]
+    def judge(paths: list[str], progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
+        rows: list[Any] = []
+        try:
+            for new in judge_files(classifier, [Path(path) for path in paths]):
+                rows += new
+                progress((min(len(rows), len(paths)), len(paths)), unit="files")
+        except Exception as error:  # noqa: BLE001  the page goes on
+            _log_failure(error)
+            return [None, page.describe_error(error), "", gr.update(visible=False)]
+        text = page.write_table(rows, classifier.classes)
+        path = Path(tempfile.mkdtemp(dir=folder)) / "predictions.csv"
+        path.write_text(text, "utf-8", newline="")
+        update = gr.update(value=str(path), visible=True)
+        return [None, page.summarise(rows), page.show_table(text), update]
 
-    dropped.change(judge, dropped, [table, download], api_visibility="private")
+    outputs = [dropped, summary, table, download]
+    dropped.upload(judge, dropped, outputs, concurrency_id="judge", **QUIET)

@@ -1,76 +1,81 @@
 """What the page of app.py shows, in words and pictures; nothing here knows the page's framework."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import csv
+import hashlib
+import io
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 import answers
 import dataset
-import intake
-from classifier import FittedSlice, SliceClassifier, Verdict
+from assessment.calibration import ALPHA
+from assessment.overlay import blend_heatmap
+from classifier import SliceClassifier, Verdict
+from desk import Desk
 from helper import NOTICE, UserError
-from imaging.archive import MAX_FILE_MIB
-from imaging.dicom import is_dicom, read_header
 from imaging.grey import ImageError, Pixels, resize_grey
-from imaging.read import read_frames, read_grey, read_start
+from imaging.read import read_grey
 
-SIDE_PX = 160  # of the nearest training slices
-BATCH_SIZE = 32
+NEAREST_PX = 160
 PUBLISHED = {"Glioma", "Menin", "Tumor"}
 HEALTHY = "It knows no healthy brain: it must name a tumour for any picture, whatever it shows."
 FORCED = "It must name one of its classes for any picture, whatever it shows."
+PERCENT = round(100 * (1 - ALPHA))
+MARKS = {"bad": "✕", "refer": "!", "good": "✓"}
 
 
-@dataclass(frozen=True)
-class Shown:
-    """The picture on the page and what is said of it; `frame` is 0 where a file holds one."""
-
-    fitted: FittedSlice
-    verdict: Verdict
-    frame: int = 0
+# ---- the picture
 
 
-def count_frames(path: Path) -> int:
-    """How many pictures a file holds.
+def show_picture(desk: Desk, strength: float) -> str:
+    """The picture as HTML, under the heat map where that is made.
 
-    Raises:
-        ImageError: It is too large, or no picture; without its name, which may be a patient's.
+    Args:
+        desk: Where it lies.
+        strength: Of the heat map, 0..1.
     """
-    if path.stat().st_size > MAX_FILE_MIB * 2**20:
-        raise ImageError(f"over the limit of {MAX_FILE_MIB} MiB a file")
-    return read_header(path).n_frames if is_dicom(read_start(path)) else 1
+    if desk.fitted is None:
+        return "<p class='empty'>The slice and its heat map come here.</p>"
+    heatmap = desk.heatmaps.get(desk.class_name)
+    if heatmap is None:
+        return write_image(desk.fitted.picture, "The slice")
+    blended = blend_heatmap(desk.fitted.picture, heatmap, strength)
+    return write_image(blended, f"The slice under the heat map for {desk.class_name}")
 
 
-def read_frame(path: Path, number: int) -> Pixels:
-    """One picture of a file, counted from 1: uint8 [H, W].
+def write_image(pixels: NDArray[np.uint8], text: str) -> str:
+    """A picture inside the page itself, so that none lies on the disk.
 
-    Raises:
-        ImageError: It cannot be read, or there are not so many.
+    Args:
+        pixels: uint8 [H, W] or [H, W, 3].
+        text: What it is, for those who cannot see it.
     """
-    for current, pixels in enumerate(read_frames(path), start=1):
-        if current == number:
-            return pixels
-    raise ImageError(f"it has no frame {number}")
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", compress_level=1)
+    code = base64.b64encode(content.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{code}" alt="{escape(text)}">'
 
 
-def judge_picture(classifier: SliceClassifier, path: Path, number: int) -> Shown:
-    """Read one picture of a file and judge it; errors as `read_frame`."""
-    n_frames = count_frames(path)
-    fitted = classifier.fit(read_frame(path, number))
-    return Shown(fitted, classifier.judge([fitted])[0], number if n_frames > 1 else 0)
+# ---- in words
 
 
-def describe_failure(error: Exception) -> str:
-    """What the page says where there is no verdict."""
-    if isinstance(error, ImageError):
-        return _box("bad", "This file cannot be read", f"{error.reason}. Drop another one.")
-    if isinstance(error, UserError):
-        return _box("bad", "No verdict", str(error))
-    return _box("bad", "No verdict", f"something failed ({type(error).__name__}); try again")
+def describe_top(classifier: SliceClassifier) -> str:
+    """What stands above everything: the warnings of the checkpoints."""
+    warnings = (line.partition(": ") for line in classifier.list_warnings())
+    return "".join(
+        _box("refer", capitalise(title), capitalise(text)) for title, _, text in warnings
+    )
+
+
+def describe_notice(classifier: SliceClassifier) -> str:
+    """What stays on the screen wherever the reader is."""
+    return f"<p>{escape(NOTICE.partition('. ')[0])}. {escape(describe_classes(classifier))}</p>"
 
 
 def describe_classes(classifier: SliceClassifier) -> str:
@@ -78,114 +83,180 @@ def describe_classes(classifier: SliceClassifier) -> str:
     return HEALTHY if set(classifier.classes) <= PUBLISHED else FORCED
 
 
-def describe_shown(shown: Shown, classifier: SliceClassifier) -> str:
-    """A verdict as HTML: its warnings first, then a bar a class, then what they mean."""
-    verdict = shown.verdict
-    parts = [f"<p>Frame {shown.frame}</p>"] if shown.frame else []
-    if verdict.unlike:
-        parts.append(
-            _box(
-                "bad",
-                "Unlike the slices of training",
-                "The network has learnt from nothing like this picture. Do not believe what it "
-                "says of it.",
-            )
-        )
-    elif verdict.refer:
-        parts.append(_box("refer", "Refer to a radiologist", _explain_set(verdict)))
-    elif verdict.prediction_set is not None and not verdict.unlike:
-        parts.append(_box("good", "One class stands alone", _explain_set(verdict)))
+def describe_error(error: Exception) -> str:
+    """What the page says of a file that cannot be judged: one line, without the file's name."""
+    if isinstance(error, ImageError):
+        return _box("bad", "This file cannot be read", f"{capitalise(error.reason)}.")
+    if isinstance(error, UserError):
+        return _box("bad", "No answer", f"{error}.")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else ""
+    return _box("bad", "No answer", f"{reason or type(error).__name__}. Try another file.")
+
+
+def describe_answer(desk: Desk, classifier: SliceClassifier) -> str:
+    """A verdict as HTML: what to do first, then a bar for each class, then what they mean."""
+    verdict = desk.verdict
+    assert verdict is not None
+    frame = f", frame {desk.frame} of {desk.n_frames}" if desk.n_frames > 1 else ""
     bars = zip(classifier.classes, verdict.probs, strict=True)
-    parts.append("".join(_bar(name, prob, name == verdict.predicted) for name, prob in bars))
+    parts = [
+        f"<h2>{escape(desk.name)}{frame}</h2>",
+        *_list_boxes(verdict),
+        f"<p class='likeliest'>{escape(classifier.describe_verdict(verdict)[-1])}</p>",
+        *(_bar(label, prob, label == verdict.predicted) for label, prob in bars),
+        f"<p>{escape(explain_set(verdict))}</p>",
+    ]
     if verdict.unlike is None:
-        parts.append("<p>Whether the picture is like those of training is not known.</p>")
-    parts.append(f"<p class='small'>{escape(describe_classes(classifier))} {escape(NOTICE)}</p>")
+        parts.append("<p>Whether it is like the slices of training is not known.</p>")
+    parts.append(f"<p class='small'>{escape(describe_classes(classifier))}</p>")
     return f"<div class='verdict'>{''.join(parts)}</div>"
 
 
-def _explain_set(verdict: Verdict) -> str:
-    chosen = verdict.prediction_set or ()
+def _list_boxes(verdict: Verdict) -> Iterator[str]:
+    if verdict.unlike:
+        yield _box(
+            "bad",
+            "Unlike the slices of training",
+            "The network has learnt from nothing like this picture. Do not believe what it says.",
+        )
+    elif verdict.refer:
+        doubt = "does not tell the classes apart" if verdict.prediction_set else "finds no class"
+        yield _box("refer", "Refer to a radiologist", f"The network {doubt} here.")
+    elif verdict.refer is not None:
+        yield _box("good", "One class stands alone", "It can still be wrong.")
+
+
+def explain_set(verdict: Verdict) -> str:
+    """The prediction set in plain words."""
+    chosen = verdict.prediction_set
+    if chosen is None:
+        return "There is no prediction set: none was fitted."
     if not chosen:
-        return "It resembles none of the classes as 95 % of their slices do."
-    if len(chosen) == 1:
-        return f"At 95 %, {chosen[0]} alone cannot be ruled out. It can still be wrong."
-    return f"At 95 %, {' and '.join(chosen)} cannot be told apart here."
+        return f"No class is left: it resembles none as {PERCENT} in 100 of its slices do."
+    return (
+        f"It could be {' or '.join(chosen)}. For {PERCENT} of 100 slices like those of training, "
+        "such a list holds the right class."
+    )
 
 
 def _bar(name: str, prob: float, is_likeliest: bool) -> str:
     shown = f"<b>{escape(name)}</b>" if is_likeliest else escape(name)
     return (
-        f"<div class='bar'><span>{shown}</span><i><u style='width:{100 * prob:.1f}%'></u></i>"
-        f"<span>{prob:.1%}</span></div>"
+        f"<div class='bar'><span>{shown}</span><i aria-hidden='true'>"
+        f"<u style='width:{100 * prob:.1f}%'></u></i><span>{prob:.1%}</span></div>"
     )
 
 
 def _box(kind: str, title: str, text: str) -> str:
-    mark = {"bad": "✕", "refer": "!", "good": "✓", "note": "i"}[kind]
     return (
-        f"<div class='box {kind}' role='status'><b aria-hidden='true'>{mark}</b>"
+        f"<div class='box {kind}'><b class='mark' aria-hidden='true'>{MARKS[kind]}</b>"
         f"<div><b>{escape(title)}</b><br>{escape(text)}</div></div>"
     )
 
 
-def describe_top(classifier: SliceClassifier) -> str:
-    """What stands above everything: the research-use notice and the warnings of the checkpoint."""
-    notes = [f"{NOTICE} {describe_classes(classifier)}", *classifier.list_warnings()]
-    return "".join(_box("note", "Read first", note) for note in notes[:1]) + "".join(
-        _box("refer", "Note", note) for note in notes[1:]
+def capitalise(text: str) -> str:
+    """A text whose first letter is large; the others stay as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def describe_heatmap(desk: Desk) -> str:
+    """What the colours mean, or that they are on their way."""
+    if desk.fitted is None:
+        return ""
+    if desk.class_name not in desk.heatmaps:
+        return f"<p>The heat map for {escape(desk.class_name)} is being made …</p>"
+    return (
+        f"<p>The brighter the colour, the more of its score for <b>{escape(desk.class_name)}</b> "
+        "the network takes from there. It is no outline of a tumour.</p>"
     )
+
+
+# ---- the nearest training slices
 
 
 class TrainingSlices:
     """The training slices by their sha256, where the data folder is at hand.
 
     Args:
-        data_dir: What prepare.py wrote; nothing is known where it is not there.
+        data_dir: What prepare.py wrote.
+        paths: Of its manifest, by sha256; empty where it is not at hand.
     """
 
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        try:
-            table = dataset.load_table(data_dir)
-        except UserError:
-            self.paths: dict[str, str] = {}
-        else:
-            self.paths = dict(zip(table["sha256"], table["path"], strict=True))
+    def __init__(self, data_dir: Path, paths: dict[str, str]) -> None:
+        self.data_dir, self.paths = data_dir, paths
 
-    def show(self, verdict: Verdict) -> list[tuple[NDArray[np.uint8], str]]:
-        """The nearest slices of a verdict that are at hand, with their class as caption."""
-        found = []
-        for digest, label in verdict.nearest:
-            if digest not in self.paths:
-                continue
-            try:
-                pixels = read_grey(self.data_dir / self.paths[digest])
-            except ImageError:
-                continue
-            found.append((resize_grey(pixels, SIDE_PX), label))
-        return found
-
-    def describe(self, verdict: Verdict) -> str:
-        """A line above them, or why there are none."""
+    def describe(self, verdict: Verdict | None) -> str:
+        """The nearest as HTML, each with its class; of those not at hand the class alone."""
+        if verdict is None:
+            return ""
         if not verdict.nearest:
-            return "The checkpoint keeps no training slices to compare with."
-        labels = ", ".join(escape(label) for _, label in verdict.nearest)
-        if not self.paths:
-            return f"Nearest training slices: {labels}. Their pictures are not at hand here."
-        return f"Nearest training slices: {labels}."
+            return "<p>The checkpoint keeps no training slices to compare with.</p>"
+        figures = [self._show(digest, label) for digest, label in verdict.nearest]
+        missing = sum("<img" not in figure for figure in figures)
+        words = "The training slices that the network finds nearest, and their class."
+        if missing:
+            words += f" {missing} of {len(figures)} pictures are not at hand in {self.data_dir}."
+        return f"<p>{escape(words)}</p><div class='nearest'>{''.join(figures)}</div>"
+
+    def _show(self, digest: str, label: str) -> str:
+        pixels = self._read(digest)
+        text = f"Training slice, {label}"
+        image = "" if pixels is None else write_image(resize_grey(pixels, NEAREST_PX), text)
+        return f"<figure>{image}<figcaption>{escape(label)}</figcaption></figure>"
+
+    def _read(self, digest: str) -> Pixels | None:
+        """The picture, if it is there and still the one that was learnt from."""
+        if digest not in self.paths:
+            return None
+        try:
+            content = (self.data_dir / self.paths[digest]).read_bytes()
+            return read_grey(content) if hashlib.sha256(content).hexdigest() == digest else None
+        except (OSError, ImageError):
+            return None
 
 
-def judge_files(
-    classifier: SliceClassifier, files: Sequence[tuple[Path, str]]
-) -> list[answers.Row]:
-    """The rows of predict.py's table for files, under the names that they were dropped with."""
-    names = dict(files)
-    rows: list[answers.Row] = []
-    batches = intake.read_batches(
-        list(names), classifier.fit, BATCH_SIZE, overlap=classifier.device.type != "cpu"
+def find_training(classifier: SliceClassifier, data_dir: Path | None) -> TrainingSlices:
+    """The training slices of a folder, or of the one that the first checkpoint names.
+
+    Raises:
+        UserError: The folder was named by the user and is none that prepare.py wrote.
+    """
+    folder = data_dir or Path(classifier.members[0].kept["data"])
+    try:
+        table = dataset.load_table(folder)
+    except (UserError, OSError):
+        if data_dir is not None:
+            raise
+        return TrainingSlices(folder, {})
+    return TrainingSlices(folder, dict(zip(table["sha256"], table["path"], strict=True)))
+
+
+# ---- many files
+
+
+def write_table(rows: list[answers.Row], classes: list[str]) -> str:
+    """The rows as predict.py's CSV."""
+    stream = io.StringIO()
+    answers.TableWriter(stream, classes, as_json=False).write(rows)
+    # names that are no text in UTF-8 are written with their bytes spelt out
+    return stream.getvalue().encode("utf-8", "backslashreplace").decode()
+
+
+def show_table(text: str) -> str:
+    """A CSV as an HTML table that scrolls sideways in itself."""
+    head, *rows = csv.reader(io.StringIO(text))
+    columns = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
+    lines = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        "<div class='scroll' tabindex='0' role='region' aria-label='Answers'><table><thead><tr>"
+        f"{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
-    for batch in batches:
-        for picture, verdict in answers.judge_batch(classifier, batch):
-            name = names[picture.path] + (f"#{picture.frame}" if picture.frame else "")
-            rows.append(answers.describe_picture(name, verdict, picture.error, classifier.classes))
-    return rows
+
+
+def summarise(rows: list[answers.Row]) -> str:
+    """How many rows there are, and how many of them need a look."""
+    count = {key: sum(bool(row[key]) for row in rows) for key in ("refer", "unlike", "error")}
+    return (
+        f"<p>{len(rows)} rows: {count['refer']} to refer, {count['unlike']} unlike those of "
+        f"training, {count['error']} not readable.</p>"
+    )

@@ -1,27 +1,30 @@
 """app.py in a real browser: drop, answer, heat map, bad file, many files, nothing from outside."""
 
+import http.client
 import io
+import json
 import os
-import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import Run
+from conftest import Run, expect_refusal
+from fixtures_dicom import HIDDEN, build_dataset, encode_dataset, encode_dicom
 from PIL import Image
 
+import app
 from helper import PROJECT_DIR
 from imaging.phantom import plan_phantoms, render_phantom
-from studies.strangers import draw_text_scan
 
 pytest.importorskip("gradio", reason="gradio is not installed: make test-app runs these")
 playwright = pytest.importorskip(
@@ -33,6 +36,22 @@ pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
+BEST = "session/first/best.pt"
+LIMIT_S = 2.0  # from the drop to the probabilities
+WAIT_MS = 30_000
+
+
+class Page(NamedTuple):
+    """A page in a process of its own."""
+
+    process: "subprocess.Popen[str]"
+    port: int
+    folder: Path
+    said: list[str]
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
 
 def find_port() -> int:
@@ -41,37 +60,44 @@ def find_port() -> int:
         return int(one.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def address(first_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page of the run `first`, in a process of its own."""
-    port, kept = find_port(), tmp_path_factory.mktemp("kept")
-    command = [sys.executable, str(PROJECT_DIR / "app.py"), "session/first/best.pt"]
-    with subprocess.Popen(
-        [*command, "--port", str(port), "--device", "cpu"],
-        cwd=first_run.root,
-        env={**os.environ, "TMPDIR": str(kept)},
+def start(root: Path, *options: str) -> Page:
+    """Start app.py on the run `first` and wait until it says where it is."""
+    port = find_port()
+    command = [sys.executable, str(PROJECT_DIR / "app.py"), BEST, "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--device", "cpu", *options],
+        cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("open http://"):
-                break
-        else:
-            pytest.fail("the page did not start")
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(url)
-                break
-            except urllib.error.URLError:
-                time.sleep(0.1)
-        assert list(kept.iterdir())
-        yield url
-        process.terminate()
-        process.wait(20)
-        assert not list(kept.iterdir())  # what was dropped is gone, whatever ended the page
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line.rstrip())
+        if line.startswith("open http://"):
+            break
+    else:
+        pytest.fail("\n".join(said))
+    folder = next(line.split()[3] for line in said if line.startswith("pictures lie in "))
+    return Page(process, port, Path(folder), said)
+
+
+def end(one: Page) -> str:
+    """End it if it runs, and return what else it said."""
+    if one.process.poll() is None:
+        one.process.send_signal(signal.SIGINT)
+    return one.process.communicate(timeout=20)[0]
+
+
+@pytest.fixture(scope="module")
+def served(first_run: Run) -> Iterator[Page]:
+    one = start(first_run.root)
+    yield one
+    said = end(one)
+    assert said == "ended; the pictures are deleted\n"  # nothing of any file above was logged
+    assert one.process.returncode == 0
+    assert not one.folder.exists()
 
 
 @pytest.fixture(scope="module")
@@ -89,64 +115,56 @@ def asked() -> list[str]:
 
 
 @pytest.fixture
-def page(browser: Any, address: str, asked: list[str]) -> Iterator[Any]:
+def page(browser: Any, served: Page, asked: list[str]) -> Iterator[Any]:
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
     opened.on("request", lambda request: asked.append(request.url))
-    opened.goto(address)
-    opened.wait_for_selector("#dropped input[type=file]", state="attached")
+    visit(opened, served)
     yield opened
     opened.close()
+
+
+def visit(page: Any, served: Page) -> None:
+    page.goto(served.address)
+    page.wait_for_selector("#dropped input[type=file]", state="attached")
 
 
 @pytest.fixture
 def phantom(tmp_path: Path) -> Path:
     path = tmp_path / "phantom.png"
-    Image.fromarray(render_phantom(plan_phantoms(6, 5)[0])[0]).save(path)
+    Image.fromarray(draw_phantom()).save(path)
     return path
 
 
-def drop(page: Any, path: Path, where: str = "#dropped") -> None:
-    page.set_input_files(f"{where} input[type=file]", str(path))
+def draw_phantom() -> np.ndarray:
+    return render_phantom(plan_phantoms(6, 5)[0])[0]
 
 
-def read_picture(page: Any) -> bytes:
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.png"
+    path.write_text("this is text")
+    return path
+
+
+def drop(page: Any, path: Path) -> None:
+    """Drop a file and wait for the answer that is headed by its name."""
+    page.set_input_files("#dropped input[type=file]", str(path))
+    page.wait_for_selector(f"#answer h2:has-text('{path.name}')", timeout=WAIT_MS)
+
+
+def wait_for_heatmap(page: Any, class_name: str = "") -> np.ndarray:
+    page.wait_for_selector(f"#picture img[alt*='heat map for {class_name}']", timeout=WAIT_MS)
+    return read_picture(page)
+
+
+def read_picture(page: Any) -> np.ndarray:
+    """What is shown, as int [H, W, 3]."""
     source = page.get_attribute("#picture img", "src")
-    return bytes(page.request.get(source).body())
+    with urllib.request.urlopen(source) as answer:  # data: alone
+        return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"), dtype=int)
 
 
-def test_a_slice_is_answered_within_two_seconds(page: Any, phantom: Path, asked: list[str]) -> None:
-    drop(page, phantom)  # the first drop of a page also fetches parts of its script
-    page.wait_for_selector("#answer .bar")
-    page.reload()
-    page.wait_for_selector("#dropped input[type=file]", state="attached")
-    started_s = time.perf_counter()
-    drop(page, phantom)
-    page.wait_for_selector("#answer .bar")
-    assert time.perf_counter() - started_s < 2
-    words = page.inner_text("#answer")
-    assert all(name in words for name in ("Glioma", "Menin", "Tumor"))
-    assert "knows no healthy brain" in words
-    assert "not a medical device" in page.inner_text("#top")
-    assert "PHANTOM" in page.inner_text("#top")
-    page.wait_for_selector("#picture img")
-    assert all(re.match(r"(http://127\.0\.0\.1:|data:|blob:)", url) for url in asked), asked
-
-
-def test_the_heat_map_comes_and_its_strength_can_be_changed(page: Any, phantom: Path) -> None:
-    drop(page, phantom)
-    page.wait_for_selector("#picture img")
-
-    def has_colour() -> bool:
-        pixels = np.asarray(Image.open(io.BytesIO(read_picture(page))).convert("RGB"), dtype=int)
-        return bool(np.ptp(pixels, axis=2).max() > 20)
-
-    wait_for(has_colour)
-    page.fill("#strength input[type=number]", "0")
-    page.keyboard.press("Tab")
-    wait_for(lambda: not has_colour())
-
-
-def wait_for(condition: Any) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     for _ in range(100):
         if condition():
             return
@@ -154,32 +172,111 @@ def wait_for(condition: Any) -> None:
     pytest.fail("waited for ten seconds")
 
 
-def test_a_bad_file_is_one_line_and_the_page_goes_on(
-    page: Any, phantom: Path, tmp_path: Path
-) -> None:
-    bad = tmp_path / "bad.png"
-    bad.write_text("this is text")
-    drop(page, bad)
-    page.wait_for_selector("#answer .box.bad")
-    words = page.inner_text("#answer")
-    assert "cannot be read" in words
-    assert "not a JPEG" in words
-    assert "Traceback" not in page.content()
-    page.click("#dropped button[aria-label=Clear]")
-    page.wait_for_selector("#answer .box.bad", state="detached")
-    page.wait_for_selector("#dropped input[type=file]", state="attached")
+# ---- one slice
+
+
+def test_a_slice_is_answered_within_two_seconds(page: Any, phantom: Path, served: Page) -> None:
+    started_s = time.perf_counter()
     drop(page, phantom)
+    assert time.perf_counter() - started_s < LIMIT_S
+    words = page.inner_text("#answer")
+    assert all(name in words for name in ("Glioma", "Menin", "Tumor"))
+    assert "It could be" in words
+    assert "PHANTOM" in page.inner_text("#top")
+    assert page.locator("#nearest figure img[alt^='Training slice']").count() == 5
+    wait_for_heatmap(page)
+    assert [
+        path for path in served.folder.rglob("*") if path.is_file() and path.stat().st_size
+    ] == []
+
+
+def test_the_heat_map_follows_strength_and_class(page: Any, phantom: Path) -> None:
+    drop(page, phantom)
+    coloured = wait_for_heatmap(page)
+    assert np.ptp(coloured, axis=2).max() > 20
+    page.fill("#strength input[type=number]", "0")
+    page.keyboard.press("Tab")
+    wait_until(lambda: np.ptp(read_picture(page), axis=2).max() == 0)
+    page.fill("#strength input[type=number]", "1")
+    page.keyboard.press("Tab")
+    wait_until(lambda: np.ptp(read_picture(page), axis=2).max() > 20)
+    chosen = page.locator("#target input:checked").get_attribute("value")
+    other = next(name for name in ("Glioma", "Menin") if name != chosen)
+    page.click(f"#target label:has-text('{other}')")
+    wait_for_heatmap(page, other)
+    assert other in page.inner_text("#words")
+
+
+def test_a_bad_file_is_one_line_and_the_page_goes_on(page: Any, phantom: Path, text: Path) -> None:
+    drop(page, phantom)
+    page.set_input_files("#dropped input[type=file]", str(text))
+    page.wait_for_selector("#answer .box:has-text('This file cannot be read')")
+    assert "Not a JPEG, PNG, TIFF, BMP or DICOM picture." in page.inner_text("#answer")
+    assert "phantom.png" not in page.inner_text("#answer")
+    page.wait_for_timeout(1500)  # the heat map of the slice before would have come by now
+    assert page.locator("#picture img").count() == 0
+    assert "Traceback" not in page.content()
+    drop(page, phantom)
+    wait_for_heatmap(page)
+
+
+def test_a_drop_that_comes_early_is_answered_like_any_other(
+    page: Any, served: Page, phantom: Path, tmp_path: Path
+) -> None:
+    with urllib.request.urlopen(f"{served.address}/config") as answer:
+        events = json.load(answer)["dependencies"]
+    assert {event["trigger_mode"] for event in events} == {"multiple", "always_last"}
+    dark = tmp_path / "dark.png"
+    Image.fromarray(np.full((96, 96), 9, np.uint8)).save(dark)
+    for first, second in ((phantom, dark), (dark, phantom)):
+        drop(page, first)
+        drop(page, second)  # while the heat map of the first is being made
+        wait_for_heatmap(page)
+        page.wait_for_timeout(1000)
+        is_dark = np.median(read_picture(page).max(axis=2)) == 9 and second is dark
+        assert is_dark == (second is dark)
+
+
+def test_dicom_is_read_and_tells_nothing_of_the_patient(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "slice").write_bytes(encode_dicom(draw_phantom()))
+    drop(page, tmp_path / "slice")
+    wait_for_heatmap(page)
+    words = page.inner_text("body").lower()
+    assert not [word for word in HIDDEN if word in words]
+
+
+def test_a_slider_turns_to_another_frame(page: Any, tmp_path: Path) -> None:
+    frames = np.stack([draw_phantom(), 255 - draw_phantom()])
+    (tmp_path / "two.dcm").write_bytes(encode_dataset(build_dataset(frames, n_frames=2)))
+    drop(page, tmp_path / "two.dcm")
+    assert "frame 1 of 2" in page.inner_text("#answer h2")
+    page.focus("#frame input[type=range]")
+    page.keyboard.press("ArrowRight")
+    page.fill("#frame input[type=number]", "2")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#answer h2:has-text('frame 2 of 2')")
+
+
+def test_a_name_cannot_carry_html(page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "<img src=x onerror=alert(1)>.png"
+    Image.fromarray(draw_phantom()).save(path)
+    page.set_input_files("#dropped input[type=file]", str(path))
     page.wait_for_selector("#answer .bar")
+    assert page.locator("#answer img").count() == 0
 
 
-def test_many_files_make_a_table_to_download(page: Any, phantom: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.png"
-    bad.write_text("this is text")
+# ---- many files
+
+
+def test_many_files_make_a_table_to_download(page: Any, phantom: Path, text: Path) -> None:
     page.click("button[role=tab]:has-text('Many files')")
-    page.set_input_files("#many input[type=file]", [str(phantom), str(bad)])
-    page.wait_for_selector("#csv a[href]")
+    page.set_input_files("#many input[type=file]", [str(phantom), str(text)])
+    page.wait_for_selector("#table tbody tr >> nth=1")
+    assert "2 rows" in page.inner_text("#summary")
     with page.expect_download() as waiting:
-        page.click("#csv a[href]")
+        page.click("#csv")
+    assert waiting.value.suggested_filename == "predictions.csv"
     table = Path(waiting.value.path()).read_text("utf-8").splitlines()
     assert table[0].startswith("file,predicted,confidence,p_Glioma")
     assert table[1].startswith("phantom.png,")
@@ -187,39 +284,154 @@ def test_many_files_make_a_table_to_download(page: Any, phantom: Path, tmp_path:
     assert "not a JPEG" in table[2]
 
 
-def test_dicom_is_read(page: Any, tmp_path: Path) -> None:
-    from fixtures_dicom import encode_dicom
-
-    path = tmp_path / "slice.dcm"
-    path.write_bytes(encode_dicom(render_phantom(plan_phantoms(6, 5)[0])[0]))
-    drop(page, path)
-    page.wait_for_selector("#answer .bar")
+# ---- the page
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(
-    browser: Any, address: str, phantom: Path
+    browser: Any, served: Page, phantom: Path, text: Path
 ) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto(address)
-    page.wait_for_selector("#dropped input[type=file]", state="attached")
+    visit(page, served)
     drop(page, phantom)
-    page.wait_for_selector("#answer .bar")
+    wait_for_heatmap(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("#picture img").bounding_box()["width"] > 250  # not two columns
+    page.click("button[role=tab]:has-text('Many files')")
+    page.set_input_files("#many input[type=file]", [str(phantom), str(text)])
+    page.wait_for_selector("#table tbody tr >> nth=1")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
 
 
-def test_nothing_else_of_the_machine_is_handed_out(address: str, first_run: Run) -> None:
-    checkpoint = (first_run.root / "session/first/best.pt").as_posix()
-    for path in ("/etc/passwd", checkpoint):
+def test_the_notice_stays_on_the_screen(page: Any, phantom: Path) -> None:
+    drop(page, phantom)
+    wait_for_heatmap(page)
+    for place in ("0", "document.body.scrollHeight"):
+        page.evaluate(f"window.scrollTo(0, {place})")
+        box = page.locator("#notice").bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 901
+        words = page.inner_text("#notice")
+        assert "not a medical device" in words
+        assert "knows no healthy brain: it must name a tumour for any picture" in words
+
+
+def test_every_control_has_a_name(page: Any, phantom: Path) -> None:
+    drop(page, phantom)
+    wait_for_heatmap(page)
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('input:not([type=file]), button, img')].filter("
+        "one => one.checkVisibility() && !(one.ariaLabel || one.labels?.length || one.alt ||"
+        " one.innerText?.trim() || one.title)).map(one => one.outerHTML.slice(0, 150))"
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out(browser: Any, served: Page, phantom: Path, scheme: str) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    visit(page, served)
+    drop(page, phantom)
+    ink = page.evaluate(
+        "getComputedStyle(document.querySelector('#answer h2')).color.match(/[\\d.]+/g).map(Number)"
+    )
+    assert np.mean(ink[:3]) < 80 if scheme == "light" else np.mean(ink[:3]) > 180
+    page.close()
+
+
+# ---- nothing from outside, nothing to outside
+
+
+def test_everything_is_asked_of_this_machine(page: Any, phantom: Path, asked: list[str]) -> None:
+    drop(page, phantom)
+    wait_for_heatmap(page)
+    page.click("button[role=tab]:has-text('Many files')")
+    page.set_input_files("#many input[type=file]", [str(phantom)])
+    page.wait_for_selector("#table tbody tr")
+    assert len(asked) > 10
+    assert [
+        url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+    ] == []
+
+
+def test_the_browser_itself_refuses_what_is_outside(page: Any) -> None:
+    blocked = page.evaluate(
+        "() => new Promise(done => {"
+        "document.addEventListener('securitypolicyviolation', event => done(event.blockedURI));"
+        "fetch('http://192.0.2.1/').catch(() => {});})"
+    )
+    assert blocked.startswith("http://192.0.2.1")
+
+
+def test_nothing_else_of_the_machine_is_handed_out(served: Page, first_run: Run) -> None:
+    checkpoint = (first_run.root / BEST).as_posix()
+    parents = f"{served.folder}/../../../../../../.."
+    for path in ("/etc/passwd", checkpoint, f"{parents}/etc/passwd", "http://192.0.2.1/"):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{address}/gradio_api/file={path}")
-        assert refused.value.code in {403, 404}
-    with urllib.request.urlopen(address) as answer:
-        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+            urllib.request.urlopen(f"{served.address}/gradio_api/file={path}")
+        assert refused.value.code == 404
 
 
-def test_a_text_scan_is_answered_too(page: Any, tmp_path: Path) -> None:
-    path = tmp_path / "page.png"
-    Image.fromarray(draw_text_scan(0)).save(path)
-    drop(page, path)
-    page.wait_for_selector("#answer .bar")
+def test_headers_are_on_every_answer(served: Page) -> None:
+    for path in ("/", "/theme.css", "/config"):
+        with urllib.request.urlopen(served.address + path) as answer:
+            assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+            assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_it_listens_on_this_machine_alone(served: Page) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        # this machine too, but not that address of it
+        socket.create_connection(("127.0.0.2", served.port), timeout=5)
+
+
+def test_it_writes_nothing_where_it_is_started(served: Page, first_run: Run) -> None:
+    assert {path.name for path in first_run.root.iterdir()} == {"data", "results", "session"}
+
+
+# ---- how it begins and ends
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_it_ends_at_once_and_leaves_no_picture(first_run: Run, name: str) -> None:
+    one = start(first_run.root)
+    connection = http.client.HTTPConnection("127.0.0.1", one.port)
+    connection.request("GET", "/gradio_api/heartbeat/abc")  # what an open page holds on to
+    connection.getresponse().read(1)
+    (one.folder / "picture").write_bytes(b"x")
+    started_s = time.perf_counter()
+    one.process.send_signal(getattr(signal, name))
+    assert one.process.wait(30) == 0
+    assert time.perf_counter() - started_s < 10
+    assert end(one) == "ended; the pictures are deleted\n"
+    assert not one.folder.exists()
+
+
+def test_a_port_in_use_is_one_line(
+    served: Page, first_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = app.main([BEST, "--port", str(served.port)])
+    line = expect_refusal(capsys, status)
+    assert line == (
+        f"error: 127.0.0.1:{served.port} cannot be used (Address already in use); "
+        "name another --port or --host"
+    )
+
+
+def test_a_page_for_others_is_warned_of(first_run: Run) -> None:
+    one = start(first_run.root, "--host", "0.0.0.0")
+    try:
+        (warning,) = (line for line in one.said if line.startswith("note: --host"))
+        assert "it has no password" in warning
+        assert "unencrypted" in warning
+    finally:
+        end(one)
+
+
+def test_a_folder_that_is_none_is_one_line(
+    first_run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(first_run.root)
+    status = app.main([BEST, "--port", str(find_port()), "--data", "nowhere"])
+    assert "nowhere" in expect_refusal(capsys, status)
+    assert "GRADIO_TEMP_DIR" not in os.environ

@@ -15,7 +15,17 @@ SPINE = {
     *{"options", "args", "use_args", "helper", "net", "model", "checkpoint", "dataset", "trainer"},
     *{"batches", "budget", "execution", "losses", "optim", "ranks", "resizing", "runs"},
     *{"verdicts", "stress", "gallery", "outcome", "classifier", "intake", "answers"},
-    *{"layers", "page", "interface", "portable", "onnx_file", "onnx_check", "quantise"},
+    *{
+        "layers",
+        "guard",
+        "desk",
+        "page",
+        "interface",
+        "portable",
+        "onnx_file",
+        "onnx_check",
+        "quantise",
+    },
 }
 # What each room may import from the project; a room's name stands for all modules in it.
 ALLOWED = {
@@ -51,8 +61,15 @@ ALLOWED = {
     "stress": {"verdicts", "model", "imaging.corrupt", "assessment", "helper"},
     "gallery": {"verdicts", "model", "assessment", "helper"},
     "layers": set(),
-    "page": {"answers", "classifier", "intake", "dataset", "imaging", "helper"},
-    "interface": {"page", "answers", "classifier", "imaging", "assessment.overlay", "helper"},
+    "guard": set(),
+    "desk": {"answers", "classifier", "intake", "imaging"},
+    "page": {
+        *{"desk", "answers", "classifier", "dataset", "imaging", "helper"},
+        *{"assessment.calibration", "assessment.overlay"},
+    },
+    "interface": {
+        *{"desk", "page", "classifier", "imaging.archive", "assessment.overlay", "helper"},
+    },
     "classifier": {
         *{"layers", "model", "checkpoint", "execution", "assessment", "helper"},
         *{"imaging.grey", "imaging.position"},

@@ -1,0 +1,159 @@
+"""What each reader of app.py's page has before them: a file, a verdict, heat maps; many files."""
+
+import dataclasses
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import answers
+import intake
+from classifier import FittedSlice, SliceClassifier, Verdict
+from imaging.archive import MAX_FILE_MIB
+from imaging.dicom import is_dicom, read_header
+from imaging.grey import ImageError, Pixels, find_frame, resize_grey
+from imaging.read import read_frames, read_start
+
+SHOWN_PX = 640  # longer side of the picture on the page
+BATCH_SIZE = 32
+
+
+# ---- one slice
+
+
+@dataclass
+class Desk:
+    """What lies before one reader: a file, one picture of it, and what is said of that.
+
+    Attributes:
+        turn: Counts what was laid here, so that a heat map which comes late is told from its own.
+        name: The file as it was called where it came from.
+        path: Where it lies, while more of its frames may be asked for.
+        frame: Which of them the picture is, from 1.
+        n_frames: How many there are.
+        fitted: The picture, no larger than it is shown; None: nothing lies here.
+        verdict: On it.
+        heatmaps: By class, fp32 [H, W] in 0..1.
+        class_name: Whose heat map is wanted.
+    """
+
+    turn: int = 0
+    name: str = ""
+    path: Path | None = None
+    frame: int = 1
+    n_frames: int = 1
+    fitted: FittedSlice | None = None
+    verdict: Verdict | None = None
+    heatmaps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    class_name: str = ""
+
+    def clear(self) -> None:
+        """Take the picture away."""
+        self.turn += 1
+        self.fitted = self.verdict = None
+        self.heatmaps, self.class_name = {}, ""
+
+
+def lay_file(desk: Desk, classifier: SliceClassifier, path: Path) -> None:
+    """Judge the first picture of a file; the file is deleted unless it holds more of them.
+
+    Raises:
+        ImageError: It is too large or no picture; its name is not told, it may be a patient's.
+    """
+    desk.clear()
+    if desk.path is not None:
+        desk.path.unlink(missing_ok=True)
+    # the same file, dropped by another reader, would lie at the same place
+    path, desk.name = path.rename(path.with_name(secrets.token_hex(8))), path.name
+    desk.path, desk.n_frames = path, 1
+    try:
+        if path.stat().st_size > MAX_FILE_MIB * 2**20:
+            raise ImageError(f"over the limit of {MAX_FILE_MIB} MiB a file")
+        desk.n_frames = read_header(path).n_frames if is_dicom(read_start(path)) else 1
+        lay_frame(desk, classifier, 1)
+    finally:
+        if desk.fitted is None or desk.n_frames == 1:
+            path.unlink(missing_ok=True)
+            desk.path = None
+
+
+def lay_frame(desk: Desk, classifier: SliceClassifier, number: int) -> None:
+    """Judge one picture of the file on the desk, counted from 1.
+
+    Raises:
+        ImageError: It cannot be read, or there are not so many.
+    """
+    desk.clear()
+    if desk.path is None:
+        raise ImageError("no longer here")
+    desk.frame = number
+    fitted = classifier.fit(read_frame(desk.path, number))
+    desk.verdict = classifier.judge([fitted])[0]
+    desk.class_name = desk.verdict.predicted
+    # heat maps are made of the squares and laid over what is shown: no need to keep the whole
+    desk.fitted = dataclasses.replace(fitted, picture=shrink(fitted.picture, SHOWN_PX))
+
+
+def read_frame(path: Path, number: int) -> Pixels:
+    """One picture of a file, counted from 1: uint8 [H, W].
+
+    Raises:
+        ImageError: It cannot be read, or there are not so many.
+    """
+    for current, pixels in enumerate(read_frames(path), start=1):
+        if current == number:
+            return pixels
+    raise ImageError(f"it has no frame {number}")
+
+
+def shrink(pixels: Pixels, side_px: int) -> Pixels:
+    """A picture whose longer side is `side_px`, aspect kept; uint8 [H, W]."""
+    top, left, height, width = find_frame((pixels.shape[0], pixels.shape[1]), side_px)
+    return resize_grey(pixels, side_px)[top : top + height, left : left + width]
+
+
+def make_heatmap(desk: Desk, classifier: SliceClassifier) -> None:
+    """Make the heat map of the class that is wanted, once; one that comes too late is dropped."""
+    turn, fitted, class_name = desk.turn, desk.fitted, desk.class_name
+    if fitted is None or class_name in desk.heatmaps:
+        return
+    heatmap = classifier.explain(fitted, class_name)
+    if desk.turn == turn:
+        desk.heatmaps[class_name] = heatmap
+
+
+# ---- many files
+
+
+def judge_files(classifier: SliceClassifier, paths: Sequence[Path]) -> Iterator[list[answers.Row]]:
+    """The rows of predict.py's table, a batch at a time; the files are deleted when they are read.
+
+    Each file stands under its plain name; the slices of a DICOM series have one more row together.
+    """
+    readable = [path for path in paths if path.stat().st_size <= MAX_FILE_MIB * 2**20]
+    tally = answers.SeriesTally(classifier.classes)
+    reason = f"over the limit of {MAX_FILE_MIB} MiB a file"
+    yield [
+        answers.describe_picture(path.name, None, reason, classifier.classes)
+        for path in paths
+        if path not in readable
+    ]
+    try:
+        batches = intake.read_batches(
+            readable, classifier.fit, BATCH_SIZE, overlap=classifier.device.type != "cpu"
+        )
+        for batch in batches:
+            rows: list[answers.Row] = []
+            for picture, verdict in answers.judge_batch(classifier, batch):
+                own = dataclasses.replace(picture, path=Path(picture.path.name))
+                rows += tally.add(own, verdict)
+                row = answers.describe_picture(own.name, verdict, own.error, classifier.classes)
+                rows.append(row)
+            yield rows
+        yield [{**row, "file": row["file"].removeprefix(".#")} for row in tally.close()]
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)

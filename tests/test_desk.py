@@ -1,0 +1,229 @@
+"""What lies before a reader of the page, without a browser: files, frames, heat maps, threads."""
+
+import shutil
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run
+from fixtures_dicom import HIDDEN, build_dataset, encode_dataset, encode_dicom
+from numpy.typing import NDArray
+from PIL import Image
+
+import desk
+from classifier import FittedSlice, SliceClassifier, load_classifier
+from imaging.grey import ImageError
+from imaging.phantom import plan_phantoms, render_phantom
+
+BEST = Path("session/first/best.pt")
+
+
+@pytest.fixture
+def classifier(trained: Run) -> SliceClassifier:
+    return load_classifier([BEST], "cpu", 1)
+
+
+@pytest.fixture
+def pictures() -> list[np.ndarray]:
+    return [render_phantom(plan)[0] for plan in plan_phantoms(6, 5)]
+
+
+def collect(batches: Iterable[list[dict]]) -> list[dict]:
+    return [row for batch in batches for row in batch]
+
+
+def save(folder: Path, name: str, pixels: np.ndarray) -> Path:
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(folder / name)
+    return folder / name
+
+
+def test_a_picture_is_judged_and_its_file_deleted(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    own, path = desk.Desk(), save(tmp_path / "in", "mine.png", pictures[0])
+    desk.lay_file(own, classifier, path)
+    assert own.verdict is not None
+    assert own.fitted is not None
+    plain = classifier.judge([classifier.fit(pictures[0])])[0]
+    assert np.array_equal(own.verdict.probs, plain.probs)
+    assert (own.name, own.path, own.n_frames) == ("mine.png", None, 1)
+    assert max(own.fitted.picture.shape) == desk.SHOWN_PX
+    assert list((tmp_path / "in").iterdir()) == []
+
+
+def test_the_frames_of_a_file_are_kept_until_the_next_one_comes(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    several, own = folder / "several.dcm", desk.Desk()
+    several.write_bytes(encode_dataset(build_dataset(np.stack(pictures[:1] * 3), n_frames=3)))
+    desk.lay_file(own, classifier, several)
+    assert (own.frame, own.n_frames) == (1, 3)
+    desk.lay_frame(own, classifier, 3)
+    assert own.frame == 3
+    with pytest.raises(ImageError, match="it has no frame 4"):
+        desk.lay_frame(own, classifier, 4)
+    assert own.verdict is None
+    desk.lay_file(own, classifier, save(folder, "next.png", pictures[1]))
+    assert list(folder.iterdir()) == []
+    with pytest.raises(ImageError, match="no longer here"):
+        desk.lay_frame(own, classifier, 1)
+
+
+def test_two_readers_may_drop_the_same_file(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    content = encode_dataset(build_dataset(np.stack(pictures[:1] * 2), n_frames=2))
+    first, second, path = desk.Desk(), desk.Desk(), tmp_path / "same.dcm"
+    for one in (first, second):
+        path.write_bytes(content)  # as Gradio does: one place for one content
+        desk.lay_file(one, classifier, path)
+    desk.lay_file(second, classifier, save(tmp_path / "in", "next.png", pictures[1]))
+    desk.lay_frame(first, classifier, 2)
+    assert first.verdict is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"this is text", "not a JPEG, PNG, TIFF, BMP or DICOM picture"),
+        (b"", "empty file"),
+        (b"\x89PNG\r\n\x1a\n", "damaged"),
+    ],
+)
+def test_a_bad_file_is_told_and_deleted(
+    classifier: SliceClassifier, tmp_path: Path, content: bytes, words: str
+) -> None:
+    own, path = desk.Desk(), tmp_path / "Hidden Person.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        desk.lay_file(own, classifier, path)
+    assert words in caught.value.reason
+    assert "Hidden" not in caught.value.reason
+    assert own.fitted is None
+    assert own.verdict is None
+    assert not path.exists()
+
+
+def test_a_damaged_dicom_file_tells_nothing_of_its_patient(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    path = tmp_path / "cut.dcm"
+    path.write_bytes(encode_dicom(pictures[0])[:-5000])
+    with pytest.raises(ImageError) as caught:
+        desk.lay_file(desk.Desk(), classifier, path)
+    assert not any(word in caught.value.reason.lower() for word in HIDDEN)
+
+
+def test_too_large_a_file_is_refused(
+    classifier: SliceClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "MAX_FILE_MIB", 0)
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(ImageError, match="over the limit of 0 MiB a file"):
+        desk.lay_file(desk.Desk(), classifier, tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(b"x")
+    (row,) = collect(desk.judge_files(classifier, [tmp_path / "a.png"]))
+    assert row["error"] == "over the limit of 0 MiB a file"
+
+
+def test_a_heat_map_is_made_once_for_each_class(
+    classifier: SliceClassifier,
+    tmp_path: Path,
+    pictures: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    explain = SliceClassifier.explain
+
+    def count(self: SliceClassifier, fitted: FittedSlice, class_name: str) -> NDArray[np.float32]:
+        made.append(class_name)
+        return explain(self, fitted, class_name)
+
+    monkeypatch.setattr(SliceClassifier, "explain", count)
+    own = desk.Desk()
+    desk.make_heatmap(own, classifier)
+    desk.lay_file(own, classifier, save(tmp_path / "in", "a.png", pictures[0]))
+    for name in ("Menin", "Glioma", "Menin"):
+        own.class_name = name
+        desk.make_heatmap(own, classifier)
+    assert made == ["Menin", "Glioma"]
+    assert own.fitted is not None
+    assert own.heatmaps["Menin"].shape == own.fitted.picture.shape
+
+
+def test_a_heat_map_that_comes_late_is_not_laid_over_the_next_picture(
+    classifier: SliceClassifier,
+    tmp_path: Path,
+    pictures: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = desk.Desk()
+    desk.lay_file(own, classifier, save(tmp_path / "in", "a.png", pictures[0]))
+    explain = SliceClassifier.explain
+
+    def drop_another(
+        self: SliceClassifier, fitted: FittedSlice, class_name: str
+    ) -> NDArray[np.float32]:
+        desk.lay_file(own, classifier, save(tmp_path / "in", "b.png", pictures[1]))
+        return explain(self, fitted, class_name)
+
+    monkeypatch.setattr(SliceClassifier, "explain", drop_another)
+    desk.make_heatmap(own, classifier)
+    assert own.name == "b.png"
+    assert own.heatmaps == {}
+
+
+def test_verdicts_beside_heat_maps_are_the_same(
+    classifier: SliceClassifier, pictures: list[np.ndarray]
+) -> None:
+    fitted = [classifier.fit(pixels) for pixels in pictures]
+    expected = [classifier.judge([one])[0] for one in fitted]
+    classifier.explain(fitted[0], classifier.classes[0])  # once before, as app.warm_up does
+    is_over, failures = threading.Event(), []
+
+    def make_maps() -> None:
+        while not is_over.is_set():
+            try:
+                classifier.explain(fitted[0], classifier.classes[0])
+            except Exception as error:  # noqa: BLE001  told below
+                failures.append(error)
+
+    thread = threading.Thread(target=make_maps)
+    thread.start()
+    try:
+        for _ in range(10):
+            for one, alone in zip(fitted, expected, strict=True):
+                verdict = classifier.judge([one])[0]
+                assert np.array_equal(verdict.probs, alone.probs)
+                assert (verdict.distance, verdict.nearest) == (alone.distance, alone.nearest)
+    finally:
+        is_over.set()
+        thread.join()
+    assert failures == []
+
+
+def test_files_become_the_rows_of_predict(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    folder = tmp_path / "in"
+    good = save(folder, "good.png", pictures[0])
+    (folder / "bad.png").write_text("no picture")
+    for number in (1, 2):
+        (folder / f"{number}.dcm").write_bytes(encode_dicom(pictures[number]))
+    paths = [good, folder / "bad.png", folder / "1.dcm", folder / "2.dcm"]
+    shutil.copy(good, tmp_path / "kept.png")
+    rows = collect(desk.judge_files(classifier, paths))
+    names = ["good.png", "bad.png", "1.dcm", "2.dcm", "series1 (2 slices)"]
+    assert [row["file"] for row in rows] == names
+    assert "not a JPEG" in rows[1]["error"]
+    assert [row["error"] for row in rows if row is not rows[1]] == [None] * 4
+    assert list(folder.iterdir()) == []
+    alone = desk.Desk()
+    desk.lay_file(alone, classifier, tmp_path / "kept.png")
+    assert alone.verdict is not None
+    assert rows[0]["predicted"] == alone.verdict.predicted
