@@ -27,6 +27,22 @@ DEVICE = r"auto|cpu|mps|cuda(:\d+)?"
 PLAIN_NAME = r"\w[\w .+-]*"
 
 
+def device_option() -> Any:
+    """`--device`, of every verb that computes."""
+    return option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
+
+
+def threads_option(purpose: str = "") -> Any:
+    """`--threads`, of every verb that computes; `purpose` says for what, where not for all."""
+    words = f"CPU threads{purpose}; 0: as many as there are cores"
+    return option(0, words, low=0, metavar="N")
+
+
+def debug_option() -> Any:
+    """`--debug`, of every verb."""
+    return option(False, "show the traceback of an error")
+
+
 # ---- main.py
 
 
@@ -145,8 +161,8 @@ class RunOptions:
         pattern=PLAIN_NAME,
     )
     seed: int = option(0, "seed of weights, order and augmentation", low=0, metavar="N")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
-    threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
+    device: str = device_option()
+    threads: int = threads_option()
     memory_mib: int | None = option(
         None,
         "MiB for decoded slices; more are read from disk as they come (default: half of the free)",
@@ -164,7 +180,7 @@ class RunOptions:
     tensorboard: bool = option(
         False, "log to session/RUN/tensorboard, where TensorBoard is installed"
     )
-    debug: bool = option(False, "show the traceback of an error")
+    debug: bool = debug_option()
 
 
 @dataclass(frozen=True)
@@ -244,9 +260,9 @@ class EvaluateConfig:
         metavar="N",
     )
     batch_size: int = option(64, "slices a forward pass", low=1, metavar="N")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
-    threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
-    debug: bool = option(False, "show the traceback of an error")
+    device: str = device_option()
+    threads: int = threads_option()
+    debug: bool = debug_option()
 
 
 # ---- prepare.py
@@ -271,7 +287,7 @@ class PrepareConfig:
         None, "generate N phantoms instead of reading a source", low=6, high=1_000_000, metavar="N"
     )
     seed: int = option(0, "seed of the phantoms and of the split", low=0, metavar="N")
-    debug: bool = option(False, "show the traceback of an error")
+    debug: bool = debug_option()
 
 
 # ---- benchmark.py
@@ -295,15 +311,15 @@ class BenchmarkConfig:
     batch_size: int = option(32, "slices a step", low=4, metavar="N")
     repeats: int = option(3, "rounds that count, after one that does not", low=1, metavar="N")
     seed: int = option(0, "seed of phantoms, choice, weights and order", low=0, metavar="N")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
-    threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
+    device: str = device_option()
+    threads: int = threads_option()
     precision: str = option(
         "auto",
         "arithmetic of limit and pipeline; verdicts and the usual pipeline are fp32",
         choices=("auto", "fp32", "bf16"),
     )
     compile: str = option("off", "torch.compile of limit and pipeline", choices=("on", "off"))
-    debug: bool = option(False, "show the traceback of an error")
+    debug: bool = debug_option()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the processes that it starts."""

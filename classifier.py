@@ -116,7 +116,7 @@ class Reference:
 
     def find_nearest(self, embeddings: NDArray[np.float32]) -> list[tuple[tuple[str, str], ...]]:
         """sha256 and class of the nearest training slices of each picture, the nearest first."""
-        found = novelty.find_nearest(self._embeddings, embeddings)[0]
+        found = novelty.find_nearest(self._embeddings, embeddings)
         return [tuple(self.rows[row] for row in rows) for rows in found]
 
 
@@ -185,7 +185,7 @@ class SliceClassifier:
     def judge(self, slices: Sequence[FittedSlice]) -> list[Verdict]:
         """One forward pass over the slices for each network.
 
-        Several networks are averaged, and so are the distances of the embeddings; there are no
+        Several networks are averaged, and so are their distances from training; there are no
         prediction sets then, for none were fitted to the average.
 
         Raises:
@@ -210,12 +210,14 @@ class SliceClassifier:
         It is of the picture as it came, whatever its position.
         """
         target = torch.tensor([self.classes.index(class_name)])
+        with self._judging:  # a copy made beside a verdict would keep the hooks of that verdict
+            twins = [member.twin for member in self.members]
         with self._explaining:
             maps = [
                 explain.compute_heatmaps(
-                    member.twin, model.to_unit_range(self._stack(member, [fitted])), target
+                    twin, model.to_unit_range(self._stack(member, [fitted])), target
                 )[0].numpy()
-                for member in self.members
+                for twin, member in zip(twins, self.members, strict=True)
             ]
         shape = (fitted.picture.shape[0], fitted.picture.shape[1])
         maps = [unfit_map(heatmap, shape, fitted.position) for heatmap in maps]
@@ -311,7 +313,5 @@ def load_classifier(
                 "this version"
             )
         network = checkpoints.restore_model(kept, path).to(helper.resolve_device(device))
-        member = Member(path, network.eval(), kept)
-        _ = member.twin  # now: a copy made beside a verdict would keep the hooks of that verdict
-        members.append(member)
+        members.append(Member(path, network.eval(), kept))
     return SliceClassifier(members)

@@ -173,7 +173,10 @@ def _build_one(classifier: SliceClassifier, training: page.TrainingSlices) -> No
     judged: dict[str, Any] = {"concurrency_id": "judge", **QUIET}
     silent: dict[str, Any] = {"show_progress": "hidden", **QUIET}
     dropped.upload(drop, [dropped, desk], [dropped, frame, *shown], **judged).then(**explained)
-    frame.release(turn_to, [frame, desk], shown, **judged).then(**explained)
+    # by mouse, keyboard or number alike: the last one counts
+    frame.input(turn_to, [frame, desk], shown, **{**judged, "trigger_mode": "always_last"}).then(
+        **explained
+    )
     target.input(choose, [target, strength, desk], [picture, words], **silent).then(**explained)
     strength.change(blend, [strength, desk], picture, **{**silent, "trigger_mode": "always_last"})
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from args import DEVICE
+from args import debug_option, device_option, threads_option
 from options import add_options, argument, build_parser, fill_dataclass, option
 
 
@@ -28,9 +28,9 @@ class PredictConfig:
         "also draw each picture with its heat map there; takes seconds a picture on a CPU",
         metavar="DIR",
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
-    threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
-    debug: bool = option(False, "show the traceback of an error")
+    device: str = device_option()
+    threads: int = threads_option()
+    debug: bool = debug_option()
 
     @property
     def checkpoints(self) -> tuple[Path, ...]:
@@ -76,9 +76,9 @@ class AppConfig:
     data: Path | None = option(
         None, "folder of the training slices (default: the run's own)", metavar="DIR"
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=DEVICE)
-    threads: int = option(0, "CPU threads; 0: as many as there are cores", low=0, metavar="N")
-    debug: bool = option(False, "show the traceback of an error")
+    device: str = device_option()
+    threads: int = threads_option()
+    debug: bool = debug_option()
 
 
 def parse_app(argv: Sequence[str] | None = None) -> AppConfig:
@@ -115,10 +115,8 @@ class ExportConfig:
         "phantoms where it is not there)",
         metavar="DIR",
     )
-    threads: int = option(
-        0, "CPU threads of check and timing; 0: as many as there are cores", low=0, metavar="N"
-    )
-    debug: bool = option(False, "show the traceback of an error")
+    threads: int = threads_option(" of check and timing")
+    debug: bool = debug_option()
 
 
 def parse_export(argv: Sequence[str] | None = None) -> ExportConfig:

@@ -16,26 +16,18 @@ FARTHEST = 30.0  # deviations: no channel that was silent in training decides al
 Embeddings = NDArray[np.float32]
 
 
-def find_nearest(
-    reference: Embeddings, embeddings: Embeddings
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The nearest of the reference for each embedding, and how far they are.
+def find_nearest(reference: Embeddings, embeddings: Embeddings) -> NDArray[np.int64]:
+    """The nearest of the reference for each embedding, by the angle between them.
 
     Args:
         reference: [M, D].
         embeddings: [N, D].
 
     Returns:
-        Rows of the reference [N, k], the nearest first, k = 5 or M where that is less, and their
-        distances [N, k]: of embeddings scaled to length 1, in 0..2.
-
-    Source: Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors.
+        Rows of the reference [N, k], the nearest first, k = 5 or M where that is less.
     """
-    count = min(NEIGHBOURS, len(reference))
     cosines = scale_to_length_1(embeddings) @ scale_to_length_1(reference).T
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-    nearest = np.take_along_axis(cosines, order, axis=1)
-    return order, np.sqrt(np.maximum(0.0, 2 - 2 * nearest.astype(np.float64)))
+    return np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
 
 
 def scale_to_length_1(embeddings: Embeddings) -> Embeddings:
@@ -59,7 +51,8 @@ def measure_distances(reference: Embeddings, scaled: Embeddings) -> NDArray[np.f
         reference: Of `standardise`, [M, D]; of fewer than five the farthest counts.
         scaled: The same of the slices, [N, D].
 
-    Source: as `find_nearest`, of layers inside the network rather than of the last one.
+    Source: Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors; of layers
+    inside the network here rather than of the last one.
     """
     place = min(NEIGHBOURS, len(reference)) - 1
     norms = np.einsum("md,md->m", reference, reference, dtype=np.float64)

@@ -7,6 +7,7 @@ slices, which the threshold was fitted on. The strangers are drawn by studies.st
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 import dataset
 from classifier import SliceClassifier, load_classifier
-from helper import derive_seed, log, run_verb, write_json
+from helper import UserError, derive_seed, log, run_verb, write_json
 from imaging.grey import Pixels
 from imaging.phantom import plan_phantoms, render_phantom
 from imaging.read import read_grey
@@ -42,16 +43,10 @@ def list_familiar(classifier: SliceClassifier, count: int) -> Iterator[Pixels]:
 
 def measure(classifier: SliceClassifier, pictures: Iterator[Pixels]) -> dict[str, Any]:
     """The share that is called unlike, and the distances as shares of the threshold."""
-    distances: list[float] = []
-    waiting = []
-    for pixels in pictures:
-        waiting.append(classifier.fit(pixels))
-        if len(waiting) == SLICES_AT_ONCE:
-            distances += [one.distance or 0.0 for one in classifier.judge(waiting)]
-            waiting = []
-    if waiting:
-        distances += [one.distance or 0.0 for one in classifier.judge(waiting)]
-    found = np.array(distances)
+    distances: list[float | None] = []
+    while some := [classifier.fit(pixels) for pixels in itertools.islice(pictures, SLICES_AT_ONCE)]:
+        distances += [verdict.distance for verdict in classifier.judge(some)]
+    found = np.array(distances, dtype=float)
     return {
         "n": len(found),
         "unlike": float((found > 1).mean()),
@@ -62,6 +57,8 @@ def measure(classifier: SliceClassifier, pictures: Iterator[Pixels]) -> dict[str
 def study(options: argparse.Namespace) -> None:
     """Measure, print a row each, and write the figures where asked to."""
     classifier = load_classifier([options.checkpoint], "cpu")
+    if classifier.members[0].reference is None:
+        raise UserError(f"{options.checkpoint}: keeps no training slices to compare with")
     rows = {"familiar slices": measure(classifier, list_familiar(classifier, options.count))}
     for name, draw in STRANGERS.items():
         rows[name] = measure(classifier, (draw(seed) for seed in range(options.strangers)))

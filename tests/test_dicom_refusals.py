@@ -27,8 +27,6 @@ from imaging.dicom import hash_patient, read_header
 from imaging.grey import ImageError, ImageTooLargeError
 from imaging.read import read_frames, read_grey, read_mode, read_patient, read_size
 
-pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")  # as the reader does outside pytest
-
 ROW = np.array([[0, 100, 255]], np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 4096, (12, 10), dtype=np.uint16)
 

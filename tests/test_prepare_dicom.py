@@ -19,8 +19,6 @@ from imaging.dicom import hash_patient
 from imaging.manifest import list_images, load_manifest
 from imaging.read import read_grey
 
-pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")  # as the reader does outside pytest
-
 NAMES = ("IM{:06d}", "{}.dcm", "1.2.840.4.{}", "{}.IMA")  # as scanners and archives name files
 
 
