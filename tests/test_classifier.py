@@ -165,3 +165,20 @@ def test_a_checkpoint_whose_training_slices_are_incomplete_is_refused(trained: R
     checkpoint.save_checkpoint(Path("partial.pt"), kept)
     with pytest.raises(UserError, match=r"partial.pt: its training slices lack statistics"):
         load_classifier([Path("partial.pt")])
+
+
+def test_unlike_begins_at_the_threshold(trained: Run) -> None:
+    kept = checkpoint.load_run(BEST)
+    pixels = render_phantom(plan_phantoms(6, 5)[0])[0]
+    for share, is_unlike in ((0.99, True), (1.01, False)):
+        checkpoint.save_checkpoint(Path("moved.pt"), kept)
+        classifier = load_classifier([Path("moved.pt")], "cpu", 1)
+        distance = classifier.judge([classifier.fit(pixels)])[0].distance
+        assert distance is not None
+        threshold = kept["reference"]["threshold"] * distance * share
+        moved = {**kept, "reference": {**kept["reference"], "threshold": threshold}}
+        checkpoint.save_checkpoint(Path("moved.pt"), moved)
+        classifier = load_classifier([Path("moved.pt")], "cpu", 1)
+        verdict = classifier.judge([classifier.fit(pixels)])[0]
+        assert verdict.unlike is is_unlike
+        assert verdict.distance == pytest.approx(1 / share)

@@ -49,6 +49,7 @@ def test_a_row_for_each_picture_and_a_bad_one_is_a_row_too(
     assert (good["predicted"] == probs.idxmax(axis=1).str.removeprefix("p_")).all()
     output = capsys.readouterr().out
     assert "note: PHANTOM" in output
+    assert not Path("predictions.csv.part").exists()
     assert "6 pictures: " in output
     assert "1 not readable" in output
     assert "not a medical device" in output
