@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
 import guard
@@ -18,8 +18,6 @@ from helper import UserError, log
 
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
     from classifier import SliceClassifier
-
-PATIENCE_S = 2  # for answers under way when the page is ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +34,7 @@ def serve(config: use_args.AppConfig) -> None:
             or `--data` is no folder of prepare.py.
     """
     with open_socket(config.host, config.port) as door, private_folder() as folder:
-        uvicorn, interface = import_packages()
+        interface = import_interface()
         import page
         from classifier import load_classifier
 
@@ -59,33 +57,28 @@ def serve(config: use_args.AppConfig) -> None:
             )
         log.info("pictures lie in %s until the page is ended", folder)
         log.info("%s", helper.NOTICE)
-        log.info("open %s (Ctrl-C ends it)", write_address(config.host, config.port))
         guard.refuse_connections()
-        settings = uvicorn.Config(
-            site, log_level="critical", timeout_graceful_shutdown=PATIENCE_S, server_header=False
-        )
+        ready = f"open {write_address(config.host, config.port)} (Ctrl-C ends it)"
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-            uvicorn.Server(settings).run(sockets=[door])
+            interface.run_site(site, door, lambda: log.info("%s", ready))
     log.info("ended; the pictures are deleted")
 
 
-def import_packages() -> tuple:
-    """Uvicorn and the page in Gradio, which asks nobody for news and sends none.
+def import_interface() -> ModuleType:
+    """The page in Gradio, which asks nobody for news and sends none.
 
     Raises:
-        UserError: They are not installed.
+        UserError: Gradio is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        import uvicorn
-
         import interface
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error.name} is not installed; python -m pip install -r requirements-app.txt"
         ) from error
-    return uvicorn, interface
+    return interface
 
 
 def open_socket(host: str, port: int) -> socket.socket:

@@ -1,19 +1,24 @@
 """The page in Gradio: its parts and what happens when they are used; the words are page.py's."""
 
+import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import uvicorn
 from fastapi import FastAPI
 
 import page
 from assessment.overlay import STRENGTH
 from classifier import SliceClassifier
 from desk import Desk, judge_files, lay_file, lay_frame, make_heatmap
+from guard import Guard
 from helper import UserError, log
 from imaging.archive import MAX_FILE_MIB
 
+PATIENCE_S = 2  # for answers under way when the page is ended
 KEPT_S = 3600  # what is left of earlier answers is deleted after this
 MOST_WAITING = 32  # events that wait for their turn
 FORMATS = "JPEG, PNG, TIFF, BMP or DICOM"
@@ -91,6 +96,26 @@ def build_site(classifier: SliceClassifier, training: page.TrainingSlices, folde
         theme=gr.themes.Base(**fonts),
         css=CSS,
     )
+
+
+def run_site(site: Guard, door: socket.socket, announce: Callable[[], None]) -> None:
+    """Offer the page at a socket until the process is told to end.
+
+    Args:
+        site: What answers.
+        door: The socket, which listens.
+        announce: Called when it answers, and Ctrl-C is heeded: not before.
+    """
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            announce()
+
+    settings = uvicorn.Config(
+        site, log_level="critical", timeout_graceful_shutdown=PATIENCE_S, server_header=False
+    )
+    Server(settings).run(sockets=[door])
 
 
 def _build_one(classifier: SliceClassifier, training: page.TrainingSlices) -> None:

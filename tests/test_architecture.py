@@ -68,7 +68,7 @@ ALLOWED = {
         *{"assessment.calibration", "assessment.overlay"},
     },
     "interface": {
-        *{"desk", "page", "classifier", "imaging.archive", "assessment.overlay", "helper"},
+        *{"desk", "guard", "page", "classifier", "imaging.archive", "assessment.overlay", "helper"},
     },
     "classifier": {
         *{"layers", "model", "checkpoint", "execution", "assessment", "helper"},
