@@ -62,7 +62,8 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
         facts, missing = measure_source(planned, path, data_dir)
         facts |= measure_present(data_dir, facts)
         names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned}
-        patients = _collect_patients(data_dir, facts, names, groups)
+        told = _read_told(data_dir, names, groups)
+        patients = _collect_patients(facts) | told
         cache = data_dir / "cache" / "copies.npz"
         known_copies, splits = load_copies(cache), read_splits(data_dir)
         thumbnails = collect_thumbnails(facts)
@@ -90,7 +91,7 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
     sheets = data_dir / "audit"
     if not listed or not sheets.is_dir():
         draw_sheets(copies, thumbnails, frame, sheets)
-    _write_tables(data_dir, frame, audit, patients, links)
+    _write_tables(data_dir, frame, audit, told, links)
     option = "" if data_dir == DATA_DIR else f" --data {data_dir}"
     _print_summary(data_dir, audit, f"python main.py --model resnet18 --epochs 30{option}")
     if sheets.is_dir():
@@ -149,26 +150,28 @@ def _phantom_table(data_dir: Path) -> Path:
     return data_dir / "CSV" / "phantoms.csv"
 
 
-def _collect_patients(
-    data_dir: Path, facts: "Mapping[str, ImageFacts]", names: dict[str, str], groups: Path | None
-) -> dict[str, str]:
-    """The known patient of each picture: DICOM gives way to earlier --groups, these to --groups.
+def _read_told(data_dir: Path, names: dict[str, str], groups: Path | None) -> dict[str, str]:
+    """The patients by path that --groups tells, and before it those that earlier ones told."""
+    from imaging.manifest import read_groups
+
+    known = data_dir / "CSV" / "patients.csv"
+    earlier = read_groups(known, names, skip_unknown=True) if known.exists() else {}
+    return earlier | (read_groups(groups, names) if groups else {})
+
+
+def _collect_patients(facts: "Mapping[str, ImageFacts]") -> dict[str, str]:
+    """The patients by path that DICOM files name, by pseudonyms.
 
     A number that every picture has was put there to hide the patient, and ties nothing together.
     """
-    from imaging.manifest import read_groups
-
     patients = {path: fact.patient for path, fact in facts.items() if fact.patient}
     n_patients, n_readable = len(set(patients.values())), sum(not f.note for f in facts.values())
     if n_patients == 1 and 1 < len(patients) == n_readable:
         log.info("PatientID is the same in all %d DICOM files: passed over", n_readable)
-        patients = {}
-    elif patients:
+        return {}
+    if patients:
         log.info("%d patients by the PatientID of %d DICOM files", n_patients, len(patients))
-    known = data_dir / "CSV" / "patients.csv"
-    if known.exists():
-        patients |= read_groups(known, names, skip_unknown=True)
-    return patients | (read_groups(groups, names) if groups else {})
+    return patients
 
 
 def _measure_shortcut(
@@ -194,7 +197,7 @@ def _write_tables(
     data_dir: Path,
     frame: "pd.DataFrame",
     audit: dict[str, Any],
-    patients: dict[str, str],
+    told: dict[str, str],
     links: "pd.DataFrame | None" = None,
 ) -> None:
     """Write what lies in CSV/, the manifest last: where it is, the rest is complete."""
@@ -203,8 +206,8 @@ def _write_tables(
     from imaging.manifest import write_if_changed, write_manifest
 
     tables = {}
-    if patients:
-        tables["patients.csv"] = pd.DataFrame(sorted(patients.items()), columns=["path", "group"])
+    if told:
+        tables["patients.csv"] = pd.DataFrame(sorted(told.items()), columns=["path", "group"])
     if links is not None:
         paths = frame.drop_duplicates("sha256").set_index("sha256")["path"]
         ends = {end: links[end].map(paths) for end in ("first", "second")}

@@ -28,6 +28,7 @@ _PIXEL_TAGS = {
 }
 _DIRECTORY_TAG = 0x00041220
 _ITEM, _DELIMITER = 0xE000FFFE, 0xE0DDFFFE  # as numbers of 32 bits, little endian
+_JPEG2000_START = b"\xff\x4f\xff\x51"  # it begins, and its size comes next
 _JPEG_SIZES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
 
 
@@ -166,24 +167,33 @@ def _decode_compressed(
         codestream = next(found, None)
         if codestream is None:
             raise ImageError(f"cut short after {frame} of {layout.n_frames} frames")
-        _check_codestream(codestream, layout)
+        if RLELossless != decoder.UID:  # run lengths have no size of their own
+            _check_codestream(codestream, layout)
         alone = encapsulate([codestream], has_bot=False)
         yield decoder.as_array(alone, index=0, **options)[0]
 
 
 def _check_codestream(codestream: bytes, layout: Layout) -> None:
     """Hold JPEG of any kind to the header's size: decoders believe it and take the memory."""
-    jpeg2000 = codestream.find(b"\xff\x4f\xff\x51", 0, 4096)
     if codestream.startswith(b"\xff\xd8"):
         found = _find_jpeg_size(codestream)
-    elif jpeg2000 >= 0:
-        right, bottom, left, top = struct.unpack_from(">4I", codestream, jpeg2000 + 8)
-        (samples,) = struct.unpack_from(">H", codestream, jpeg2000 + 40)
-        found = (right - left, bottom - top, samples)
     else:
-        return  # run lengths, which have no size of their own
+        found = _find_jpeg2000_size(codestream)
     if found != (layout.width, layout.height, layout.samples):
         raise ImageError("damaged DICOM (compressed pixels of another size than its header's)")
+
+
+def _find_jpeg2000_size(codestream: bytes) -> tuple[int, int, int] | None:
+    """Width, height and samples of JPEG 2000, plain or within the boxes of a JP2 file."""
+    place = 0
+    while not codestream.startswith(_JPEG2000_START, place):
+        length, kind = struct.unpack_from(">I4s", codestream, place)
+        if length == 1 or kind == b"pclr":  # of over 4 GiB; a palette, which multiplies pixels
+            return None
+        place += 8 if kind in {b"jp2c", b"jp2h"} else max(8, length)  # those two hold others
+    right, bottom, left, top = struct.unpack_from(">4I", codestream, place + 8)
+    (samples,) = struct.unpack_from(">H", codestream, place + 40)
+    return right - left, bottom - top, samples
 
 
 def _find_jpeg_size(codestream: bytes) -> tuple[int, int, int] | None:

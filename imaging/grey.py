@@ -87,6 +87,14 @@ def resize_grey(pixels: Pixels, size_px: int) -> Pixels:
     return square
 
 
+def shrink_grey(pixels: Pixels, side_px: int) -> Pixels:
+    """A grey picture whose longer side is at most `side_px`, aspect kept: uint8 [H, W]."""
+    if max(pixels.shape) <= side_px:
+        return pixels
+    top, left, height, width = find_frame((pixels.shape[0], pixels.shape[1]), side_px)
+    return resize_grey(pixels, side_px)[top : top + height, left : left + width]
+
+
 def find_frame(shape: tuple[int, int], size_px: int) -> tuple[int, int, int, int]:
     """Where a picture lies in the square that it is fitted into.
 

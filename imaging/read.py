@@ -19,6 +19,7 @@ from imaging.dicom import (
     is_dicom,
     read_dicom,
     read_dicom_frames,
+    read_dicom_patient,
     read_header,
 )
 from imaging.grey import ImageError, Pixels, check_size, scale_to_8_bit
@@ -175,7 +176,7 @@ def read_patient(source: Path | bytes) -> str:
     Raises:
         ImageError: As `read_grey`, as far as the header tells.
     """
-    return read_header(source).patient if _is_dicom(source) else ""
+    return read_dicom_patient(source) if _is_dicom(source) else ""
 
 
 def _is_dicom(source: Path | bytes) -> bool:

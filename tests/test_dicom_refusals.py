@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import struct
 import subprocess
 import sys
 import traceback
@@ -20,7 +21,9 @@ from fixtures_dicom import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import RLELossless
 
 from imaging.dicom import hash_patient, read_header
@@ -126,6 +129,45 @@ def test_compressed_pixels_may_not_be_larger_than_the_header_says(name: str) -> 
         read_grey(content)
 
 
+def build_boxed(*boxes: tuple[bytes, bytes]) -> bytes:
+    """A DICOM file whose pixels are boxes of a JP2 file, after the one by which it is known."""
+    data = dcmread(BUNDLED / "test_files" / "MR_small_jp2klossless.dcm")
+    plain = next(generate_frames(data.PixelData, number_of_frames=1))
+    content = bytes.fromhex("0000000c6a5020200d0a870a")
+    for kind, inside in boxes:
+        inside = inside.replace(b"PLAIN", plain)
+        content += struct.pack(">I4s", 8 + len(inside), kind) + inside
+    data.PixelData = encapsulate([content])
+    return encode_dataset(data)
+
+
+SIZ = b"\xff\x4f\xff\x51" + struct.pack(">HHIIII", 41, 0, 64, 64, 0, 0)
+LARGE = b"\xff\x4f\xff\x51" + struct.pack(">HHIIII", 41, 0, 64000, 64000, 0, 0)
+ONE_SAMPLE = struct.pack(">IIIIH", 64, 64, 0, 0, 1) + bytes(64)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(b"xml ", SIZ + ONE_SAMPLE), (b"jp2c", LARGE + ONE_SAMPLE)],
+        [(b"jp2h", struct.pack(">I4s", 12, b"pclr") + bytes(4)), (b"jp2c", SIZ + ONE_SAMPLE)],
+    ],
+)
+def test_the_size_of_jpeg_2000_is_not_to_be_hidden_by_boxes(
+    boxes: list[tuple[bytes, bytes]],
+) -> None:
+    with pytest.raises(ImageError, match="compressed pixels of another size than its header's"):
+        read_grey(build_boxed(*boxes))
+
+
+def test_jpeg_2000_may_lie_in_boxes() -> None:
+    header = struct.pack(">I4sIIHBBBB", 22, b"ihdr", 64, 64, 1, 0x8F, 7, 0, 0)
+    header += struct.pack(">I4sBBBI", 15, b"colr", 1, 0, 0, 17)
+    boxed = build_boxed((b"ftyp", b"jp2 \0\0\0\0jp2 "), (b"jp2h", header), (b"jp2c", b"PLAIN"))
+    plain = (BUNDLED / "test_files" / "MR_small_jp2klossless.dcm").read_bytes()
+    assert np.array_equal(read_grey(boxed), read_grey(plain))
+
+
 ENCODED = [
     encode_dicom(ROW),
     *(
@@ -171,16 +213,19 @@ def assert_nothing_hidden(text: str) -> None:
 
 
 def test_pseudonyms_are_of_the_patient_and_the_issuer() -> None:
-    header = read_header(encode_dicom(ROW, InstanceNumber=7))
-    assert header.patient == hash_patient(SECRETS["PatientID"], SECRETS["IssuerOfPatientID"])
-    assert header.position == 7
-    assert len(header.series) == 16
-    assert header.series != read_header(encode_dicom(ROW, SeriesInstanceUID="1.2.3")).series
-    nobody = read_header(encode_dicom(ROW, PatientID="", SeriesInstanceUID="", InstanceNumber=None))
-    assert (nobody.patient, nobody.series, nobody.position) == ("", "", None)
+    pseudonym = hash_patient(SECRETS["PatientID"], SECRETS["IssuerOfPatientID"])
+    assert read_patient(encode_dicom(ROW)) == pseudonym
+    assert read_patient(encode_dicom(ROW, PatientID="")) == ""
     assert read_patient(encode_dicom(ROW, PatientID="  17 ", IssuerOfPatientID=None)) == (
         hash_patient("17")
     )
+
+
+def test_a_series_has_a_pseudonym() -> None:
+    series = read_header(encode_dicom(ROW)).series
+    assert len(series) == 16
+    assert series != read_header(encode_dicom(ROW, SeriesInstanceUID="1.2.3")).series
+    assert read_header(encode_dicom(ROW, SeriesInstanceUID="")).series == ""
 
 
 def test_a_pseudonym_never_changes_and_is_no_plain_hash() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from fixtures_dicom import (
     HIDDEN,
@@ -17,7 +18,7 @@ from fixtures_sources import picture, refuse, run, take_snapshot, write_zip
 
 from imaging.dicom import hash_patient
 from imaging.manifest import list_images, load_manifest
-from imaging.read import read_grey
+from imaging.read import read_grey, read_patient
 
 NAMES = ("IM{:06d}", "{}.dcm", "1.2.840.4.{}", "{}.IMA")  # as scanners and archives name files
 
@@ -72,12 +73,11 @@ def test_patients_of_dicom_are_groups_under_pseudonyms(
     assert set(frame["path"]) == set(list_images(data))
     assert set(frame["path"]) == {name.replace("top/", "Images/") for name in files}
     assert not frame["note"].any()
-    table = pd.read_csv(data / "CSV" / "patients.csv", index_col="path")["group"]
-    for row in frame.itertuples():
-        content = files[str(row.path).replace("Images/", "top/")]
-        assert row.mean == pytest.approx(read_grey(content).mean(), abs=0.0006)
-        assert table[row.path] in pseudonyms
-    patients = frame["path"].map(table)
+    contents = [files[path.replace("Images/", "top/")] for path in frame["path"]]
+    means = [read_grey(content).mean() for content in contents]
+    assert frame["mean"].tolist() == pytest.approx(means, abs=0.0006)
+    patients = pd.Series([read_patient(content) for content in contents])
+    assert set(patients) == pseudonyms
     assert patients.nunique() == frame["group"].nunique() == 12
     assert (frame.groupby("group")["path"].size() == 2).all()
     assert len(set(zip(patients, frame["group"], strict=True))) == 12
@@ -109,8 +109,22 @@ def test_groups_win_over_what_dicom_says(tmp_path: Path) -> None:
     first, second, third = (name.replace("top/", "Images/") for name in (first, second, third))
     assert group_of[first] == group_of[third] != group_of[second]
     table = pd.read_csv(data / "CSV" / "patients.csv", index_col="path")["group"]
-    assert table[first] == table[third] == "mine"
-    assert table[second].startswith("p")
+    assert table.to_dict() == {first: "mine", third: "mine"}
+
+
+def test_a_file_that_was_replaced_is_of_its_new_patient(tmp_path: Path) -> None:
+    files, data = build_classes(PATIENTS), tmp_path / "data"
+    assert run(write_zip(tmp_path / "s.zip", files), "--data", data) == 0
+    first, second, third = (name.replace("top/", "Images/") for name in list(files)[:3])
+    group_of = load_manifest(data).set_index("path")["group"]
+    assert group_of[first] == group_of[second] != group_of[third]
+    other = pydicom.dcmread(data / third)
+    replaced = pydicom.dcmread(data / first)
+    replaced.PatientID = other.PatientID
+    replaced.save_as(data / first)
+    assert run(data / "Images", "--data", data) == 0
+    group_of = load_manifest(data).set_index("path")["group"]
+    assert group_of[first] == group_of[third] != group_of[second]
 
 
 def test_a_number_that_all_files_share_ties_nothing(
