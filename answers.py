@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import FittedSlice, SliceClassifier, Verdict
+from classifier import PreprocessedSlice, SliceClassifier, Verdict
 from intake import Picture
 
 Row = dict[str, Any]
@@ -17,8 +17,8 @@ DIGITS = 6
 
 
 def judge_batch(
-    classifier: SliceClassifier, batch: list[Picture[FittedSlice]]
-) -> list[tuple[Picture[FittedSlice], Verdict | None]]:
+    classifier: SliceClassifier, batch: list[Picture[PreprocessedSlice]]
+) -> list[tuple[Picture[PreprocessedSlice], Verdict | None]]:
     """Each picture of a batch with its verdict, None where it cannot be read."""
     readable = [picture.made for picture in batch if picture.made is not None]
     verdicts = iter(classifier.judge(readable) if readable else [])

@@ -113,7 +113,7 @@ def warm_up(classifier: "SliceClassifier") -> None:
     """Let the first answer be as quick as the others."""
     import numpy as np
 
-    fitted = classifier.fit(np.zeros((64, 64), np.uint8))
+    fitted = classifier.preprocess(np.zeros((64, 64), np.uint8))
     classifier.judge([fitted])
     classifier.explain(fitted, classifier.classes[0])
 

@@ -21,20 +21,21 @@ import model
 from assessment import calibration, explain, novelty
 from execution import keep_freed_memory
 from helper import UserError
-from imaging.grey import Pixels, resize_grey
+from imaging.grey import Pixels, resize_grey, shrink_grey
 from imaging.position import Position, find_position, turn, unfit_map
 
+SHOWN_PX = 1024  # longer side of a picture that is kept to be shown
 REFERENCE_KEYS = {
     *("sha256", "labels", "embeddings", "threshold", "mean", "deviation", "statistics"),
 }
 
 
 @dataclass(frozen=True)
-class FittedSlice:
+class PreprocessedSlice:
     """A picture as the networks see it.
 
     Attributes:
-        picture: As it came, uint8 [H, W].
+        picture: As it came, or smaller: of a large one no more is kept than people look at.
         squares: By side in px: uint8 [S, S], in the standard position.
         position: How the picture was turned.
     """
@@ -170,7 +171,7 @@ class SliceClassifier:
         lines.append(f"{verdict.predicted} {verdict.confidence:.1%}")
         return lines
 
-    def fit(self, pixels: Pixels) -> FittedSlice:
+    def preprocess(self, pixels: Pixels) -> PreprocessedSlice:
         """A picture made ready for `judge`; safe to call in many threads.
 
         Args:
@@ -180,9 +181,9 @@ class SliceClassifier:
         turned = turn(pixels, position)
         sides = {member.image_size for member in self.members}
         squares = {side: resize_grey(turned, side) for side in sides}
-        return FittedSlice(pixels, squares, position)
+        return PreprocessedSlice(shrink_grey(pixels, SHOWN_PX), squares, position)
 
-    def judge(self, slices: Sequence[FittedSlice]) -> list[Verdict]:
+    def judge(self, slices: Sequence[PreprocessedSlice]) -> list[Verdict]:
         """One forward pass over the slices for each network.
 
         Several networks are averaged, and so are their distances from training; there are no
@@ -204,7 +205,7 @@ class SliceClassifier:
             for row in range(len(slices))
         ]
 
-    def explain(self, fitted: FittedSlice, class_name: str) -> NDArray[np.float32]:
+    def explain(self, preprocessed: PreprocessedSlice, class_name: str) -> NDArray[np.float32]:
         """What a class rests on, averaged over the networks: fp32 [H, W] in 0..1.
 
         It is of the picture as it came, whatever its position.
@@ -215,15 +216,15 @@ class SliceClassifier:
         with self._explaining:
             maps = [
                 explain.compute_heatmaps(
-                    twin, model.to_unit_range(self._stack(member, [fitted])), target
+                    twin, model.to_unit_range(self._stack(member, [preprocessed])), target
                 )[0].numpy()
                 for twin, member in zip(twins, self.members, strict=True)
             ]
-        shape = (fitted.picture.shape[0], fitted.picture.shape[1])
-        maps = [unfit_map(heatmap, shape, fitted.position) for heatmap in maps]
+        shape = (preprocessed.picture.shape[0], preprocessed.picture.shape[1])
+        maps = [unfit_map(heatmap, shape, preprocessed.position) for heatmap in maps]
         return np.mean(maps, axis=0)
 
-    def _ask(self, member: Member, slices: Sequence[FittedSlice]) -> "_Answer":
+    def _ask(self, member: Member, slices: Sequence[PreprocessedSlice]) -> "_Answer":
         with layers.watch_layers(member.network) as watch:
             inferred = model.infer(member.network, [self._stack(member, slices)])
         logits, embeddings = (part.numpy() for part in inferred)
@@ -242,9 +243,9 @@ class SliceClassifier:
             nearest = member.reference.find_nearest(embeddings)
         return _Answer(calibrated, distances, nearest)
 
-    def _stack(self, member: Member, slices: Sequence[FittedSlice]) -> torch.Tensor:
+    def _stack(self, member: Member, slices: Sequence[PreprocessedSlice]) -> torch.Tensor:
         """uint8 [B, 1, S, S] on the device, at the side that the member takes."""
-        squares = np.stack([fitted.squares[member.image_size] for fitted in slices])
+        squares = np.stack([preprocessed.squares[member.image_size] for preprocessed in slices])
         return torch.from_numpy(squares).unsqueeze(1).to(self.device)
 
     def _describe(

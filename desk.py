@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 import answers
 import intake
-from classifier import FittedSlice, SliceClassifier, Verdict
+from classifier import PreprocessedSlice, SliceClassifier, Verdict
 from imaging.archive import MAX_FILE_MIB
 from imaging.dicom import is_dicom, read_header
-from imaging.grey import ImageError, Pixels, find_frame, resize_grey
+from imaging.grey import ImageError, Pixels
 from imaging.read import read_frames, read_start
 
-SHOWN_PX = 640  # longer side of the picture on the page
 BATCH_SIZE = 32
 
 
@@ -34,7 +33,7 @@ class Desk:
         path: Where it lies, while more of its frames may be asked for.
         frame: Which of them the picture is, from 1.
         n_frames: How many there are.
-        fitted: The picture, no larger than it is shown; None: nothing lies here.
+        slice: The picture; None: nothing lies here.
         verdict: On it.
         heatmaps: By class, fp32 [H, W] in 0..1.
         class_name: Whose heat map is wanted.
@@ -45,7 +44,7 @@ class Desk:
     path: Path | None = None
     frame: int = 1
     n_frames: int = 1
-    fitted: FittedSlice | None = None
+    slice: PreprocessedSlice | None = None
     verdict: Verdict | None = None
     heatmaps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     class_name: str = ""
@@ -53,7 +52,7 @@ class Desk:
     def clear(self) -> None:
         """Take the picture away."""
         self.turn += 1
-        self.fitted = self.verdict = None
+        self.slice = self.verdict = None
         self.heatmaps, self.class_name = {}, ""
 
 
@@ -75,7 +74,7 @@ def lay_file(desk: Desk, classifier: SliceClassifier, path: Path) -> None:
         desk.n_frames = read_header(path).n_frames if is_dicom(read_start(path)) else 1
         lay_frame(desk, classifier, 1)
     finally:
-        if desk.fitted is None or desk.n_frames == 1:
+        if desk.slice is None or desk.n_frames == 1:
             path.unlink(missing_ok=True)
             desk.path = None
 
@@ -90,11 +89,10 @@ def lay_frame(desk: Desk, classifier: SliceClassifier, number: int) -> None:
     if desk.path is None:
         raise ImageError("no longer here")
     desk.frame = number
-    fitted = classifier.fit(read_frame(desk.path, number))
-    desk.verdict = classifier.judge([fitted])[0]
+    preprocessed = classifier.preprocess(read_frame(desk.path, number))
+    desk.verdict = classifier.judge([preprocessed])[0]
     desk.class_name = desk.verdict.predicted
-    # heat maps are made of the squares and laid over what is shown: no need to keep the whole
-    desk.fitted = dataclasses.replace(fitted, picture=shrink(fitted.picture, SHOWN_PX))
+    desk.slice = preprocessed
 
 
 def read_frame(path: Path, number: int) -> Pixels:
@@ -109,18 +107,12 @@ def read_frame(path: Path, number: int) -> Pixels:
     raise ImageError(f"it has no frame {number}")
 
 
-def shrink(pixels: Pixels, side_px: int) -> Pixels:
-    """A picture whose longer side is `side_px`, aspect kept; uint8 [H, W]."""
-    top, left, height, width = find_frame((pixels.shape[0], pixels.shape[1]), side_px)
-    return resize_grey(pixels, side_px)[top : top + height, left : left + width]
-
-
 def make_heatmap(desk: Desk, classifier: SliceClassifier) -> None:
     """Make the heat map of the class that is wanted, once; one that comes too late is dropped."""
-    turn, fitted, class_name = desk.turn, desk.fitted, desk.class_name
-    if fitted is None or class_name in desk.heatmaps:
+    turn, preprocessed, class_name = desk.turn, desk.slice, desk.class_name
+    if preprocessed is None or class_name in desk.heatmaps:
         return
-    heatmap = classifier.explain(fitted, class_name)
+    heatmap = classifier.explain(preprocessed, class_name)
     if desk.turn == turn:
         desk.heatmaps[class_name] = heatmap
 
@@ -143,7 +135,7 @@ def judge_files(classifier: SliceClassifier, paths: Sequence[Path]) -> Iterator[
     ]
     try:
         batches = intake.read_batches(
-            readable, classifier.fit, BATCH_SIZE, overlap=classifier.device.type != "cpu"
+            readable, classifier.preprocess, BATCH_SIZE, overlap=classifier.device.type != "cpu"
         )
         for batch in batches:
             rows: list[answers.Row] = []

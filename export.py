@@ -140,7 +140,7 @@ def report_speeds(
     import onnx_file
 
     def judge(batch: "list[Pixels]") -> None:
-        classifier.judge([classifier.fit(pixels) for pixels in batch])
+        classifier.judge([classifier.preprocess(pixels) for pixels in batch])
 
     ways: list[Callable[[list[Pixels]], Any]] = [judge]
     ways += [functools.partial(onnx_file.ask, session) for session in sessions.values()]

@@ -114,7 +114,7 @@ def compare(
     thresholds = onnx_file.list_thresholds(member)
     worst, n_wrong = 0.0, 0
     for _, batch in divide(pictures):
-        verdicts = classifier.judge([classifier.fit(pixels) for pixels in batch])
+        verdicts = classifier.judge([classifier.preprocess(pixels) for pixels in batch])
         probs = np.array([verdict.probs for verdict in verdicts])
         answers = onnx_file.ask(session, batch)
         is_right = agree(answers[0], probs)

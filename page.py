@@ -40,12 +40,12 @@ def show_picture(desk: Desk, strength: float) -> str:
         desk: Where it lies.
         strength: Of the heat map, 0..1.
     """
-    if desk.fitted is None:
+    if desk.slice is None:
         return "<p class='empty'>The slice and its heat map come here.</p>"
     heatmap = desk.heatmaps.get(desk.class_name)
     if heatmap is None:
-        return write_image(desk.fitted.picture, "The slice")
-    blended = blend_heatmap(desk.fitted.picture, heatmap, strength)
+        return write_image(desk.slice.picture, "The slice")
+    blended = blend_heatmap(desk.slice.picture, heatmap, strength)
     return write_image(blended, f"The slice under the heat map for {desk.class_name}")
 
 
@@ -161,7 +161,7 @@ def capitalise(text: str) -> str:
 
 def describe_heatmap(desk: Desk) -> str:
     """What the colours mean, or that they are on their way."""
-    if desk.fitted is None:
+    if desk.slice is None:
         return ""
     if desk.class_name not in desk.heatmaps:
         return f"<p>The heat map for {escape(desk.class_name)} is being made …</p>"

@@ -12,7 +12,7 @@ from helper import UserError, log
 
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
     from answers import Row
-    from classifier import FittedSlice, SliceClassifier, Verdict
+    from classifier import PreprocessedSlice, SliceClassifier, Verdict
     from intake import Picture
 
 BATCH_SIZE = 32
@@ -45,7 +45,7 @@ def predict(config: use_args.PredictConfig) -> None:
     tally = answers.SeriesTally(classifier.classes)
     counts = dict.fromkeys(("pictures", "errors", "refer", "unlike"), 0)
     batches = intake.read_batches(
-        files, classifier.fit, BATCH_SIZE, overlap=classifier.device.type != "cpu"
+        files, classifier.preprocess, BATCH_SIZE, overlap=classifier.device.type != "cpu"
     )
     with (
         _open_table(config.out) as stream,
@@ -114,15 +114,15 @@ def _open_table(path: Path) -> Iterator[TextIO]:
 def save_heatmap(
     folder: Path,
     classifier: "SliceClassifier",
-    picture: "Picture[FittedSlice]",
+    picture: "Picture[PreprocessedSlice]",
     verdict: "Verdict",
 ) -> None:
     """A picture beside itself under the heat map of the class that it was given."""
     from assessment.overlay import draw_overlay
 
-    fitted = picture.made
-    assert fitted is not None
-    heatmap = classifier.explain(fitted, verdict.predicted)
+    preprocessed = picture.made
+    assert preprocessed is not None
+    heatmap = classifier.explain(preprocessed, verdict.predicted)
     lines = [
         *classifier.describe_verdict(verdict),
         *classifier.list_warnings(),
@@ -132,7 +132,7 @@ def save_heatmap(
     frame = f"#{picture.frame}" if picture.frame else ""
     path = folder.joinpath(*parts[:-1], f"{parts[-1]}{frame}.png")
     with helper.atomic_path(path) as temporary:
-        draw_overlay(fitted.picture, heatmap, lines).save(temporary)
+        draw_overlay(preprocessed.picture, heatmap, lines).save(temporary)
 
 
 def summarise(counts: dict[str, int], out: Path) -> None:

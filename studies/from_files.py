@@ -20,7 +20,7 @@ import helper
 import intake
 import layers
 import model
-from classifier import FittedSlice, Member, SliceClassifier
+from classifier import Member, PreprocessedSlice, SliceClassifier
 from helper import log, run_verb, write_json
 from predict import BATCH_SIZE
 from speed.rounds import (
@@ -76,10 +76,12 @@ def study(options: argparse.Namespace) -> None:
 
     def judge_files() -> None:
         for batch in intake.read_batches(
-            files, classifier.fit, BATCH_SIZE, overlap=device.type != "cpu"
+            files, classifier.preprocess, BATCH_SIZE, overlap=device.type != "cpu"
         ):
-            fitted: list[FittedSlice] = [one.made for one in batch if one.made is not None]
-            classifier.judge(fitted)
+            preprocessed: list[PreprocessedSlice] = [
+                one.made for one in batch if one.made is not None
+            ]
+            classifier.judge(preprocessed)
 
     def measure_limit() -> Figures:
         return {"limit_images_per_s": n_batches * BATCH_SIZE / time_run(judge_memory, device)}

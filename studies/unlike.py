@@ -44,7 +44,9 @@ def list_familiar(classifier: SliceClassifier, count: int) -> Iterator[Pixels]:
 def measure(classifier: SliceClassifier, pictures: Iterator[Pixels]) -> dict[str, Any]:
     """The share that is called unlike, and the distances as shares of the threshold."""
     distances: list[float | None] = []
-    while some := [classifier.fit(pixels) for pixels in itertools.islice(pictures, SLICES_AT_ONCE)]:
+    while some := [
+        classifier.preprocess(pixels) for pixels in itertools.islice(pictures, SLICES_AT_ONCE)
+    ]:
         distances += [verdict.distance for verdict in classifier.judge(some)]
     found = np.array(distances, dtype=float)
     return {

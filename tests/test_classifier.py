@@ -9,7 +9,7 @@ import pytest
 from conftest import Run
 
 import checkpoint
-from classifier import SliceClassifier, load_classifier
+from classifier import SHOWN_PX, SliceClassifier, load_classifier
 from helper import UserError
 from imaging.phantom import plan_phantoms, render_phantom
 from imaging.read import read_grey
@@ -31,7 +31,7 @@ def list_positions(pixels: np.ndarray) -> list[np.ndarray]:
 def test_eight_positions_of_a_slice_get_one_answer(classifier: SliceClassifier) -> None:
     for plan in plan_phantoms(6, 5):
         verdicts = classifier.judge(
-            [classifier.fit(each) for each in list_positions(render_phantom(plan)[0])]
+            [classifier.preprocess(each) for each in list_positions(render_phantom(plan)[0])]
         )
         for other in verdicts[1:]:
             assert np.array_equal(other.probs, verdicts[0].probs)
@@ -42,7 +42,7 @@ def test_eight_positions_of_a_slice_get_one_answer(classifier: SliceClassifier) 
 def test_it_agrees_with_evaluate(classifier: SliceClassifier) -> None:
     table = pd.read_csv("results/first/predictions.csv", keep_default_na=False)
     pictures = [read_grey(Path("data/phantom") / path) for path in table["path"]]
-    verdicts = classifier.judge([classifier.fit(pixels) for pixels in pictures])
+    verdicts = classifier.judge([classifier.preprocess(pixels) for pixels in pictures])
     probs = np.array([verdict.probs for verdict in verdicts])
     columns = [f"p_{name}" for name in classifier.classes]
     np.testing.assert_allclose(probs, table[columns].to_numpy(), atol=2e-6)
@@ -55,7 +55,7 @@ def test_a_training_slice_is_its_own_nearest(classifier: SliceClassifier) -> Non
     table = pd.read_csv("session/first/split.csv")
     own = table[table["split"] == "train"].drop_duplicates("slice").iloc[:8]
     verdicts = classifier.judge(
-        [classifier.fit(read_grey(Path("data/phantom") / path)) for path in own["path"]]
+        [classifier.preprocess(read_grey(Path("data/phantom") / path)) for path in own["path"]]
     )
     for verdict, row in zip(verdicts, own.itertuples(), strict=True):
         assert verdict.nearest[0] == (row.sha256, row.label)
@@ -75,10 +75,10 @@ def test_the_reference_is_one_of_each_distinct_training_slice(trained: Run) -> N
 
 def test_a_heat_map_follows_the_picture(classifier: SliceClassifier) -> None:
     pixels = render_phantom(plan_phantoms(6, 5)[0])[0]
-    upright = classifier.explain(classifier.fit(pixels), "Glioma")
+    upright = classifier.explain(classifier.preprocess(pixels), "Glioma")
     assert upright.shape == pixels.shape
     assert upright.max() > 0.5
-    turned = classifier.explain(classifier.fit(np.rot90(pixels)), "Glioma")
+    turned = classifier.explain(classifier.preprocess(np.rot90(pixels)), "Glioma")
     np.testing.assert_allclose(turned, np.rot90(upright), atol=0.02)
 
 
@@ -90,7 +90,7 @@ def test_an_ensemble_is_the_mean_and_has_no_sets(trained: Run) -> None:
     alone = []
     for paths in ([BEST], [Path("soft.pt")], [BEST, Path("soft.pt")]):
         classifier = load_classifier(paths, "cpu", 1)
-        alone.append(classifier.judge([classifier.fit(pixels)])[0])
+        alone.append(classifier.judge([classifier.preprocess(pixels)])[0])
     first, soft, both = alone
     np.testing.assert_allclose(both.probs, (first.probs + soft.probs) / 2, atol=1e-12)
     assert both.prediction_set is None
@@ -103,7 +103,7 @@ def test_what_was_not_fitted_is_said_and_left_open(trained: Run) -> None:
     del kept["calibration"], kept["reference"]
     checkpoint.save_checkpoint(Path("old.pt"), kept)
     classifier = load_classifier([Path("old.pt")], "cpu", 1)
-    verdict = classifier.judge([classifier.fit(np.zeros((9, 9), np.uint8))])[0]
+    verdict = classifier.judge([classifier.preprocess(np.zeros((9, 9), np.uint8))])[0]
     assert (verdict.prediction_set, verdict.refer, verdict.unlike, verdict.distance) == (None,) * 4
     assert verdict.nearest == ()
     warnings = " ".join(classifier.list_warnings())
@@ -125,25 +125,25 @@ def test_refusals(trained: Run) -> None:
     checkpoint.save_checkpoint(Path("nan.pt"), {**kept, "weights": broken})
     classifier = load_classifier([Path("nan.pt")], "cpu")
     with pytest.raises(UserError, match=r"nan.pt: its logits are NaN or infinite"):
-        classifier.judge([classifier.fit(np.zeros((9, 9), np.uint8))])
+        classifier.judge([classifier.preprocess(np.zeros((9, 9), np.uint8))])
 
 
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_strangers_are_unlike_and_fresh_phantoms_are_not(
     kind: str, classifier: SliceClassifier
 ) -> None:
-    strangers = [classifier.fit(STRANGERS[kind](seed)) for seed in range(6)]
+    strangers = [classifier.preprocess(STRANGERS[kind](seed)) for seed in range(6)]
     assert all(verdict.unlike for verdict in classifier.judge(strangers))
 
 
 def test_fresh_phantoms_raise_no_alarm(classifier: SliceClassifier) -> None:
-    fresh = [classifier.fit(render_phantom(plan)[0]) for plan in plan_phantoms(100, 77)]
+    fresh = [classifier.preprocess(render_phantom(plan)[0]) for plan in plan_phantoms(100, 77)]
     # of 60 phantoms only: a threshold from the nine patients of val is rough
     assert np.mean([verdict.unlike for verdict in classifier.judge(fresh)]) <= 0.1
 
 
 def test_two_who_ask_at_once_get_their_own_answers(classifier: SliceClassifier) -> None:
-    pictures = [classifier.fit(render_phantom(plan)[0]) for plan in plan_phantoms(6, 5)]
+    pictures = [classifier.preprocess(render_phantom(plan)[0]) for plan in plan_phantoms(6, 5)]
     alone = [classifier.judge([picture])[0] for picture in pictures]
     with ThreadPoolExecutor(6) as pool:
         for _ in range(5):
@@ -153,7 +153,7 @@ def test_two_who_ask_at_once_get_their_own_answers(classifier: SliceClassifier) 
 
 
 def test_what_is_unlike_is_referred(classifier: SliceClassifier) -> None:
-    (verdict,) = classifier.judge([classifier.fit(STRANGERS["page of text"](0))])
+    (verdict,) = classifier.judge([classifier.preprocess(STRANGERS["page of text"](0))])
     assert verdict.unlike
     assert verdict.refer
     assert classifier.describe_verdict(verdict)[0].startswith("UNLIKE")
@@ -173,12 +173,19 @@ def test_unlike_begins_at_the_threshold(trained: Run) -> None:
     for share, is_unlike in ((0.99, True), (1.01, False)):
         checkpoint.save_checkpoint(Path("moved.pt"), kept)
         classifier = load_classifier([Path("moved.pt")], "cpu", 1)
-        distance = classifier.judge([classifier.fit(pixels)])[0].distance
+        distance = classifier.judge([classifier.preprocess(pixels)])[0].distance
         assert distance is not None
         threshold = kept["reference"]["threshold"] * distance * share
         moved = {**kept, "reference": {**kept["reference"], "threshold": threshold}}
         checkpoint.save_checkpoint(Path("moved.pt"), moved)
         classifier = load_classifier([Path("moved.pt")], "cpu", 1)
-        verdict = classifier.judge([classifier.fit(pixels)])[0]
+        verdict = classifier.judge([classifier.preprocess(pixels)])[0]
         assert verdict.unlike is is_unlike
         assert verdict.distance == pytest.approx(1 / share)
+
+
+def test_of_a_large_picture_no_more_is_kept_than_is_looked_at(classifier: SliceClassifier) -> None:
+    large = np.repeat(np.arange(1600) % 256, 900).astype(np.uint8).reshape(1600, 900)
+    kept = classifier.preprocess(large)
+    assert kept.picture.shape == (SHOWN_PX, 576)
+    assert classifier.explain(kept, "Glioma").shape == kept.picture.shape

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import desk
-from classifier import FittedSlice, SliceClassifier, load_classifier
+from classifier import PreprocessedSlice, SliceClassifier, load_classifier
 from imaging.grey import ImageError
 from imaging.phantom import plan_phantoms, render_phantom
 
@@ -46,11 +46,11 @@ def test_a_picture_is_judged_and_its_file_deleted(
     own, path = desk.Desk(), save(tmp_path / "in", "mine.png", pictures[0])
     desk.lay_file(own, classifier, path)
     assert own.verdict is not None
-    assert own.fitted is not None
-    plain = classifier.judge([classifier.fit(pictures[0])])[0]
+    assert own.slice is not None
+    plain = classifier.judge([classifier.preprocess(pictures[0])])[0]
     assert np.array_equal(own.verdict.probs, plain.probs)
     assert (own.name, own.path, own.n_frames) == ("mine.png", None, 1)
-    assert max(own.fitted.picture.shape) == desk.SHOWN_PX
+    assert max(own.slice.picture.shape) == 512
     assert list((tmp_path / "in").iterdir()) == []
 
 
@@ -104,7 +104,7 @@ def test_a_bad_file_is_told_and_deleted(
         desk.lay_file(own, classifier, path)
     assert words in caught.value.reason
     assert "Hidden" not in caught.value.reason
-    assert own.fitted is None
+    assert own.slice is None
     assert own.verdict is None
     assert not path.exists()
 
@@ -140,9 +140,11 @@ def test_a_heat_map_is_made_once_for_each_class(
     made: list[str] = []
     explain = SliceClassifier.explain
 
-    def count(self: SliceClassifier, fitted: FittedSlice, class_name: str) -> NDArray[np.float32]:
+    def count(
+        self: SliceClassifier, preprocessed: PreprocessedSlice, class_name: str
+    ) -> NDArray[np.float32]:
         made.append(class_name)
-        return explain(self, fitted, class_name)
+        return explain(self, preprocessed, class_name)
 
     monkeypatch.setattr(SliceClassifier, "explain", count)
     own = desk.Desk()
@@ -152,8 +154,8 @@ def test_a_heat_map_is_made_once_for_each_class(
         own.class_name = name
         desk.make_heatmap(own, classifier)
     assert made == ["Menin", "Glioma"]
-    assert own.fitted is not None
-    assert own.heatmaps["Menin"].shape == own.fitted.picture.shape
+    assert own.slice is not None
+    assert own.heatmaps["Menin"].shape == own.slice.picture.shape
 
 
 def test_a_heat_map_that_comes_late_is_not_laid_over_the_next_picture(
@@ -167,10 +169,10 @@ def test_a_heat_map_that_comes_late_is_not_laid_over_the_next_picture(
     explain = SliceClassifier.explain
 
     def drop_another(
-        self: SliceClassifier, fitted: FittedSlice, class_name: str
+        self: SliceClassifier, preprocessed: PreprocessedSlice, class_name: str
     ) -> NDArray[np.float32]:
         desk.lay_file(own, classifier, save(tmp_path / "in", "b.png", pictures[1]))
-        return explain(self, fitted, class_name)
+        return explain(self, preprocessed, class_name)
 
     monkeypatch.setattr(SliceClassifier, "explain", drop_another)
     desk.make_heatmap(own, classifier)
@@ -181,15 +183,15 @@ def test_a_heat_map_that_comes_late_is_not_laid_over_the_next_picture(
 def test_verdicts_beside_heat_maps_are_the_same(
     classifier: SliceClassifier, pictures: list[np.ndarray]
 ) -> None:
-    fitted = [classifier.fit(pixels) for pixels in pictures]
-    expected = [classifier.judge([one])[0] for one in fitted]
-    classifier.explain(fitted[0], classifier.classes[0])  # once before, as app.warm_up does
+    preprocessed = [classifier.preprocess(pixels) for pixels in pictures]
+    expected = [classifier.judge([one])[0] for one in preprocessed]
+    classifier.explain(preprocessed[0], classifier.classes[0])  # once before, as app.warm_up does
     is_over, failures = threading.Event(), []
 
     def make_maps() -> None:
         while not is_over.is_set():
             try:
-                classifier.explain(fitted[0], classifier.classes[0])
+                classifier.explain(preprocessed[0], classifier.classes[0])
             except Exception as error:  # noqa: BLE001  told below
                 failures.append(error)
 
@@ -197,7 +199,7 @@ def test_verdicts_beside_heat_maps_are_the_same(
     thread.start()
     try:
         for _ in range(10):
-            for one, alone in zip(fitted, expected, strict=True):
+            for one, alone in zip(preprocessed, expected, strict=True):
                 verdict = classifier.judge([one])[0]
                 assert np.array_equal(verdict.probs, alone.probs)
                 assert (verdict.distance, verdict.nearest) == (alone.distance, alone.nearest)

@@ -115,7 +115,7 @@ def test_the_file_answers_as_the_program(exported: Exported, count: int) -> None
     for shape in SHAPES:
         pictures = make_pictures(*shape, count)
         probs, in_sets = onnx_file.ask(session, list(pictures))
-        verdicts = classifier.judge([classifier.fit(pixels) for pixels in pictures])
+        verdicts = classifier.judge([classifier.preprocess(pixels) for pixels in pictures])
         wanted = np.array([verdict.probs for verdict in verdicts])
         np.testing.assert_allclose(probs, wanted, atol=onnx_check.TOLERANCE)
         for row, verdict in zip(in_sets, verdicts, strict=True):

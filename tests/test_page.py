@@ -31,7 +31,7 @@ def make_verdict(
 
 
 def describe(classifier: SliceClassifier, verdict: Verdict, **values: object) -> str:
-    own = Desk(verdict=verdict, fitted=classifier.fit(np.zeros((9, 9), np.uint8)))
+    own = Desk(verdict=verdict, slice=classifier.preprocess(np.zeros((9, 9), np.uint8)))
     for name, value in {"name": "a.png", **values}.items():
         setattr(own, name, value)
     return page.describe_answer(own, classifier)
@@ -129,7 +129,7 @@ def test_the_picture_is_in_the_page_itself(classifier: SliceClassifier) -> None:
     own = Desk()
     assert "<img" not in page.show_picture(own, 0.5)
     assert page.describe_heatmap(own) == ""
-    own.fitted, own.class_name = classifier.fit(np.full((9, 9), 100, np.uint8)), "Menin"
+    own.slice, own.class_name = classifier.preprocess(np.full((9, 9), 100, np.uint8)), "Menin"
     plain = page.show_picture(own, 0.5)
     assert plain.startswith('<img src="data:image/png;base64,')
     assert 'alt="The slice"' in plain
