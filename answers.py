@@ -55,6 +55,40 @@ def _describe_probs(probs: NDArray[np.float64], classes: list[str]) -> Row:
 
 
 @dataclass
+class Counts:
+    """How many rows there are, and how many of them need a look; None: nobody can say."""
+
+    rows: int = 0
+    errors: int = 0
+    refer: int | None = 0
+    unlike: int | None = 0
+
+    def add(self, row: Row) -> None:
+        """Count one more row."""
+        self.rows += 1
+        if row["error"] is not None:
+            self.errors += 1
+            return
+        # what was not fitted is said of no picture, and would read as "none"
+        self.refer = _add(self.refer, row["refer"])
+        self.unlike = _add(self.unlike, row["unlike"])
+
+    def describe(self) -> str:
+        """In words, from how many to refer on."""
+        refer = "referral not fitted" if self.refer is None else f"{self.refer} to refer"
+        unlike = (
+            "unlike not fitted"
+            if self.unlike is None
+            else f"{self.unlike} unlike those of training"
+        )
+        return f"{refer}, {unlike}, {self.errors} not readable"
+
+
+def _add(count: int | None, flag: bool | None) -> int | None:
+    return None if count is None or flag is None else count + flag
+
+
+@dataclass
 class _Series:
     """What the slices of one DICOM series have said so far."""
 
@@ -92,7 +126,7 @@ class SeriesTally:
         if picture.series:
             one = self._series.setdefault(picture.series, _Series(len(self._series) + 1))
             if verdict is None:
-                one.n_unread += 1
+                one.n_unread += 1 + picture.n_lost
             else:
                 self._count(one, verdict)
         return rows

@@ -27,6 +27,7 @@ class Picture(Generic[Made]):
         series: Pseudonym of the DICOM series, "" where there is none.
         made: What was made of the pixels; None where they cannot be read.
         error: Why not, else "".
+        n_lost: Frames that come after it and cannot be read either.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Picture(Generic[Made]):
     series: str
     made: Made | None
     error: str
+    n_lost: int = 0
 
     @property
     def name(self) -> str:
@@ -46,25 +48,29 @@ def find_files(paths: Sequence[Path], leave_out: Path | None = None) -> Iterator
 
     A file that is named is taken whatever it is called; within folders those are that
     `imaging.read.is_picture` knows. A folder or file that cannot be opened is given too, and
-    becomes an error when it is read.
+    becomes an error when it is read. Links to folders are not followed.
 
     Args:
         paths: Files and folders.
         leave_out: A folder that is passed over, for it is written into.
 
     Raises:
-        UserError: At once where a path is not there; at the end where no picture was found.
+        UserError: At once where a path is not there or is the folder that is written into; at the
+            end where no picture was found.
     """
+    written = None if leave_out is None else leave_out.resolve()
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; name pictures or folders of them")
-    return _walk(paths, leave_out)
+        if written is not None and path.resolve().is_relative_to(written):
+            raise UserError(f"{path} lies where is written to ({leave_out}); name another folder")
+    return _walk(paths, written)
 
 
-def _walk(paths: Sequence[Path], leave_out: Path | None) -> Iterator[Path]:
+def _walk(paths: Sequence[Path], skipped: Path | None) -> Iterator[Path]:
     found = False
     for path in paths:
-        for file in _walk_folder(path, leave_out) if path.is_dir() else [path]:
+        for file in _walk_folder(path, skipped) if path.is_dir() else [path]:
             found = True
             yield file
     if not found:
@@ -73,9 +79,8 @@ def _walk(paths: Sequence[Path], leave_out: Path | None) -> Iterator[Path]:
         )
 
 
-def _walk_folder(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+def _walk_folder(folder: Path, skipped: Path | None) -> Iterator[Path]:
     closed: list[Path] = []
-    skipped = None if leave_out is None else leave_out.resolve()
     for place, folders, names in os.walk(
         folder, onerror=lambda error: closed.append(Path(str(error.filename)))
     ):
@@ -93,7 +98,7 @@ def _walk_folder(folder: Path, leave_out: Path | None) -> Iterator[Path]:
 
 def _is_wanted(path: Path) -> bool:
     """Whether a file in a folder is to be judged; pipes and sockets are no files."""
-    if not path.is_file():
+    if path.exists() and not path.is_file():
         return False
     try:
         return is_picture(path.name, lambda: read_start(path))
@@ -150,7 +155,7 @@ def _read_file(path: Path, make: Callable[[Pixels], Made]) -> Iterable[Picture[M
             header = read_header(path)
             series = header.series
             if header.n_frames > 1:
-                return _read_frames(path, series or path.name, make)
+                return _read_frames(path, header.n_frames, series or path.name, make)
         pixels = next(iter(read_frames(path)))
         return [Picture(path, 0, series, make(pixels), "")]
     except ImageError as error:
@@ -160,11 +165,17 @@ def _read_file(path: Path, make: Callable[[Pixels], Made]) -> Iterable[Picture[M
 
 
 def _read_frames(
-    path: Path, series: str, make: Callable[[Pixels], Made]
+    path: Path, n_frames: int, series: str, make: Callable[[Pixels], Made]
 ) -> Iterator[Picture[Made]]:
     frame = 0
     try:
         for frame, pixels in enumerate(read_frames(path), start=1):
             yield Picture(path, frame, series, make(pixels), "")
     except ImageError as error:
-        yield Picture(path, frame + 1, series, None, error.reason)
+        n_lost = n_frames - frame - 1
+        reason = (
+            f"{error.reason}, and the {n_lost} frames after it are not read"
+            if n_lost
+            else error.reason
+        )
+        yield Picture(path, frame + 1, series, None, reason, n_lost)

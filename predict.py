@@ -1,6 +1,7 @@
 """Judge pictures: `python predict.py session/RUN/best.pt PATH…`."""
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import use_args
 from helper import UserError, log
 
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
-    from answers import Row
+    from answers import Counts, Row
     from classifier import PreprocessedSlice, SliceClassifier, Verdict
     from intake import Picture
 
@@ -38,12 +39,13 @@ def predict(config: use_args.PredictConfig) -> None:
     from classifier import load_classifier
 
     check_out(config.out, config.overwrite)
-    files = intake.find_files(config.pictures, leave_out=config.heatmaps)
+    files = begin(intake.find_files(config.pictures, leave_out=config.heatmaps))
     classifier = load_classifier(config.checkpoints, config.device, config.threads)
     for line in classifier.list_warnings():
         log.info("note: %s", line)
+    helper.write_text(name_words(config.out), describe_table(classifier))
     tally = answers.SeriesTally(classifier.classes)
-    counts = dict.fromkeys(("pictures", "errors", "refer", "unlike"), 0)
+    counts = answers.Counts()
     batches = intake.read_batches(
         files, classifier.preprocess, BATCH_SIZE, overlap=classifier.device.type != "cpu"
     )
@@ -64,19 +66,16 @@ def predict(config: use_args.PredictConfig) -> None:
                     picture.name, verdict, picture.error, classifier.classes
                 )
                 rows.append(row)
-                count(counts, row)
+                counts.add(row)
             table.write(rows)
             bar.update(len(batch))
         table.write(tally.close())
     summarise(counts, config.out)
 
 
-def count(counts: dict[str, int], row: "Row") -> None:
-    """Add a row to what the summary says."""
-    counts["pictures"] += 1
-    counts["errors"] += row["error"] is not None
-    counts["refer"] += bool(row["refer"])
-    counts["unlike"] += bool(row["unlike"])
+def begin(files: "Iterator[Path]") -> "Iterator[Path]":
+    """The same files, the first of which is found now: where there is none no table is begun."""
+    return itertools.chain([next(files)], files)
 
 
 def check_out(path: Path, overwrite: bool) -> None:
@@ -90,6 +89,25 @@ def check_out(path: Path, overwrite: bool) -> None:
     for there in (path, _name_growing(path)):
         if there.exists() and not overwrite:
             raise UserError(f"{there} exists; name another --out, or give --overwrite")
+
+
+def name_words(path: Path) -> Path:
+    """Where the words stand that a table has no place for: `all.csv.about.txt` for `all.csv`."""
+    return path.with_name(f"{path.name}.about.txt")
+
+
+def describe_table(classifier: "SliceClassifier") -> str:
+    """Whose answers a table holds, and what its readers must know first."""
+    runs = ", ".join(f"{member.kept['run']} ({member.path})" for member in classifier.members)
+    lines = [
+        helper.NOTICE,
+        *classifier.list_warnings(),
+        f"Answers of {runs}: {', '.join(classifier.classes)}.",
+        "refer: a human should look. unlike: the picture is unlike those of training; do not "
+        "believe what is said of it. Empty: not fitted, or (error) not readable.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _name_growing(path: Path) -> Path:
@@ -135,18 +153,15 @@ def save_heatmap(
         draw_overlay(preprocessed.picture, heatmap, lines).save(temporary)
 
 
-def summarise(counts: dict[str, int], out: Path) -> None:
+def summarise(counts: "Counts", out: Path) -> None:
     """How many pictures, how many of them need a look, and where the table is.
 
     Raises:
         UserError: None could be read.
     """
-    if counts["errors"] == counts["pictures"]:
-        raise UserError(f"none of {counts['pictures']} pictures could be read; see {out}")
-    log.info(
-        "%d pictures: %d to refer, %d unlike those of training, %d not readable",
-        *(counts[key] for key in ("pictures", "refer", "unlike", "errors")),
-    )
+    if counts.errors == counts.rows:
+        raise UserError(f"none of {counts.rows} pictures could be read; see {out}")
+    log.info("%d pictures: %s", counts.rows, counts.describe())
     log.info("%s", helper.NOTICE)
     log.info("open %s", out)
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import Run
 
 import checkpoint
+import page
 from classifier import SHOWN_PX, SliceClassifier, load_classifier
 from helper import UserError
 from imaging.phantom import plan_phantoms, render_phantom
@@ -189,3 +190,27 @@ def test_of_a_large_picture_no_more_is_kept_than_is_looked_at(classifier: SliceC
     kept = classifier.preprocess(large)
     assert kept.picture.shape == (SHOWN_PX, 576)
     assert classifier.explain(kept, "Glioma").shape == kept.picture.shape
+
+
+WARNINGS = {
+    "PHANTOM: ": lambda kept: kept.update(phantom=True),
+    "LEAKY SPLIT: ": lambda kept: kept["config"]["data"].update(split_by="image"),
+    "NOT CALIBRATED: ": lambda kept: kept.pop("calibration"),
+    "NOT FITTED: ": lambda kept: kept.pop("reference"),
+}
+
+
+@pytest.mark.parametrize("words", WARNINGS)
+def test_what_a_reader_must_know_is_said(classifier: SliceClassifier, words: str) -> None:
+    for member in classifier.members:
+        member.kept["phantom"] = False
+    assert classifier.list_warnings() == []
+    WARNINGS[words](classifier.members[0].kept)
+    (line,) = classifier.list_warnings()
+    assert line.startswith(words)
+    assert f"<b>{words.removesuffix(': ')}</b>" in page.describe_top(classifier)
+
+
+def test_an_ensemble_says_that_nothing_was_fitted_to_it(trained: Run) -> None:
+    both = load_classifier([BEST, BEST], "cpu", 1)
+    assert any(line.startswith("an ensemble: no prediction sets") for line in both.list_warnings())

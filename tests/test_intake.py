@@ -3,13 +3,18 @@
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from fixtures_dicom import encode_dicom
 from PIL import Image
 
+import answers
 import intake
+from classifier import Verdict
 from helper import UserError
+from imaging.grey import ImageError
 
 
 def save(path: Path, level: int) -> Path:
@@ -86,9 +91,59 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
 
 def test_what_cannot_be_opened_is_a_row_and_what_is_no_file_is_none(tmp_path: Path) -> None:
     save(tmp_path / "1.png", 1)
-    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "2.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.png")
-    assert read_all([tmp_path], 8) == [[1]]
+    (batch,) = intake.read_batches(
+        intake.find_files([tmp_path]), lambda pixels: int(pixels[0, 0]), 8, overlap=False
+    )
+    assert [(picture.path.name, picture.made, picture.error) for picture in batch] == [
+        ("1.png", 1, ""),
+        ("2.png", None, "No such file or directory"),
+    ]
+
+
+def test_a_folder_that_cannot_be_opened_is_given_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, walk = tmp_path / "closed", os.walk
+
+    def walk_closed(folder: Path, onerror: Any) -> Any:
+        onerror(PermissionError(13, "Permission denied", str(closed)))
+        return walk(folder)
+
+    save(tmp_path / "1.png", 1)
+    monkeypatch.setattr(os, "walk", walk_closed)
+    assert list(intake.find_files([tmp_path])) == [tmp_path / "1.png", closed]
+
+
+@pytest.mark.parametrize("judged", ["maps", "maps/inner", "maps/2.png"])
+def test_what_is_written_is_not_to_be_judged(tmp_path: Path, judged: str) -> None:
+    save(tmp_path / "maps" / "2.png", 2)
+    (tmp_path / "maps" / "inner").mkdir()
+    with pytest.raises(UserError, match="lies where is written to"):
+        intake.find_files([tmp_path / judged], leave_out=tmp_path / "maps")
+
+
+def test_frames_behind_a_damaged_one_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_two(path: Path) -> Any:
+        yield from np.zeros((2, 4, 4), np.uint8)
+        raise ImageError("cut short", path)
+
+    (tmp_path / "5.dcm").write_bytes(encode_dicom(np.ones((5, 4, 4), np.uint8), n_frames=5))
+    monkeypatch.setattr(intake, "read_frames", read_two)
+    (batch,) = intake.read_batches([tmp_path / "5.dcm"], np.sum, 8, overlap=False)
+    assert [(one.frame, one.error, one.n_lost) for one in batch] == [
+        (1, "", 0),
+        (2, "", 0),
+        (3, "cut short, and the 2 frames after it are not read", 2),
+    ]
+    tally = answers.SeriesTally(["A"])
+    verdict = Verdict(np.ones(1), "A", 1.0, ("A",), False, False, 0.5, ())
+    for picture in batch:
+        tally.add(picture, None if picture.error else verdict)
+    assert tally.close()[0]["file"].endswith("#series1 (2 of 5 slices)")
 
 
 def test_a_folder_that_is_written_into_is_left_out(tmp_path: Path) -> None:

@@ -55,6 +55,29 @@ def test_a_row_for_each_picture_and_a_bad_one_is_a_row_too(
     assert "not a medical device" in output
 
 
+def test_beside_the_table_stands_what_its_readers_must_know(pictures: Path) -> None:
+    assert predict.main([BEST, "pictures/0.png", *ON]) == 0
+    words = Path("predictions.csv.about.txt").read_text("utf-8")
+    assert "Research use only: not a medical device." in words
+    assert "PHANTOM: it learnt from generated slices" in words
+    assert "Answers of first (session/first/best.pt): Glioma, Menin, Tumor." in words
+
+
+def test_what_was_not_fitted_is_not_counted_as_none(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "2.png").write_bytes(b"no picture at all")
+    assert predict.main([BEST, BEST, "pictures", *ON]) == 0
+    output = capsys.readouterr().out
+    assert "6 pictures: referral not fitted, " in output
+    assert " unlike those of training, 1 not readable" in output
+    counts = answers.Counts()
+    row = {"refer": True, "unlike": None, "error": None}
+    for each in (row, {**row, "refer": False}, {**row, "refer": None, "error": "cut short"}):
+        counts.add(each)
+    assert counts.describe() == "1 to refer, unlike not fitted, 1 not readable"
+
+
 def test_json_lines_hold_lists_and_nulls(pictures: Path) -> None:
     # options may stand between the checkpoint and the pictures
     assert predict.main([BEST, "--out", "out/table.jsonl", *ON, "pictures/0.png"]) == 0
@@ -125,7 +148,7 @@ def test_refusals(
     except SystemExit as exit_:
         ended = int(str(exit_.code))
     assert words in expect_refusal(capsys, ended, status)
-    assert not Path("predictions.csv").exists()
+    assert not list(Path().glob("predictions.csv*"))
 
 
 def test_nothing_readable_is_an_error(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
