@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # the real imports wait until the command line is known to be
 TIMED_SLICES = 32
 RANGE_SLICES = 128  # of training, for the ranges of int8
 JUDGED_SLICES = 1024
-LARGEST_LOSS = 0.02  # of the accuracy on val, by int8
+LEAST_JUDGED_SLICES = 50  # of fewer 2 % is no slice
+LARGEST_LOSS = 0.02  # of the accuracy on val, and of the coverage of the sets, by int8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +37,8 @@ def export(config: use_args.ExportConfig) -> None:
         UserError: A package or the checkpoint is not there, the file is already, the network
             cannot be written, or onnxruntime answers otherwise.
     """
+    if config.out.is_dir():
+        raise UserError(f"{config.out} is a folder; name a file in it")
     if config.out.exists() and not config.overwrite:
         raise UserError(f"{config.out} exists; name another --out, or give --overwrite")
     import onnx_check
@@ -106,25 +109,30 @@ def shrink(
 
     known, _ = slices.pick("train", RANGE_SLICES)
     pictures, labels = slices.pick("val", JUDGED_SLICES)
-    if not known or not pictures:
+    if not known or len(labels) < LEAST_JUDGED_SLICES:
         raise UserError(
-            f"--precision int8: {slices.data_dir} holds no training and val slices of the run, "
-            "which it is fitted to and judged by; name their folder by --data, or leave it out"
+            f"--precision int8: {slices.data_dir} holds {len(labels)} val slices of the run, by "
+            f"which it is judged ({LEAST_JUDGED_SLICES} at least); name their folder by --data, or "
+            "leave it out"
         )
     batches = (np.stack(batch)[:, None] for _, batch in onnx_check.divide(known))
     quantise.quantise(path, batches, model)
-    before = onnx_check.predict_labels(session, pictures)
-    after = onnx_check.predict_labels(onnx_file.open_onnx(path, threads), pictures)
-    n_right, n_left = (int((found == labels).sum()) for found in (before, after))
+    before = onnx_check.score(session, pictures, labels)
+    after = onnx_check.score(onnx_file.open_onnx(path, threads), pictures, labels)
     line = (
-        f"int8 on {len(labels)} val slices: accuracy {n_left / len(labels):.4f}, fp32 "
-        f"{n_right / len(labels):.4f}; the same label on {np.mean(before == after):.1%}"
+        f"int8 on {len(labels)} val slices: {after.describe()}; fp32: {before.describe()}; "
+        f"the same label on {(before.predicted == after.predicted).mean():.1%}"
     )
-    if n_right - n_left > max(1, LARGEST_LOSS * len(labels)):
+    lost = before.accuracy - after.accuracy, (before.coverage or 0) - (after.coverage or 0)
+    if max(lost) > LARGEST_LOSS:
         raise UserError(f"{line}; that is too much lost: leave out --precision int8")
     log.info("%s", line)
-    accuracy = {"int8": n_left / len(labels), "fp32": n_right / len(labels), "n": len(labels)}
-    return {"precision": "int8", "val_accuracy": json.dumps(accuracy)}
+    scores = {"int8": after, "fp32": before}
+    measured = {
+        figure: {name: getattr(score, figure) for name, score in scores.items()}
+        for figure in ("accuracy", "coverage", "set_size")
+    }
+    return {"precision": "int8", "val": json.dumps({"n": len(labels), **measured})}
 
 
 def report_speeds(

@@ -125,7 +125,7 @@ def compare(
             ]
             is_edge = np.abs(probs - thresholds) <= TOLERANCE
             is_right &= ((answers[1] == in_sets) | is_edge).all(axis=1)
-        worst = max(worst, float(np.abs(answers[0] - probs).max()))
+        worst = float(np.maximum(worst, np.abs(answers[0] - probs).max()))  # NaN stays NaN
         n_wrong += int((~is_right).sum())
     if n_wrong:
         raise UserError(
@@ -151,12 +151,56 @@ def agree(answered: NDArray[Any], probs: NDArray[Any]) -> NDArray[np.bool_]:
     return is_close & (is_tie | (answered.argmax(axis=1) == probs.argmax(axis=1)))
 
 
-def predict_labels(session: "InferenceSession", pictures: Sequence[Pixels]) -> NDArray[np.int64]:
-    """The index of the likeliest class of each picture, by a file, [N]."""
-    labels = np.empty(len(pictures), np.int64)
+@dataclass(frozen=True)
+class Score:
+    """How well a file does on slices whose classes are known.
+
+    Attributes:
+        predicted: Indices of the likeliest classes, [N].
+        accuracy: Share of them that are right.
+        coverage: Share of the prediction sets that hold the right class; None without sets.
+        set_size: Their mean number of classes.
+    """
+
+    predicted: NDArray[np.int64]
+    accuracy: float
+    coverage: float | None = None
+    set_size: float | None = None
+
+    def describe(self) -> str:
+        """In a few words."""
+        text = f"accuracy {self.accuracy:.4f}"
+        if self.coverage is None:
+            return text
+        return (
+            f"{text}, sets of {self.set_size:.2f} classes hold the right one in {self.coverage:.4f}"
+        )
+
+
+def score(
+    session: "InferenceSession", pictures: Sequence[Pixels], labels: NDArray[np.int64]
+) -> Score:
+    """Let a file judge slices.
+
+    Args:
+        session: The file.
+        pictures: uint8 [H, W] each.
+        labels: The indices of their classes, [N].
+    """
+    predicted, in_sets = np.empty(len(labels), np.int64), []
     for places, batch in divide(pictures):
-        labels[places] = onnx_file.ask(session, batch)[0].argmax(axis=1)
-    return labels
+        probs, *sets = onnx_file.ask(session, batch)
+        predicted[places] = probs.argmax(axis=1)
+        in_sets += [
+            (chosen[label], chosen.sum())
+            for one in sets
+            for chosen, label in zip(one, labels[places], strict=True)
+        ]
+    accuracy = float((predicted == labels).mean())
+    if not in_sets:
+        return Score(predicted, accuracy)
+    coverage, set_size = np.mean(in_sets, axis=0)
+    return Score(predicted, accuracy, float(coverage), float(set_size))
 
 
 # ---- time

@@ -118,7 +118,7 @@ def write_onnx(path: Path, portable: PortableClassifier, metadata: dict[str, str
             graph = _trace(portable)
             _take_out_notes(graph)
             onnx.helper.set_model_props(graph, metadata)
-            onnx.save(graph, path)
+            onnx.save(graph, path, format="protobuf")  # whatever the name ends with
             onnx.checker.check_model(path, full_check=True)
         except (MemoryError, OSError):
             raise
@@ -133,9 +133,9 @@ def set_metadata(path: Path, metadata: dict[str, str]) -> None:
     """Let a file say this of itself, and no more."""
     import onnx
 
-    graph = onnx.load(path)
+    graph = onnx.load(path, format="protobuf")
     onnx.helper.set_model_props(graph, metadata)
-    onnx.save(graph, path)
+    onnx.save(graph, path, format="protobuf")
 
 
 def _count_bytes(network: torch.nn.Module) -> int:

@@ -47,7 +47,7 @@ def quantise(path: Path, batches: Iterable[NDArray[Any]], name: str) -> None:
                 reduce_range=True,  # weights of 7 bits: no sum overflows on CPUs without VNNI
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
-                nodes_to_exclude=_list_kept(onnx.load(path)),
+                nodes_to_exclude=_list_kept(onnx.load(path, format="protobuf")),
             )
             onnx.checker.check_model(made, full_check=True)
             shutil.copyfile(made, path)

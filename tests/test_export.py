@@ -242,6 +242,7 @@ def test_other_answers_leave_no_file(
     line = run_refused(capsys, str(quick.checkpoint))
     assert re.search(r"onnxruntime and this program differ on (\d+) of \1 pictures", line)
     assert "nothing is written" in line
+    assert ("by nan at most" in line) == (change is lose_numbers)
 
 
 def test_classes_that_are_as_likely_may_change_places() -> None:
@@ -252,12 +253,12 @@ def test_classes_that_are_as_likely_may_change_places() -> None:
 
 
 def test_a_file_that_is_there_is_kept(quick: Exported, capsys: Any) -> None:
-    Path("model.onnx").write_text("mine")
-    line = run_refused(capsys, str(quick.checkpoint))
-    assert line.startswith("error: model.onnx exists; name another --out, or give --overwrite")
-    assert Path("model.onnx").read_text() == "mine"
-    assert export.main([str(quick.checkpoint), "--overwrite", *ON]) == 0
-    assert hash_file(Path("model.onnx")) == hash_file(quick.path)
+    Path("named.json").write_text("mine")
+    line = run_refused(capsys, str(quick.checkpoint), "--out", "named.json")
+    assert line.startswith("error: named.json exists; name another --out, or give --overwrite")
+    assert Path("named.json").read_text() == "mine"
+    assert export.main([str(quick.checkpoint), "--out", "named.json", "--overwrite", *ON]) == 0
+    assert hash_file(Path("named.json")) == hash_file(quick.path)
 
 
 def test_a_missing_package_is_named(
@@ -276,6 +277,7 @@ def test_a_missing_package_is_named(
         (["session/first/config.json"], "not readable as plain tensors"),
         (["session/first"], "a folder; name the file in it"),
         ([BEST, "--data", "nowhere"], "nowhere"),
+        ([BEST, "--out", "session", "--overwrite"], "session is a folder; name a file in it"),
     ],
 )
 def test_refusals(trained: Run, capsys: Any, argv: list[str], words: str) -> None:
@@ -299,12 +301,15 @@ def test_a_network_that_cannot_be_written_is_refused(
 
 
 def test_int8_is_judged_on_val_beside_fp32(
-    quick: Exported, capsys: pytest.CaptureFixture[str]
+    quick: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(export, "LEAST_JUDGED_SLICES", 1)
     assert export.main([str(quick.checkpoint), "--precision", "int8", *ON]) == 0
     output = capsys.readouterr().out
     found = re.search(
-        r"int8 on (\d+) val slices: accuracy ([\d.]+), fp32 ([\d.]+); the same label on ", output
+        r"int8 on (\d+) val slices: accuracy ([\d.]+), sets of [\d.]+ classes hold the right one "
+        r"in [\d.]+; fp32: accuracy ([\d.]+), .* the same label on ",
+        output,
     )
     assert found is not None, output
     assert re.search(r"this program [\d.]+, onnxruntime fp32 [\d.]+, onnxruntime int8 ", output)
@@ -314,9 +319,10 @@ def test_int8_is_judged_on_val_beside_fp32(
     session = onnx_file.open_onnx(path, 1)
     said = session.get_modelmeta().custom_metadata_map
     assert (said["precision"], said["run"]) == ("int8", "first")
-    accuracy = json.loads(said["val_accuracy"])
-    assert [f"{accuracy[name]:.4f}" for name in ("int8", "fp32")] == [found[2], found[3]]
-    assert accuracy["n"] == int(found[1])
+    scores = json.loads(said["val"])
+    assert [f"{scores['accuracy'][name]:.4f}" for name in ("int8", "fp32")] == [found[2], found[3]]
+    assert scores["n"] == int(found[1])
+    assert set(scores["coverage"]) == set(scores["set_size"]) == {"int8", "fp32"}
     # fp32 before the network and after it: the same slice in other positions, probabilities
     (pixels,) = make_pictures(60, 45, 1)
     first, other = (onnx_file.ask(session, [each])[0] for each in (pixels, np.rot90(pixels)))
@@ -329,16 +335,48 @@ def test_int8_that_loses_too_much_is_refused(
 ) -> None:
     kept = checkpoint.load_run(quick.checkpoint)
     labels = onnx_check.find_slices(kept, None).pick("val", export.JUDGED_SLICES)[1]
-    guesses = iter((labels, (labels + 1) % 3))
-    monkeypatch.setattr(onnx_check, "predict_labels", lambda *_: next(guesses))
+    before = onnx_check.Score(labels, 1.0, 0.95, 1.0)
+    monkeypatch.setattr(export, "LEAST_JUDGED_SLICES", 1)
+    for after in (
+        onnx_check.Score(labels, 0.979, 0.95, 1.0),
+        onnx_check.Score(labels, 1.0, 0.929, 1.0),
+    ):
+        scores = iter((before, after))
+        monkeypatch.setattr(onnx_check, "score", lambda *_, scores=scores: next(scores))
+        line = run_refused(capsys, str(quick.checkpoint), "--precision", "int8")
+        assert after.describe() in line
+        assert "the same label on 100.0%; that is too much lost" in line
+    scores = iter((before, onnx_check.Score(labels, 0.981, 0.931, 1.0)))
+    monkeypatch.setattr(onnx_check, "score", lambda *_: next(scores))
+    assert export.main([str(quick.checkpoint), "--precision", "int8", *ON]) == 0
+
+
+def test_the_sets_of_a_file_are_scored(quick: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    probs = np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8], [0.4, 0.3, 0.3]])
+    in_set = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [1, 1, 1]], bool)
+    answers = {"all": [probs, in_set], "none": [probs]}
+    pictures = [np.zeros((4, 4), np.uint8)] * 4
+    monkeypatch.setattr(onnx_file, "ask", lambda name, _: answers[name])
+    scored = onnx_check.score("all", pictures, np.array([0, 1, 0, 2]))
+    assert scored.predicted.tolist() == [0, 0, 2, 0]
+    assert (scored.accuracy, scored.coverage, scored.set_size) == (0.25, 0.75, 1.75)
+    plain = onnx_check.score("none", pictures, np.array([0, 1, 0, 2]))
+    assert (plain.accuracy, plain.coverage, plain.set_size) == (0.25, None, None)
+    assert plain.describe() == "accuracy 0.2500"
+
+
+def test_int8_is_not_judged_by_a_handful(
+    quick: Exported, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(export, "JUDGED_SLICES", 3)
     line = run_refused(capsys, str(quick.checkpoint), "--precision", "int8")
-    assert "accuracy 0.0000, fp32 1.0000; the same label on 0.0%; that is too much lost" in line
+    assert "holds 3 val slices of the run, by which it is judged (50 at least)" in line
 
 
 def test_int8_needs_the_slices(quick: Exported, capsys: Any) -> None:
     Path("data/phantom").unlink()
     line = run_refused(capsys, str(quick.checkpoint), "--precision", "int8")
-    assert "--precision int8: data/phantom holds no training and val slices of the run" in line
+    assert "--precision int8: data/phantom holds 0 val slices of the run" in line
 
 
 # ---- arguments
