@@ -177,6 +177,16 @@ class RunOptions:
         "torch.compile for training; auto: on CUDA, where the run is long enough",
         choices=("auto", "on", "off"),
     )
+    save_every: float = option(
+        10.0,
+        "minutes between saves within an epoch, beside those at its end; 0: none",
+        low=0.0,
+        metavar="MINUTES",
+    )
+    deterministic: bool = option(
+        False,
+        "the same bits in every run on CUDA too, as on CPUs; slower",
+    )
     tensorboard: bool = option(
         False, "log to session/RUN/tensorboard, where TensorBoard is installed"
     )

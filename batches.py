@@ -92,15 +92,25 @@ class Slices(abc.ABC):
         return self.read(places.split(batch_size)) if len(places) else iter(())
 
     def shuffle(
-        self, batch_size: int, seed: int, epoch: int, part: int = 0, n_parts: int = 1
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        part: int = 0,
+        n_parts: int = 1,
+        first: int = 0,
     ) -> Iterator[Batch]:
         """Every slice once, in the order of this seed and epoch; or one part of each batch.
+
+        An epoch that was begun goes on with its batch number `first`.
 
         Batches differ by one slice at most: a last batch of one would break batch norm and weigh
         its slice more than others. The parts of a batch are the whole batch, however many they are.
         """
         order = torch.randperm(len(self), generator=build_generator(seed, "order", epoch))
-        steps = order.tensor_split(self.count_steps(batch_size))
+        steps = order.tensor_split(self.count_steps(batch_size))[first:]
+        if not steps:
+            return
         parts = [step.tensor_split(n_parts) for step in steps]
         own = [divided[part] for divided in parts]
         labels = self.labels[torch.cat(own).to(self.labels.device)].split(

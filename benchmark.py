@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import args
+import files
 import helper
 from helper import UserError, log
 
@@ -48,7 +49,7 @@ def benchmark(config: args.BenchmarkConfig) -> None:
         figures = report.build_report(whole, measure(whole))
     report.print_table(figures)
     if config.json:
-        helper.write_json(config.json, figures)
+        files.write_json(config.json, figures)
         log.info("written to %s", config.json)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from helper import UserError, atomic_path
+from files import atomic_path
+from helper import UserError
 from model import Classifier, Preprocess, build_model, load_tensors
 
 CHECKPOINT_SCHEMA = 2  # 1: slices in the position of their files

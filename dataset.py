@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from batches import MemorySlices, PixelFile, Slices, StoredSlices
-from helper import UserError, atomic_path, describe_error, log
+from files import atomic_path
+from helper import UserError, describe_error, log
 from imaging.audit import read_audit
 from imaging.manifest import load_manifest
 from imaging.position import fit_slice

@@ -1,6 +1,7 @@
 """How a network is run on a device: its arithmetic, compiled or not, memory kept between steps."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 
@@ -38,25 +39,40 @@ def resolve_precision(choice: str, device: torch.device, model: str) -> str:
     return "fp32"
 
 
-def build_forward(
-    network: nn.Module, choice: str, device: torch.device, n_steps: int, n_processes: int = 1
-) -> Forward:
-    """The network itself for training, or compiled.
+def be_deterministic() -> None:
+    """Let CUDA give the same bits in every run; what has no such way to be computed is refused."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def decides_to_compile(
+    choice: str, device: torch.device, n_steps: int, n_processes: int = 1
+) -> bool:
+    """Whether a network is compiled for training.
 
     `auto` compiles long runs of one process on CUDA. On CPUs compiling takes about a minute, and
     backbones then train no faster (docs/speed.md).
 
     Args:
-        network: On the device.
         choice: `auto`, `on` or `off`.
         device: To train on.
         n_steps: Of the whole run.
         n_processes: Of the run.
     """
     pays = device.type == "cuda" and n_processes == 1 and n_steps >= LEAST_STEPS_TO_COMPILE
-    if choice == "on" or (choice == "auto" and pays):
-        return CompiledNetwork(network, is_wanted=choice == "on")
-    return network
+    return choice == "on" or (choice == "auto" and pays)
+
+
+def build_forward(network: nn.Module, compiles: bool, *, is_wanted: bool) -> Forward:
+    """The network itself for training, or compiled.
+
+    Args:
+        network: On the device.
+        compiles: Of `decides_to_compile`.
+        is_wanted: Whether a user asked for it.
+    """
+    return CompiledNetwork(network, is_wanted) if compiles else network
 
 
 class CompiledNetwork:

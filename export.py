@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import files
 import helper
 import use_args
 from helper import UserError, log
@@ -53,7 +54,7 @@ def export(config: use_args.ExportConfig) -> None:
     slices = onnx_check.find_slices(member.kept, config.data)
     pictures, origin = choose_pictures(slices)
     metadata = onnx_file.describe(member)
-    with helper.atomic_path(config.out) as temporary:
+    with files.atomic_path(config.out) as temporary:
         onnx_file.write_onnx(temporary, onnx_file.make_portable(member), metadata)
         sessions = {"fp32": onnx_file.open_onnx(temporary, threads)}
         worst = onnx_check.compare(classifier, sessions["fp32"], onnx_check.vary(pictures))

@@ -1,19 +1,15 @@
-"""What every verb needs and no picture or class enters: errors, seeds, devices, run folders, files.
+"""What every verb needs and no picture or class enters: errors, seeds, devices, environment.
 
 Standard library and numpy alone at import time: torch is imported inside the functions that use it,
 so that `--help` and prepare.py start at once.
 """
 
-import contextlib
-import json
 import logging
-import os
 import platform
 import shlex
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,8 +46,9 @@ def run_verb(verb: Callable[[Config], None], config: Config, debug: bool = False
         if debug:
             raise
         print(f"error: {describe_error(error)}", file=sys.stderr)
-        interrupted = isinstance(error, KeyboardInterrupt)
-        return error.status if isinstance(error, UserError) else 130 if interrupted else 1
+        if isinstance(error, KeyboardInterrupt):
+            return getattr(error, "status", 130)  # 143 after SIGTERM
+        return error.status if isinstance(error, UserError) else 1
     return 0
 
 
@@ -122,54 +119,6 @@ def set_threads(threads: int) -> int:
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; at a clean end flush it to disk and rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner may read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 with plain line ends, complete or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN and infinity are refused, for JSON has none."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def create_run_dir(parent: Path, name: str) -> Path:
-    """Make and return `parent/name`.
-
-    Raises:
-        UserError: A run of that name exists.
-    """
-    run_dir = parent / name
-    parent.mkdir(parents=True, exist_ok=True)
-    try:
-        run_dir.mkdir()
-    except FileExistsError as error:
-        raise UserError(
-            f"{run_dir} exists; go on with it by --resume {run_dir}, or choose another --name"
-        ) from error
-    return run_dir
 
 
 def describe_environment(device: "torch.device", argv: list[str]) -> dict[str, Any]:

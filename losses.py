@@ -19,13 +19,15 @@ class LossWatch:
     Args:
         epoch: Of the steps, counted from 1; named when a loss is not finite.
         n_steps: Steps of the epoch.
+        before: Losses of its first steps, where it was begun earlier, [steps] on the CPU.
     """
 
-    def __init__(self, epoch: int, n_steps: int) -> None:
+    def __init__(self, epoch: int, n_steps: int, before: Tensor | None = None) -> None:
         self._epoch, self._n_steps = epoch, n_steps
         self._recent: list[Tensor] = []  # on the device, not yet sent
         self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None
-        self._read: list[Tensor] = []  # on the CPU, known to be finite
+        # on the CPU, known to be finite
+        self._read: list[Tensor] = [] if before is None else [before]
 
     def add(self, loss: Tensor) -> None:
         """Take the loss of the next step, a scalar on the device."""
@@ -41,8 +43,8 @@ class LossWatch:
         self._send()
         return float(self._read[-1].mean()) if self._read else None
 
-    def finish(self) -> Tensor:
-        """Every loss of the epoch, [steps] on the CPU.
+    def read(self) -> Tensor:
+        """Every loss so far, [steps] on the CPU; the device is waited for.
 
         Raises:
             UserError: As `look`.

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import args
 import evaluate
+import files
 import helper
+import stopping
 from helper import UserError, log
 
 if TYPE_CHECKING:
@@ -26,9 +28,10 @@ SESSION_DIR = Path("session")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     config = args.parse_train(argv)
-    if isinstance(config, args.ResumeConfig):
-        return helper.run_verb(resume, config, config.debug)
-    return helper.run_verb(train, config, config.run.debug)
+    with stopping.heed_sigterm():
+        if isinstance(config, args.ResumeConfig):
+            return helper.run_verb(resume, config, config.debug)
+        return helper.run_verb(train, config, config.run.debug)
 
 
 def train(config: args.TrainConfig) -> None:
@@ -68,9 +71,15 @@ def resume(config: args.ResumeConfig) -> None:
         whole = args.TrainConfig.from_dict(json.loads(kept.read_text("utf-8")))
     if whole and whole.data.folds:
         train_folds(whole, run_dir, device)
+        return
+    is_fold = (run_dir.parent / "config.json").is_file()  # its split is in the folder above
+    if whole and not is_fold:
+        log.info("%s: killed before anything was saved; it begins anew", run_dir)
+        table, data_dir = load_table(whole), find_data(whole)
+        runs.start_run(whole, table, data_dir, run_dir, run_dir.name, device, again=True)
     else:
         runs.take_up(run_dir, device)
-        judge(run_dir / "best.pt", config.device)
+    judge(run_dir / "best.pt", config.device)
 
 
 def judge(path: Path, device: str) -> None:
@@ -89,10 +98,9 @@ def start_folds(config: args.TrainConfig, run_dir: Path, device: "torch.device")
 
     load_folds(config)  # refuses what cannot be divided before a folder is made
     if ranks.is_first():
-        helper.create_run_dir(run_dir.parent, run_dir.name)
+        with files.new_folder(run_dir) as folder:
+            files.write_json(folder / "config.json", config.to_dict())
     try:
-        if ranks.is_first():
-            helper.write_json(run_dir / "config.json", config.to_dict())
         train_folds(config, run_dir, device)
     except BaseException:
         if ranks.is_first() and not any(run_dir.glob("fold_*")):
@@ -126,9 +134,7 @@ def train_folds(config: args.TrainConfig, run_dir: Path, device: "torch.device")
             name = f"{run_dir.name}-{fold_dir.name}"
             runs.start_run(alone, table, data_dir, fold_dir, name, device)
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(
-                f"interrupted in fold {fold}; go on with --resume {run_dir}"
-            ) from error
+            raise type(error)(f"ended in fold {fold}; go on with --resume {run_dir}") from error
     judge(run_dir, config.run.device)
 
 
@@ -142,7 +148,7 @@ def keep_division(tables: list["pd.DataFrame"], run_dir: Path) -> None:
     whole = tables[0][["sha256", "path", "label", "slice", "group"]].assign(**columns)
     path, text = run_dir / "split.csv", whole.to_csv(index=False, lineterminator="\n")
     if not path.exists():
-        helper.write_text(path, text)
+        files.write_text(path, text)
     elif path.read_text("utf-8") != text:
         raise UserError(
             f"{path}: the slices are not divided as when the run began (some added, removed, "

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import files
 import gallery
-import helper
 from assessment import calibration, metrics, plots, trust_plots, uncertainty
 from assessment.model_card import write_model_card
 from assessment.report import write_report
@@ -261,7 +261,7 @@ def write_results(
     stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
     leaky = find_leaky_twin(verdicts, report, results_dir.parent)
     (results_dir / "metrics.json").unlink(missing_ok=True)
-    with helper.atomic_path(results_dir / "predictions.csv") as temporary:
+    with files.atomic_path(results_dir / "predictions.csv") as temporary:
         tabulate(verdicts).to_csv(temporary, index=False)
     pictures = results_dir / "plots"
     for old in pictures.glob("*.png"):
@@ -300,7 +300,7 @@ def write_results(
     )
     write_report(results_dir / "report.html", report, pictures, context)
     write_model_card(results_dir / "model_card.md", report, verdicts.checkpoints, context)
-    helper.write_json(results_dir / "metrics.json", report)
+    files.write_json(results_dir / "metrics.json", report)
 
 
 def _describe_data(verdicts: Verdicts, report: dict[str, Any]) -> dict[str, str]:

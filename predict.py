@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+import files
 import helper
 import use_args
 from helper import UserError, log
@@ -39,15 +40,15 @@ def predict(config: use_args.PredictConfig) -> None:
     from classifier import load_classifier
 
     check_out(config.out, config.overwrite)
-    files = begin(intake.find_files(config.pictures, leave_out=config.heatmaps))
+    found = begin(intake.find_files(config.pictures, leave_out=config.heatmaps))
     classifier = load_classifier(config.checkpoints, config.device, config.threads)
     for line in classifier.list_warnings():
         log.info("note: %s", line)
-    helper.write_text(name_words(config.out), describe_table(classifier))
+    files.write_text(name_words(config.out), describe_table(classifier))
     tally = answers.SeriesTally(classifier.classes)
     counts = answers.Counts()
     batches = intake.read_batches(
-        files, classifier.preprocess, BATCH_SIZE, overlap=classifier.device.type != "cpu"
+        found, classifier.preprocess, BATCH_SIZE, overlap=classifier.device.type != "cpu"
     )
     with (
         _open_table(config.out) as stream,
@@ -73,9 +74,9 @@ def predict(config: use_args.PredictConfig) -> None:
     summarise(counts, config.out)
 
 
-def begin(files: "Iterator[Path]") -> "Iterator[Path]":
+def begin(found: Iterator[Path]) -> Iterator[Path]:
     """The same files, the first of which is found now: where there is none no table is begun."""
-    return itertools.chain([next(files)], files)
+    return itertools.chain([next(found)], found)
 
 
 def check_out(path: Path, overwrite: bool) -> None:
@@ -149,7 +150,7 @@ def save_heatmap(
     parts = [part.replace("..", "__") for part in picture.path.parts if part != picture.path.anchor]
     frame = f"#{picture.frame}" if picture.frame else ""
     path = folder.joinpath(*parts[:-1], f"{parts[-1]}{frame}.png")
-    with helper.atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary:
         draw_overlay(preprocessed.picture, heatmap, lines).save(temporary)
 
 

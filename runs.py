@@ -1,7 +1,9 @@
 """One run of one network: started or taken up, fitted, calibrated; all of it in session/RUN."""
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import budget
 import checkpoint
 import dataset
 import execution
+import files
 import helper
 import layers
 import model
@@ -35,6 +38,8 @@ def start_run(
     run_dir: Path,
     name: str,
     device: torch.device,
+    *,
+    again: bool = False,
 ) -> None:
     """Train one network from its start, on the slices as the table divides them.
 
@@ -45,6 +50,7 @@ def start_run(
         run_dir: session/RUN, which must not exist.
         name: What the run is called in its results.
         device: To train on.
+        again: The folder is there, of a run that was killed before it saved anything.
     """
     options = config.model
     helper.set_threads(config.run.threads)
@@ -60,13 +66,15 @@ def start_run(
         dropout=options.dropout,
     )
     record = build_record(config, network, table, data_dir, name, device)
-    if ranks.is_first():
-        helper.create_run_dir(run_dir.parent, run_dir.name)
+    if ranks.is_first() and again:
+        write_start(config, table, run_dir)
+    elif ranks.is_first():
+        with files.new_folder(run_dir) as folder:
+            write_start(config, table, folder)
     try:
-        if ranks.is_first():
-            write_start(config, table, run_dir)
-        trainer = prepare(config, record, network, table, device, run_dir)
-        fit(trainer, table)
+        with hold(run_dir):
+            trainer = prepare(config, record, network, table, device, run_dir)
+            fit(trainer, table)
     except BaseException as error:
         can_go_on = isinstance(error, KeyboardInterrupt) or ranks.count() > 1
         kept = can_go_on and (run_dir / "last.pt").exists()
@@ -109,8 +117,8 @@ def check_parts(config: TrainConfig, table: pd.DataFrame) -> None:
 def write_start(config: TrainConfig, table: pd.DataFrame, run_dir: Path) -> None:
     """What is known before the first step: config.json and split.csv."""
     columns = ["sha256", "path", "label", "slice", "group", "split"]
-    helper.write_json(run_dir / "config.json", config.to_dict())
-    with helper.atomic_path(run_dir / "split.csv") as temporary:
+    files.write_json(run_dir / "config.json", config.to_dict())
+    with files.atomic_path(run_dir / "split.csv") as temporary:
         table[columns].to_csv(temporary, index=False)
 
 
@@ -133,8 +141,24 @@ def take_up(run_dir: Path, device: torch.device) -> None:
     network = checkpoint.restore_model(last, run_dir / "last.pt")
     record = {key: last[key] for key in checkpoint.RECORD_KEYS}
     log.info("%s: going on after epoch %d", run_dir, last["epoch"])
-    trainer = prepare(config, record, network, table, device, run_dir)
-    fit(trainer, table, last)
+    with hold(run_dir):
+        trainer = prepare(config, record, network, table, device, run_dir)
+        fit(trainer, table, last)
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Train in a folder as the only program, and clear away what a killed one left unfinished.
+
+    Raises:
+        UserError: Another program trains there.
+    """
+    if not ranks.is_first():
+        yield
+        return
+    with files.lock(run_dir, f"{run_dir}: another program trains this run; let it end"):
+        files.clear_unfinished(run_dir)
+        yield
 
 
 def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = None) -> None:
@@ -153,8 +177,10 @@ def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = Non
     try:
         trainer.fit()
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"interrupted after epoch {trainer.epoch}; go on with --resume {run_dir}"
+        steps = f"{trainer.saved_steps} of {trainer.steps_per_epoch} steps"
+        begun = f" and {steps}" if trainer.saved_steps else ""
+        raise type(error)(
+            f"ended after epoch {trainer.epoch}{begun}; go on with --resume {run_dir}"
         ) from error
     if ranks.is_first():
         complete(run_dir / "best.pt", trainer, table)
@@ -171,6 +197,8 @@ def prepare(
 ) -> Trainer:
     """Everything that comes before the first step; the baselines go into the record."""
     execution.keep_freed_memory()
+    if config.run.deterministic:
+        execution.be_deterministic()
     train, val = open_splits(config, record, table, device)
     if ranks.is_first():
         record["baselines"] = baselines.fit_baselines(

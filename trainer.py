@@ -1,5 +1,6 @@
 """The training loop: schedule, mixed precision, averaging, early stop, checkpoints, resume."""
 
+import contextlib
 import copy
 import dataclasses
 import sys
@@ -17,13 +18,15 @@ from tqdm import tqdm
 import ranks
 from assessment.metrics import compute_confusion, compute_macro_f1
 from checkpoint import load_checkpoint, save_checkpoint
-from execution import build_forward
-from helper import UserError, atomic_path, build_generator, log, seed_everything
+from execution import build_forward, decides_to_compile
+from files import atomic_path
+from helper import UserError, build_generator, log, seed_everything
 from imaging.augment import Augmentation
 from losses import STEPS_PER_LOOK, LossWatch
 from model import Classifier, full_precision, infer, to_unit_range
 from optim import build_optimizer, compute_rate_share, set_learning_rate, update_average
 from resizing import compute_size, shrink
+from stopping import Stop, postpone
 
 if TYPE_CHECKING:
     from args import TrainConfig
@@ -89,9 +92,14 @@ class Trainer:
         choice = config.run.compile
         if choice == "auto" and self.options.first_size < 1:
             choice = "off"  # every size would be compiled for itself
-        self.forward = build_forward(self.network, choice, self.device, self.n_steps, ranks.count())
+        self.compiles = decides_to_compile(choice, self.device, self.n_steps, ranks.count())
+        self.forward = build_forward(self.network, self.compiles, is_wanted=choice == "on")
         self.micro_batch = self.options.batch_size
         self.epoch = 0
+        self.stop = Stop()
+        self.begun: dict[str, Any] | None = None  # of `save`, where an epoch is taken up within
+        self.saved_steps = 0  # of the epoch that is under way
+        self._saved_s = time.monotonic()
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         writes_curves = config.run.tensorboard and ranks.is_first()
@@ -109,16 +117,20 @@ class Trainer:
 
     def fit(self) -> None:
         """Train until the last epoch, or until val has not improved for `--patience` epochs."""
-        while self.epoch < self.options.epochs and not self.is_stale():
-            started_s = time.perf_counter()
-            train_loss = self.train_epoch()
-            train_time_s = time.perf_counter() - started_s
-            self.estimate_statistics()
-            scores = self.validate()
-            self.epoch += 1
-            improved = self.record_epoch(train_loss, scores, train_time_s)
-            self.save(improved)
-            self.report_epoch(improved, time.perf_counter() - started_s)
+        # processes of one run would each stop at another step: those end at once
+        with postpone() if ranks.count() == 1 else contextlib.nullcontext(Stop()) as self.stop:
+            while self.epoch < self.options.epochs and not self.is_stale():
+                started_s = time.perf_counter()
+                n_trained = len(self.train) - (sum(self.begun["weights"]) if self.begun else 0)
+                train_loss = self.train_epoch()
+                train_time_s = time.perf_counter() - started_s
+                self.estimate_statistics()
+                scores = self.validate()
+                self.epoch += 1
+                improved = self.record_epoch(train_loss, scores, train_time_s, n_trained)
+                self.save(improved)
+                self.report_epoch(improved, time.perf_counter() - started_s)
+                self.stop.heed()
         if self.epoch < self.options.epochs:
             log.info("stopped early: no better val macro-F1 for %d epochs", self.options.patience)
         if ranks.is_first():
@@ -126,7 +138,13 @@ class Trainer:
             save_checkpoint(self.run_dir / "best.pt", {**best, "history": self.history})
 
     def train_epoch(self) -> float:
-        """One pass over the training slices; the mean training loss of a slice."""
+        """One pass over the training slices, or what is left of it; the mean loss of a slice.
+
+        An end that was asked for comes between two steps, when they have been saved.
+        """
+        begun, self.begun = self.begun, None
+        watch = LossWatch(self.epoch + 1, self.steps_per_epoch, begun["losses"] if begun else None)
+        weights: list[int] = list(begun["weights"]) if begun else []
         self.network.train()
         self._freeze_body(self.is_frozen)
         batches = self.train.shuffle(
@@ -135,27 +153,30 @@ class Trainer:
             self.epoch,
             ranks.get_rank(),
             ranks.count(),
+            len(weights),
         )
-        watch = LossWatch(self.epoch + 1, self.steps_per_epoch)
-        weights: list[int] = []
         title = f"epoch {self.epoch + 1}/{self.options.epochs}"
         with tqdm(
             total=len(self.train),
+            initial=sum(weights),
             desc=title,
             unit="slice",
             leave=False,
             disable=None if ranks.is_first() else True,
         ) as bar:
-            for step_in_epoch, batch in enumerate(batches):
-                watch.add(self.train_step(batch, self.step + step_in_epoch))
+            for batch in batches:
+                watch.add(self.train_step(batch, self.step + len(weights)))
                 weights.append(batch.whole)
                 bar.update(batch.whole)
-                if (step_in_epoch + 1) % STEPS_PER_LOOK == 0:
+                if self.stop.kind is not None or self._is_save_due():
+                    self.save(improved=False, begun={"losses": watch.read(), "weights": weights})
+                    self.stop.heed()
+                if len(weights) % STEPS_PER_LOOK == 0:
                     recent = watch.look()
                     if recent is not None:
                         bar.set_postfix(loss=f"{recent * ranks.count():.3f}")
         shares = torch.tensor(weights, dtype=torch.float64) / len(self.train)
-        return float(ranks.add_up(watch.finish().double()) @ shares)
+        return float(ranks.add_up(watch.read().double()) @ shares)
 
     def train_step(self, batch: "Batch", step: int) -> Tensor:
         """One batch forward and backward and one step of the optimiser.
@@ -278,17 +299,25 @@ class Trainer:
             "val_macro_f1": float(compute_macro_f1(confusion)),
         }
 
-    def record_epoch(self, train_loss: float, scores: dict[str, float], time_s: float) -> bool:
+    def record_epoch(
+        self, train_loss: float, scores: dict[str, float], time_s: float, n_trained: int
+    ) -> bool:
         """Add an epoch to the history; True when it is the best so far.
 
         Better is a higher val macro-F1, or the same with a lower val loss.
+
+        Args:
+            train_loss: Mean of a slice.
+            scores: Of `validate`.
+            time_s: Of training alone, and since the run was taken up.
+            n_trained: Slices in that time.
         """
         row = {
             "epoch": self.epoch,
             "train_loss": train_loss,
             **scores,
             "lr": self.peak_lr * self._schedule(self.step - 1),
-            "images_per_s": len(self.train) / time_s,
+            "images_per_s": n_trained / time_s,
             "time_s": time_s,
         }
         self.history.append(row)
@@ -329,8 +358,19 @@ class Trainer:
 
     # ---- files
 
-    def save(self, improved: bool) -> None:
-        """Write last.pt and history.csv, and best.pt when this epoch is the best."""
+    def _is_save_due(self) -> bool:
+        """Whether `--save-every` has passed; several processes save at the end of epochs alone."""
+        wait_s = 60 * self.config.run.save_every
+        return ranks.count() == 1 and 0 < wait_s <= time.monotonic() - self._saved_s
+
+    def save(self, improved: bool, begun: dict[str, Any] | None = None) -> None:
+        """Write last.pt and history.csv, and best.pt when this epoch is the best.
+
+        Args:
+            improved: Whether it is.
+            begun: Of an epoch that is not at its end, the losses [steps] and the slices of the
+                steps that were taken.
+        """
         if not ranks.is_first():
             return
         averaged = {
@@ -345,6 +385,8 @@ class Trainer:
             "trained_weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "micro_batch": self.micro_batch,
+            "compiles": self.compiles,
+            "begun": begun,
         }
         save_checkpoint(self.run_dir / "last.pt", {**averaged, **trained})
         if improved:
@@ -352,6 +394,8 @@ class Trainer:
         if self.history:
             with atomic_path(self.run_dir / "history.csv") as temporary:
                 pd.DataFrame(self.history).to_csv(temporary, index=False)
+        self.saved_steps = len(begun["weights"]) if begun else 0
+        self._saved_s = time.monotonic()
 
     def resume(self, last: dict[str, Any]) -> None:
         """Take up the state of last.pt; on the CPU, training goes on to the same bits.
@@ -362,10 +406,14 @@ class Trainer:
         self.network.load_state_dict(last["trained_weights"])
         self.averaged.load_state_dict(last["weights"])
         self.optimizer.load_state_dict(last["optimizer"])
+        if last["compiles"] != self.compiles:
+            self.compiles = last["compiles"]
+            self.forward = build_forward(self.network, self.compiles, is_wanted=False)
         if ranks.count() == 1:  # several could divide their parts into different numbers
-            self.micro_batch = last.get("micro_batch", self.micro_batch)
+            self.micro_batch = last["micro_batch"]
         self.epoch, self.history, self.best = last["epoch"], last["history"], last["best"]
-        if self.history:  # a kill may have come between last.pt and the files after it
+        self.begun = last.get("begun")
+        if self.history and not self.begun:  # a kill may have come between last.pt and the rest
             self.save(improved=self.best["epoch"] == self.epoch)
 
     # ---- parts of a step

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from helper import atomic_path
+from files import atomic_path
 
 DPI = 120
 FOOTER = "research use only · not a medical device"

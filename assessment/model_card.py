@@ -14,7 +14,8 @@ from assessment.wording import (
     load_template,
     part_notes,
 )
-from helper import NOTICE, write_text
+from files import write_text
+from helper import NOTICE
 
 
 def write_model_card(

@@ -16,7 +16,8 @@ from assessment.wording import (
     show_figure,
     show_interval,
 )
-from helper import NOTICE, write_text
+from files import write_text
+from helper import NOTICE
 
 PICTURES = {
     "confusion_matrix.png": "Confusion matrix: counts and shares of each true class",

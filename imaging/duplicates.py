@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from helper import atomic_path
+from files import atomic_path
 from imaging.candidates import Pairs, propose_friends, propose_pairs
 from imaging.features import WORDS_FILE, Features, extract_features, load_words
 from imaging.grouping import GROUP_SCORE, SLICE_SCORE, number_groups, number_slices

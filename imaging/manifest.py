@@ -20,7 +20,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from helper import UserError, write_text
+from files import write_text
+from helper import UserError
 from imaging.features import THUMBNAIL_PX
 from imaging.grey import ImageError, ImageTooLargeError, resize_grey
 from imaging.read import is_picture, read_grey, read_mode, read_patient, read_start

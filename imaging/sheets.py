@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from helper import atomic_path
+from files import atomic_path
 from imaging.duplicates import Copies
 from imaging.features import THUMBNAIL_PX
 from imaging.registration import Registrations

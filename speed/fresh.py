@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from args import BenchmarkConfig
-from helper import PROJECT_DIR, UserError, write_json
+from files import write_json
+from helper import PROJECT_DIR, UserError
 from options import restore_dataclass
 from speed.rounds import Figures, Measure, synchronise
 

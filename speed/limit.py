@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from execution import build_forward
+from execution import build_forward, decides_to_compile
 from model import Classifier, to_unit_range
 from optim import build_optimizer
 from speed.rounds import Figures, Measure, time_run
@@ -50,7 +50,8 @@ def build_step(
     """
     network = network.to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(network, network.head, LR, body_lr_share=1.0, weight_decay=0.0)
-    forward = build_forward(network, compile, images.device, n_steps=1)
+    compiles = decides_to_compile(compile, images.device, n_steps=1)
+    forward = build_forward(network, compiles, is_wanted=compiles)
 
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from helper import read_commit, write_json
+from files import write_json
+from helper import read_commit
 from imaging.candidates import propose_pairs
 from imaging.duplicates import find_copies
 from imaging.features import extract_features, load_words

@@ -19,7 +19,8 @@ from scipy.stats import binom
 
 from assessment.uncertainty import Interval, compute_interval, estimate_ratio
 from dataset import load_table
-from helper import derive_seed, write_json
+from files import write_json
+from helper import derive_seed
 
 ACCURACIES = (0.9, 0.99)
 GROUPS = (60, 250, 1000)

@@ -21,7 +21,8 @@ import intake
 import layers
 import model
 from classifier import Member, PreprocessedSlice, SliceClassifier
-from helper import log, run_verb, write_json
+from files import write_json
+from helper import log, run_verb
 from predict import BATCH_SIZE
 from speed.rounds import (
     Figures,

@@ -18,7 +18,8 @@ import numpy as np
 import evaluate
 import main as training
 from assessment.wording import show_figure
-from helper import read_commit, run_verb, write_json
+from files import write_json
+from helper import read_commit, run_verb
 from outcome import build_report, compare
 from studies.command import parse_training_study
 from verdicts import Verdicts, align, average_members, judge_run

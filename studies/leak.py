@@ -18,7 +18,8 @@ import evaluate
 import main as training
 from args import DATA_DIR
 from assessment.uncertainty import Estimate, compute_difference, compute_interval, estimate_ratio
-from helper import run_verb, write_json
+from files import write_json
+from helper import run_verb
 from studies.command import parse_training_study
 from verdicts import judge as judge_checkpoint
 

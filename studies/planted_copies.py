@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from helper import read_commit, write_json
+from files import write_json
+from helper import read_commit
 from imaging.duplicates import Copies, find_copies
 from imaging.features import THUMBNAIL_PX
 from imaging.grey import resize_grey

@@ -33,7 +33,8 @@ from assessment.explain import (
 )
 from assessment.uncertainty import compute_interval, estimate_ratio
 from batches import Slices
-from helper import NOTICE, UserError, read_commit, run_verb, write_json
+from files import write_json
+from helper import NOTICE, UserError, read_commit, run_verb
 from imaging.grey import resize_grey
 from imaging.phantom import encode_phantom, plan_phantoms, render_phantom
 from imaging.position import find_position, turn

@@ -13,7 +13,8 @@ import torch
 
 import execution
 import model
-from helper import log, run_verb, write_json
+from files import write_json
+from helper import log, run_verb
 from speed import limit
 from speed.rounds import (
     Figures,

@@ -17,7 +17,8 @@ import pandas as pd
 import args
 import main as training
 import runs
-from helper import resolve_device, run_verb, write_json
+from files import write_json
+from helper import resolve_device, run_verb
 from studies.command import parse_training_study
 
 COMMON = ["--model", "mobilenet_v2", "--patience", "0"]

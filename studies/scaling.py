@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from helper import PROJECT_DIR, UserError, log, run_verb, write_json
+from files import write_json
+from helper import PROJECT_DIR, UserError, log, run_verb
 from studies.command import describe_machine
 
 IMAGE_SIZE = 64

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset import CACHE_FOLDER
-from helper import PROJECT_DIR, UserError, log, run_verb, write_json
+from files import write_json
+from helper import PROJECT_DIR, UserError, log, run_verb
 from studies.command import describe_machine
 
 EPOCH_LINE = re.compile(r"^epoch +(\d+)/.* val accuracy (\d\.\d+)")

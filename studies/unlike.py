@@ -17,7 +17,8 @@ import numpy as np
 
 import dataset
 from classifier import SliceClassifier, load_classifier
-from helper import UserError, derive_seed, log, run_verb, write_json
+from files import write_json
+from helper import UserError, derive_seed, log, run_verb
 from imaging.grey import Pixels
 from imaging.phantom import plan_phantoms, render_phantom
 from imaging.read import read_grey

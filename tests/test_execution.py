@@ -11,7 +11,7 @@ import torch
 from conftest import make_trainer
 
 import execution
-from execution import CompiledNetwork, build_forward, resolve_precision
+from execution import CompiledNetwork, build_forward, decides_to_compile, resolve_precision
 from helper import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -44,7 +44,8 @@ def test_what_is_compiled(
     choice: str, device: torch.device, n_steps: int, n_processes: int, compiles: bool
 ) -> None:
     network = torch.nn.Linear(3, 2)
-    forward = build_forward(network, choice, device, n_steps, n_processes)
+    assert decides_to_compile(choice, device, n_steps, n_processes) == compiles
+    forward = build_forward(network, compiles, is_wanted=False)
     assert isinstance(forward, CompiledNetwork if compiles else torch.nn.Linear)
 
 

@@ -81,7 +81,7 @@ def test_a_stopped_cross_validation_goes_on(
         patch.setattr(trainer.Trainer, "train_step", interrupt)
         capsys.readouterr()
         line = expect_refusal(capsys, main.main([*COMMAND, "--name", "parts"]), expected=130)
-    assert "interrupted in fold 2; go on with --resume session/parts" in line
+    assert "ended in fold 2; go on with --resume session/parts" in line
     finished = list_files(Path("session/parts/fold_1"))
     line = expect_refusal(capsys, evaluate.main(["session/parts", "--device", "cpu"]))
     assert "--resume session/parts" in line

@@ -1,8 +1,6 @@
-"""Errors and their exit statuses, seeds, devices, run folders, files complete or not at all."""
+"""Errors and their exit statuses, seeds, devices."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,63 +9,7 @@ import torch
 
 import helper
 from helper import UserError
-
-
-@pytest.fixture
-def umask_027() -> Iterator[None]:
-    before = os.umask(0o027)
-    yield
-    os.umask(before)
-
-
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def fail() -> None:
-        with helper.atomic_path(path) as temporary:
-            assert temporary.parent == tmp_path
-            assert temporary.suffix == ".txt"
-            temporary.write_text("half of the n")
-            raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        fail()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_clean_end_replaces_the_file_in_folders_made_for_it(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "file.txt"
-    for text in ("one", "two"):
-        with helper.atomic_path(path) as temporary:
-            temporary.write_text(text)
-            assert not path.exists() or path.read_text() == "one"
-        assert path.read_text() == text
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
-@pytest.mark.usefixtures("umask_027")
-def test_permissions_follow_the_umask(tmp_path: Path) -> None:
-    helper.write_text(tmp_path / "file.txt", "text")
-    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o640
-    assert os.umask(0o027) == 0o027  # and the umask is as it was
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_json_refuses_what_is_no_number(value: float, tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    helper.write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        helper.write_json(path, {"a": [0.5, value]})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_json_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:
-    helper.write_json(tmp_path / "file.json", {"ä": None})
-    assert (tmp_path / "file.json").read_bytes() == '{\n  "ä": null\n}\n'.encode()
+from stopping import Terminated
 
 
 def test_seed_depends_on_every_part() -> None:
@@ -107,16 +49,6 @@ def test_generators_and_global_seed_follow_the_purpose() -> None:
     assert torch.equal(torch.rand(3), first)
 
 
-def test_a_run_folder_is_made_once(tmp_path: Path) -> None:
-    run_dir = helper.create_run_dir(tmp_path / "session", "first")
-    assert run_dir == tmp_path / "session" / "first"
-    assert run_dir.is_dir()
-    with pytest.raises(UserError, match=f"--resume {run_dir}") as caught:
-        helper.create_run_dir(tmp_path / "session", "first")
-    assert caught.value.status == 1
-    assert "--name" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
@@ -125,6 +57,7 @@ def test_a_run_folder_is_made_once(tmp_path: Path) -> None:
         (FileNotFoundError(2, "No such file", "a.csv"), 1, "error: a.csv: No such file"),
         (OSError("disk on fire"), 1, "error: disk on fire"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
+        (Terminated("saved"), 143, "error: saved"),
         (ValueError("one\ntwo"), 1, "error: ValueError: one (run again with --debug to see where)"),
         (ValueError(), 1, "error: ValueError: ValueError (run again with --debug to see where)"),
     ],

@@ -159,9 +159,9 @@ def test_equal_scores_go_to_the_lower_loss(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     row = {"val_accuracy": 0.5, "val_macro_f1": 0.5}
     trainer.epoch = 1
-    assert trainer.record_epoch(1.0, {**row, "val_loss": 0.5}, 1.0)
-    assert not trainer.record_epoch(1.0, {**row, "val_loss": 0.6}, 1.0)
-    assert trainer.record_epoch(1.0, {**row, "val_loss": 0.4}, 1.0)
+    assert trainer.record_epoch(1.0, {**row, "val_loss": 0.5}, 1.0, 1)
+    assert not trainer.record_epoch(1.0, {**row, "val_loss": 0.6}, 1.0, 1)
+    assert trainer.record_epoch(1.0, {**row, "val_loss": 0.4}, 1.0, 1)
 
 
 def test_a_loss_that_is_no_number_names_epoch_and_step(
@@ -314,7 +314,7 @@ def test_the_loss_watch_reads_one_look_late() -> None:
         if value in (3.0, 7.0):
             looks.append(watch.look())
     assert looks == [None, 2.0]
-    assert watch.finish().tolist() == [1.0, 3.0, 5.0, 7.0, 9.0]
+    assert watch.read().tolist() == [1.0, 3.0, 5.0, 7.0, 9.0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -326,7 +326,7 @@ def test_the_loss_watch_names_the_first_bad_step(bad: float) -> None:
             watch.look()
     assert watch.look() == 1.0
     with pytest.raises(UserError, match="epoch 3, step 5 of 9"):
-        watch.finish()
+        watch.read()
 
 
 def test_a_bad_loss_ends_a_long_epoch_early(

@@ -1,0 +1,141 @@
+"""Files and folders that are complete or absent, and are written by one program at a time."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import files
+from helper import UserError
+
+
+@pytest.fixture
+def umask_027() -> Iterator[None]:
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with files.atomic_path(path) as temporary:
+            assert temporary.parent == tmp_path
+            assert temporary.suffix == ".txt"
+            temporary.write_text("half of the n")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_clean_end_replaces_the_file_in_folders_made_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.txt"
+    for text in ("one", "two"):
+        with files.atomic_path(path) as temporary:
+            temporary.write_text(text)
+            assert not path.exists() or path.read_text() == "one"
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.usefixtures("umask_027")
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "file.txt", "text")
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o640
+    assert os.umask(0o027) == 0o027  # and the umask is as it was
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_json_refuses_what_is_no_number(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(path, {"a": [0.5, value]})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "file.json", {"ä": None})
+    assert (tmp_path / "file.json").read_bytes() == '{\n  "ä": null\n}\n'.encode()
+
+
+def test_a_folder_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    run_dir = tmp_path / "session" / "first"
+    with files.new_folder(run_dir) as folder:
+        (folder / "config.json").write_text("{}")
+        assert not run_dir.exists()
+    assert [path.name for path in run_dir.iterdir()] == ["config.json"]
+    assert list(run_dir.parent.iterdir()) == [run_dir]
+    with pytest.raises(UserError, match=f"--resume {run_dir}") as caught, files.new_folder(run_dir):
+        pass
+    assert caught.value.status == 1
+    assert "--name" in str(caught.value)
+
+
+def test_two_folders_of_one_name_are_never_one(tmp_path: Path) -> None:
+    run_dir = tmp_path / "first"
+
+    def make_both() -> None:
+        with files.new_folder(run_dir) as folder:
+            (folder / "mine").touch()
+            with files.new_folder(run_dir) as other:
+                (other / "theirs").touch()
+
+    with pytest.raises(UserError, match="first exists"):
+        make_both()
+    assert [path.name for path in run_dir.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [run_dir]
+
+
+def test_a_folder_that_fails_is_not_there(tmp_path: Path) -> None:
+    def fail() -> None:
+        with files.new_folder(tmp_path / "first") as folder:
+            (folder / "half").touch()
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_program_left_is_cleared_away(tmp_path: Path) -> None:
+    for name in (f"{files.UNFINISHED}abc.pt", "last.pt"):
+        (tmp_path / name).touch()
+    files.clear_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+import files
+with files.lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_by_one_program_and_free_when_that_is_killed(tmp_path: Path) -> None:
+    root = Path(files.__file__).parent
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="taken"), files.lock(tmp_path, "taken"):
+            pass
+        other.kill()
+        other.wait()
+    with files.lock(tmp_path, "taken"):
+        pass
+    assert list(tmp_path.iterdir()) == []

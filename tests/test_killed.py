@@ -1,0 +1,186 @@
+"""Runs that are killed, interrupted or told to end: taken up, they end as if never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ON_CPU, QUICK, expect_refusal, make_trainer
+
+import checkpoint
+import files
+import main
+import stopping
+from trainer import Trainer
+
+ROOT = Path(main.__file__).parent
+WORKER = ROOT / "tests" / "kill_worker.py"
+OPTIONS = {"dropout": 0.5, "mixup": 0.4, "freeze_epochs": 1, "start": "weights"}
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_equals_never_stopped(workplace: Path, times: int) -> None:
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    ended = subprocess.run(
+        [sys.executable, str(WORKER), str(times), "1", "report.json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads((workplace / "report.json").read_text())
+    print(Counter(kill for row in rows for kill in row["kills"]))
+    assert len(rows) == times
+    wrong = [row for row in rows if row["status"] or row["differences"]]
+    assert not wrong
+    assert any("it had ended" not in row["kills"] for row in rows)
+
+
+@pytest.mark.parametrize("n_steps", range(1, 9))
+def test_taken_up_after_any_step(
+    tmp_path: Path, n_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopError(Exception):
+        pass
+
+    whole = make_trainer(tmp_path / "whole", **OPTIONS)
+    whole.fit()
+    taken, train_step = 0, Trainer.train_step
+
+    def die(*arguments: object) -> torch.Tensor:
+        nonlocal taken
+        if taken == n_steps:
+            raise StopError
+        taken += 1
+        return train_step(*arguments)  # type: ignore[arg-type]
+
+    first = make_trainer(tmp_path / "parts", save_every=1e-9, **OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", die)
+        with pytest.raises(StopError):
+            first.fit()
+    last = checkpoint.load_checkpoint(tmp_path / "parts" / "last.pt")
+    n_begun = len(last["begun"]["weights"]) if last["begun"] else 0
+    # behind the last step of an epoch comes its end, which is saved too
+    assert (last["epoch"], n_begun) == divmod(n_steps, whole.steps_per_epoch)
+    second = make_trainer(tmp_path / "parts", weights_seed=1, **OPTIONS)
+    second.resume(last)
+    second.fit()
+    for one, other in ((whole.network, second.network), (whole.averaged, second.averaged)):
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), key
+    histories = [
+        pd.read_csv(tmp_path / part / "history.csv").drop(columns=["images_per_s", "time_s"])
+        for part in ("whole", "parts")
+    ]
+    assert histories[0].equals(histories[1])
+
+
+def test_nothing_is_saved_within_an_epoch_before_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for save_every, n_saves in ((0.0, 0), (10.0, 0), (1e-9, 3)):
+        trainer = make_trainer(tmp_path / str(save_every), epochs=1, save_every=save_every)
+        seen: list[int] = []
+        monkeypatch.setattr(trainer, "save", lambda seen=seen, **_: seen.append(1))
+        trainer.train_epoch()
+        assert len(seen) == n_saves
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+)
+def test_a_signal_saves_and_says_how_to_go_on(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    status: int,
+) -> None:
+    command = [*QUICK, *ON_CPU, "--epochs", "2", "--batch-size", "4"]
+    assert main.main([*command, "--name", "whole"]) == 0
+    train_step = Trainer.train_step
+
+    def interrupt(self: Trainer, batch: object, step: int) -> torch.Tensor:
+        if step == 1:
+            os.kill(os.getpid(), number)
+        return train_step(self, batch, step)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupt)
+        capsys.readouterr()
+        line = expect_refusal(capsys, main.main([*command, "--name", "parts"]), status)
+    last = checkpoint.load_run(Path("session/parts/last.pt"))
+    assert len(last["begun"]["weights"]) == 2
+    n_steps = -(-len(pd.read_csv("session/parts/split.csv").query("split == 'train'")) // 4)
+    assert line == (
+        f"error: ended after epoch 0 and 2 of {n_steps} steps; go on with --resume session/parts"
+    )
+    assert main.main(["--resume", "session/parts", "--device", "cpu"]) == 0
+    whole, parts = (
+        checkpoint.load_run(Path(f"session/{run}/last.pt")) for run in ("whole", "parts")
+    )
+    for key in ("weights", "trained_weights"):
+        assert all(torch.equal(value, parts[key][name]) for name, value in whole[key].items())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    def go_on() -> None:
+        with stopping.postpone() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.kind is KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("it went on")
+
+    with pytest.raises(stopping.Terminated):
+        go_on()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_killed_before_it_saved_anything_begins_anew(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main([*QUICK, *ON_CPU, "--name", "run"]) == 0
+    whole = checkpoint.load_run(Path("session/run/last.pt"))
+    for name in ("last.pt", "best.pt", "history.csv"):
+        Path("session/run", name).unlink()
+    Path("session/run/.part-half.pt").touch()
+    capsys.readouterr()
+    assert main.main(["--resume", "session/run", "--device", "cpu"]) == 0
+    assert (
+        "session/run: killed before anything was saved; it begins anew" in capsys.readouterr().out
+    )
+    again = checkpoint.load_run(Path("session/run/last.pt"))
+    assert all(torch.equal(value, again["weights"][key]) for key, value in whole["weights"].items())
+    assert not list(Path("session/run").glob(".*"))
+
+
+def test_two_programs_never_train_one_run(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main([*QUICK, *ON_CPU, "--name", "run"]) == 0
+    before = Path("session/run/last.pt").read_bytes()
+    with files.lock(Path("session/run"), "taken"):
+        capsys.readouterr()
+        status = main.main(["--resume", "session/run", "--device", "cpu"])
+    assert "session/run: another program trains this run" in expect_refusal(capsys, status)
+    assert Path("session/run/last.pt").read_bytes() == before
+
+
+def test_what_was_chosen_for_a_run_is_not_chosen_again(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path, epochs=1)
+    first.micro_batch, first.compiles = 4, True
+    first.save(improved=False)
+    second = make_trainer(tmp_path, epochs=1)
+    assert not second.compiles
+    second.resume(checkpoint.load_checkpoint(tmp_path / "last.pt"))
+    assert (second.micro_batch, second.compiles) == (4, True)
+    assert second.forward is not second.network
