@@ -159,14 +159,18 @@ def keep_division(tables: list["pd.DataFrame"], run_dir: Path) -> None:
 def load_table(config: args.TrainConfig) -> "pd.DataFrame":
     """The manifest with the split that the options ask for."""
     import dataset
+    from imaging import inventory
 
+    inventory.check_all(find_data(config))
     return dataset.load_table(find_data(config), config.data.split_by, config.data.split_seed)
 
 
 def load_folds(config: args.TrainConfig) -> list["pd.DataFrame"]:
     """The manifest, divided for each fold."""
     import dataset
+    from imaging import inventory
 
+    inventory.check_all(find_data(config))
     options = config.data
     assert options.folds is not None
     return dataset.load_fold_tables(

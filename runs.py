@@ -25,6 +25,7 @@ from args import TrainConfig
 from assessment import baselines, calibration, novelty
 from batches import Slices
 from helper import UserError, log
+from imaging import inventory
 from trainer import Trainer
 
 # A picture is compared with no more than these: of 6,000 numbers each they take 48 MiB.
@@ -136,6 +137,7 @@ def take_up(run_dir: Path, device: torch.device) -> None:
             f"{last['data']}: the slices of run {last['run']} are not what they were when it began "
             "(some added, removed, renamed or relabelled); put them back, or start a new run"
         )
+    inventory.check_used(Path(last["data"]), set(table["path"][table["split"] != ""]))
     config = TrainConfig.from_dict(last["config"])
     check_parts(config, table)
     network = checkpoint.restore_model(last, run_dir / "last.pt")

@@ -24,6 +24,7 @@ from batches import Slices
 from budget import measure_budget_mib
 from execution import keep_freed_memory
 from helper import UserError
+from imaging import inventory
 
 SLICES_A_CHUNK = 256
 CPU = torch.device("cpu")
@@ -165,6 +166,7 @@ def judge(
     data_dir = data or Path(kept["data"])
     table = dataset.assign_split(dataset.load_table(data_dir), kept["split"])
     rows = select_rows(table, kept, split, data_dir)
+    inventory.check_used(data_dir, set(rows["path"]))
     image_size = network.preprocess.image_size
     wanted_mib = len(rows) * image_size**2 / 2**20
     slices = dataset.take_slices(

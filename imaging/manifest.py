@@ -327,6 +327,12 @@ def load_manifest(data_dir: Path) -> pd.DataFrame:
     unknown = ~frame["split"].isin([*SPLITS, ""])
     _refuse_first(path, frame, unknown, "split", "is none of train, val, test")
     _refuse_first(path, frame, frame["path"].duplicated(), "path", "is listed twice")
+    folders = "Images/" + frame["label"] + "/"
+    is_elsewhere = [
+        not name.startswith(folder) or "/" in name[len(folder) :] or "/../" in name
+        for name, folder in zip(frame["path"], folders, strict=True)
+    ]
+    _refuse_first(path, frame, pd.Series(is_elsewhere), "label", "is not the folder of its path")
     split = frame["split"].where(frame["split"] != "")
     divided = split.groupby(frame["group"]).transform("nunique") > 1
     _refuse_first(path, frame, divided, "group", "is in two splits")

@@ -67,10 +67,11 @@ ALLOWED = {
     "runs": {
         *{"args", "trainer", "execution", "budget", "ranks", "verdicts", "layers"},
         *{"model", "checkpoint", "batches", "dataset", "assessment", "helper"},
+        "imaging.inventory",
     },
     "verdicts": {
         *{"model", "checkpoint", "batches", "budget", "dataset", "execution"},
-        *{"assessment", "helper"},
+        *{"imaging.inventory", "assessment", "helper"},
     },
     "stress": {"verdicts", "model", "imaging.corrupt", "assessment", "helper"},
     "gallery": {"verdicts", "model", "assessment", "helper"},
