@@ -29,9 +29,18 @@ RECORD_KEYS = (
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain values, complete or not at all."""
-    with atomic_path(path) as temporary:
-        torch.save({"schema": CHECKPOINT_SCHEMA, **checkpoint}, temporary)
+    """Write a checkpoint of tensors and plain values, complete or not at all.
+
+    Raises:
+        OSError: The disk is full, or will not be written to; what was there is kept.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save({"schema": CHECKPOINT_SCHEMA, **checkpoint}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # of which torch says a line of its own
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from batches import MemorySlices, PixelFile, Slices, StoredSlices
-from files import atomic_path
+from files import atomic_path, clear_unfinished, lock
 from helper import UserError, describe_error, log
 from imaging.audit import read_audit
 from imaging.manifest import load_manifest
@@ -190,9 +190,14 @@ def open_pixels(
         if not (data_dir / name).is_file():
             raise UserError(f"{data_dir / name}: No such file; run prepare.py again")
     paths = [data_dir / sources[digest] for digest in digests]
-    if not path.exists():
+    shape = (len(paths), image_size, image_size)
+    if not _is_whole(path, shape):
         try:
-            _write_cache(path, paths, digests, image_size)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with lock(path.parent):  # who comes second finds the cache of the first
+                if not _is_whole(path, shape):
+                    clear_unfinished(path.parent)
+                    _write_cache(path, paths, digests, shape)
         except OSError as error:
             if not in_memory:
                 raise UserError(
@@ -204,13 +209,22 @@ def open_pixels(
     return np.load(path, mmap_mode="r"), position
 
 
-def _write_cache(path: Path, paths: list[Path], digests: list[str], image_size: int) -> None:
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a cache is there and of this shape; one that was cut short is made anew."""
+    try:
+        return np.load(path, mmap_mode="r").shape == shape
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _write_cache(
+    path: Path, paths: list[Path], digests: list[str], shape: tuple[int, int, int]
+) -> None:
     """Decode into an .npy file, a chunk at a time: memory is of a chunk, not of the whole."""
-    shape = (len(paths), image_size, image_size)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for pixels in _decode(paths, digests, image_size):
+        for pixels in _decode(paths, digests, shape[1]):
             file.write(pixels.data)
 
 

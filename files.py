@@ -35,6 +35,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner may read
         temporary.replace(path)
         _flush_folder(path.parent)
+    except OSError as error:
+        if error.filename in (None, name) and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -103,6 +107,11 @@ def lock(folder: Path, taken: str = "") -> Iterator[None]:
                     (folder / LOCK).unlink(missing_ok=True)
     except Timeout as error:
         raise UserError(taken) from error
+
+
+def flush_all() -> None:
+    """Let everything that was written so far outlive a loss of power, where the system can."""
+    getattr(os, "sync", lambda: None)()
 
 
 def clear_unfinished(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """Judge pictures: `python predict.py session/RUN/best.pt PATH…`."""
 
 import contextlib
+import hashlib
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:  # the real imports wait until the command line is known to be
 
 BATCH_SIZE = 32
 UNFINISHED = ".part"
+MOST_NAME_BYTES = 255
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,9 +152,19 @@ def save_heatmap(
     ]
     parts = [part.replace("..", "__") for part in picture.path.parts if part != picture.path.anchor]
     frame = f"#{picture.frame}" if picture.frame else ""
-    path = folder.joinpath(*parts[:-1], f"{parts[-1]}{frame}.png")
+    path = folder.joinpath(*parts[:-1], shorten(f"{parts[-1]}{frame}.png"))
     with files.atomic_path(path) as temporary:
         draw_overlay(preprocessed.picture, heatmap, lines).save(temporary)
+
+
+def shorten(name: str) -> str:
+    """A file's name that is as long as a file system takes; what is cut off is told by a hash."""
+    content = os.fsencode(name)
+    if len(content) <= MOST_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    start = content[: MOST_NAME_BYTES - 16].decode(errors="ignore")
+    return f"{start}-{digest}.png"
 
 
 def summarise(counts: "Counts", out: Path) -> None:

@@ -1,14 +1,17 @@
 """From an archive, a folder or a number of phantoms to class folders, manifest and split."""
 
+import contextlib
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import files
 from args import DATA_DIR, PHANTOM_DIR, PrepareConfig, parse_prepare
 from helper import NOTICE, UserError, log, run_verb
 
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import pandas as pd
 
@@ -23,10 +26,30 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: PrepareConfig) -> None:
     """Fill the data folder from the source, or with phantoms."""
-    if config.phantom is not None:
-        prepare_phantoms(config.phantom, config.data or PHANTOM_DIR, config.seed)
-    elif config.source is not None:
-        prepare_source(config.source, config.data or DATA_DIR, config.groups, config.seed)
+    data_dir = config.data or (DATA_DIR if config.phantom is None else PHANTOM_DIR)
+    with hold(data_dir):
+        if config.phantom is not None:
+            prepare_phantoms(config.phantom, data_dir, config.seed)
+        elif config.source is not None:
+            prepare_source(config.source, data_dir, config.groups, config.seed)
+
+
+@contextlib.contextmanager
+def hold(data_dir: Path) -> "Iterator[None]":
+    """Fill a folder as the only program; one that was made for it and stays empty goes again.
+
+    Raises:
+        UserError: Another program fills it.
+    """
+    is_new = not data_dir.exists()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.lock(data_dir, f"{data_dir}: another prepare.py is at work there; let it end"):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something
+                data_dir.rmdir()
 
 
 def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -> None:
@@ -92,7 +115,7 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
     if not listed or not sheets.is_dir():
         draw_sheets(copies, thumbnails, frame, sheets)
     _write_tables(data_dir, frame, audit, told, links)
-    option = "" if data_dir == DATA_DIR else f" --data {data_dir}"
+    option = "" if data_dir == DATA_DIR else f" --data {shlex.quote(str(data_dir))}"
     _print_summary(data_dir, audit, f"python main.py --model resnet18 --epochs 30{option}")
     if sheets.is_dir():
         log.info("look at the copies that were found: %s", sheets)
@@ -217,6 +240,7 @@ def _write_tables(
         write_if_changed(data_dir / "CSV" / name, text)
     text = json.dumps(audit, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_if_changed(data_dir / "CSV" / "audit.json", text)
+    files.flush_all()
     write_manifest(frame, data_dir)
 
 

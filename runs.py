@@ -24,7 +24,7 @@ import verdicts
 from args import TrainConfig
 from assessment import baselines, calibration, novelty
 from batches import Slices
-from helper import UserError, log
+from helper import UserError, describe_error, log
 from imaging import inventory
 from trainer import Trainer
 
@@ -77,8 +77,8 @@ def start_run(
             trainer = prepare(config, record, network, table, device, run_dir)
             fit(trainer, table)
     except BaseException as error:
-        can_go_on = isinstance(error, KeyboardInterrupt) or ranks.count() > 1
-        kept = can_go_on and (run_dir / "last.pt").exists()
+        is_outside = isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError)
+        kept = (is_outside or ranks.count() > 1) and (run_dir / "last.pt").exists()
         if ranks.is_first() and not kept and not (run_dir / "history.csv").exists():
             shutil.rmtree(run_dir)  # it failed at the start: give the name back
         raise
@@ -183,6 +183,11 @@ def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = Non
         begun = f" and {steps}" if trainer.saved_steps else ""
         raise type(error)(
             f"ended after epoch {trainer.epoch}{begun}; go on with --resume {run_dir}"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{describe_error(error)}; what was saved before is whole: make room, and go on with "
+            f"--resume {run_dir}"
         ) from error
     if ranks.is_first():
         complete(run_dir / "best.pt", trainer, table)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Changes:
             f"delete {data_dir} and make phantoms anew by prepare.py --phantom"
             if is_phantom
             else f"put them back, or take the pictures as they are by python prepare.py "
-            f"{data_dir / 'Images'} --data {data_dir}"
+            f"{shlex.quote(str(data_dir / 'Images'))} --data {shlex.quote(str(data_dir))}"
         )
         return (
             f"{data_dir}: {', '.join(counts)} since prepare.py ran "

@@ -47,7 +47,7 @@ def test_the_cache_is_made_once_and_keyed_by_content_and_size(
     monkeypatch.setattr(dataset, "_decode", decode)
     assert dataset.open_pixels(table, folder, 16)[0].shape[1:] == (16, 16)
     assert len(dataset.open_pixels(table[1:], folder, 24)[0]) == len(first) - 1
-    assert len(list((folder / "cache").iterdir())) == 3
+    assert len(list((folder / "cache").glob("*.npy"))) == 3
 
 
 def test_a_folder_that_cannot_be_written_still_works(
@@ -59,7 +59,18 @@ def test_a_folder_that_cannot_be_written_still_works(
     monkeypatch.setattr(np.lib.format, "write_array_header_1_0", refuse)
     pixels, position = dataset.open_pixels(dataset.load_table(folder), folder, 24)
     assert len(pixels) == len(position) == 12
-    assert not list((folder / "cache").iterdir())
+    assert [path.name for path in (folder / "cache").iterdir()] == [".lock"]
+
+
+def test_a_cache_that_was_cut_short_is_made_anew(folder: Path) -> None:
+    table = dataset.load_table(folder)
+    whole = np.array(dataset.open_pixels(table, folder, 24)[0])
+    (path,) = (folder / "cache").glob("*.npy")
+    for size in (len(path.read_bytes()) - 1, 40, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        (folder / "cache" / ".part-half.npy").touch()
+        assert np.array_equal(dataset.open_pixels(table, folder, 24)[0], whole)
+        assert not list((folder / "cache").glob(".part-*"))
 
 
 def test_no_place_for_slices_that_exceed_the_memory(
