@@ -1,7 +1,7 @@
 # make demo    install, train the custom CNN on generated phantoms, evaluate it
 # make test    install, then lint, types and quick tests
 # make test-all  the slow tests too
-# make test-app  the page in Chromium, in an environment of its own (requirements-app.txt)
+# make test-app  the page, also in Chromium, in an environment of its own (requirements-app.txt)
 # Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -21,7 +21,7 @@ test-all: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n auto
 
 test-app: .venv-app/installed
-	.venv-app/bin/python -m pytest -m browser tests/test_app.py
+	.venv-app/bin/python -m pytest tests/test_app.py tests/test_uploads.py
 
 lint: .venv/installed-dev
 	$(BIN)/python -m ruff check .

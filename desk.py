@@ -56,6 +56,18 @@ class Desk:
         self.heatmaps, self.class_name = {}, ""
 
 
+def check_upload(path: Path, folder: Path) -> Path:
+    """A file that a client names as dropped, as it really lies; it may be gone.
+
+    Raises:
+        ImageError: It does not lie in the folder of what is dropped, or is no file.
+    """
+    found = path.resolve()
+    if not found.is_relative_to(folder.resolve()) or (found.exists() and not found.is_file()):
+        raise ImageError("not dropped on this page")
+    return found
+
+
 def lay_file(desk: Desk, classifier: SliceClassifier, path: Path) -> None:
     """Judge the first picture of a file; the file is deleted unless it holds more of them.
 

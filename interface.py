@@ -13,7 +13,7 @@ from fastapi import FastAPI
 import page
 from assessment.overlay import STRENGTH
 from classifier import SliceClassifier
-from desk import Desk, judge_files, lay_file, lay_frame, make_heatmap
+from desk import Desk, check_upload, judge_files, lay_file, lay_frame, make_heatmap
 from guard import Guard
 from helper import UserError, log
 from imaging.archive import MAX_FILE_MIB
@@ -67,7 +67,7 @@ def build_site(classifier: SliceClassifier, training: page.TrainingSlices, folde
     Args:
         classifier: What judges.
         training: The slices that are shown as nearest to a picture.
-        folder: Where tables to download are written.
+        folder: Where files are uploaded to, the only ones that are judged, and tables written.
     """
     blocks = gr.Blocks(
         analytics_enabled=False, title="Brain MRI slices", delete_cache=(KEPT_S, KEPT_S)
@@ -76,12 +76,12 @@ def build_site(classifier: SliceClassifier, training: page.TrainingSlices, folde
         gr.HTML(page.describe_notice(classifier), elem_id="notice", js_on_load=None)
         gr.HTML(page.describe_top(classifier), elem_id="top", js_on_load=None)
         with gr.Tab("One slice"):
-            _build_one(classifier, training)
+            _build_one(classifier, training, folder)
         with gr.Tab("Many files"):
             _build_many(classifier, folder)
     blocks.queue(max_size=MOST_WAITING)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
-    return gr.mount_gradio_app(
+    site = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         blocks,
         path="/",
@@ -96,6 +96,8 @@ def build_site(classifier: SliceClassifier, training: page.TrainingSlices, folde
         theme=gr.themes.Base(**fonts),
         css=CSS,
     )
+    blocks.has_launched = True  # before that Gradio copies any file that a client names
+    return site
 
 
 def run_site(site: Guard, door: socket.socket, announce: Callable[[], None]) -> None:
@@ -118,7 +120,7 @@ def run_site(site: Guard, door: socket.socket, announce: Callable[[], None]) -> 
     Server(settings).run(sockets=[door])
 
 
-def _build_one(classifier: SliceClassifier, training: page.TrainingSlices) -> None:
+def _build_one(classifier: SliceClassifier, training: page.TrainingSlices, folder: Path) -> None:
     """One slice: the answer at the left, the picture and its heat map at the right."""
     desk = gr.State(Desk())
     with gr.Row(elem_id="sides"):
@@ -152,7 +154,7 @@ def _build_one(classifier: SliceClassifier, training: page.TrainingSlices) -> No
 
     def drop(path: str, own: Desk) -> list[Any]:
         try:
-            lay_file(own, classifier, Path(path))
+            lay_file(own, classifier, check_upload(Path(path), folder))
             result = show(own)
         except Exception as error:  # noqa: BLE001  the page goes on
             result = _show_failure(error)
@@ -237,7 +239,8 @@ def _build_many(classifier: SliceClassifier, folder: Path) -> None:
     def judge(paths: list[str], progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
         rows: list[Any] = []
         try:
-            for new in judge_files(classifier, [Path(path) for path in paths]):
+            uploads = [check_upload(Path(path), folder) for path in paths]
+            for new in judge_files(classifier, uploads):
                 rows += new
                 progress((min(len(rows), len(paths)), len(paths)), unit="files")
         except Exception as error:  # noqa: BLE001  the page goes on

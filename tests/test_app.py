@@ -7,23 +7,21 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Run, expect_refusal
 from fixtures_dicom import HIDDEN, build_dataset, encode_dataset, encode_dicom
+from fixtures_page import BEST, Page, end, find_port, start
 from PIL import Image
 
 import app
-from helper import PROJECT_DIR
 from imaging.phantom import plan_phantoms, render_phantom
 
 pytest.importorskip("gradio", reason="gradio is not installed: make test-app runs these")
@@ -36,58 +34,8 @@ pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
-BEST = "session/first/best.pt"
 LIMIT_S = 2.0  # from the drop to the probabilities
 WAIT_MS = 30_000
-
-
-class Page(NamedTuple):
-    """A page in a process of its own."""
-
-    process: "subprocess.Popen[str]"
-    port: int
-    folder: Path
-    said: list[str]
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-
-def find_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def start(root: Path, *options: str) -> Page:
-    """Start app.py on the run `first` and wait until it says where it is."""
-    port = find_port()
-    command = [sys.executable, str(PROJECT_DIR / "app.py"), BEST, "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, "--device", "cpu", *options],
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line.rstrip())
-        if line.startswith("open http://"):
-            break
-    else:
-        pytest.fail("\n".join(said))
-    folder = next(line.split()[3] for line in said if line.startswith("pictures lie in "))
-    return Page(process, port, Path(folder), said)
-
-
-def end(one: Page) -> str:
-    """End it if it runs, and return what else it said."""
-    if one.process.poll() is None:
-        one.process.send_signal(signal.SIGINT)
-    return one.process.communicate(timeout=20)[0]
 
 
 @pytest.fixture(scope="module")

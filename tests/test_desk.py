@@ -40,6 +40,21 @@ def save(folder: Path, name: str, pixels: np.ndarray) -> Path:
     return folder / name
 
 
+def test_what_was_not_dropped_is_refused(tmp_path: Path, pictures: list[np.ndarray]) -> None:
+    folder, foreign = tmp_path / "page", save(tmp_path / "home", "mine.png", pictures[0])
+    own = save(folder, "own.png", pictures[0])
+    (folder / "inner").mkdir()
+    (folder / "link.png").symlink_to(foreign)
+    (tmp_path / "here").symlink_to(folder, target_is_directory=True)
+    for path in (own, tmp_path / "here" / "own.png"):
+        assert desk.check_upload(path, tmp_path / "here") == own
+    assert desk.check_upload(folder / "gone.png", folder) == folder / "gone.png"
+    up = folder / ".." / "home" / "mine.png"
+    for path in (foreign, up, folder / "link.png", folder, folder / "inner", Path("mine.png")):
+        with pytest.raises(ImageError, match="not dropped on this page"):
+            desk.check_upload(path, folder)
+
+
 def test_a_picture_is_judged_and_its_file_deleted(
     classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
 ) -> None:
