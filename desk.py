@@ -1,7 +1,10 @@
 """What each reader of app.py's page has before them: a file, a verdict, heat maps; many files."""
 
+import contextlib
 import dataclasses
+import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +21,7 @@ from imaging.grey import ImageError, Pixels
 from imaging.read import read_frames, read_start
 
 BATCH_SIZE = 32
+GONE = "no longer here; drop it again"
 
 
 # ---- one slice
@@ -30,6 +34,7 @@ class Desk:
     Attributes:
         turn: Counts what was laid here, so that a heat map which comes late is told from its own.
         name: The file as it was called where it came from.
+        upload: Where it was uploaded to.
         path: Where it lies, while more of its frames may be asked for.
         frame: Which of them the picture is, from 1.
         n_frames: How many there are.
@@ -41,6 +46,7 @@ class Desk:
 
     turn: int = 0
     name: str = ""
+    upload: Path | None = None
     path: Path | None = None
     frame: int = 1
     n_frames: int = 1
@@ -54,6 +60,12 @@ class Desk:
         self.turn += 1
         self.slice = self.verdict = None
         self.heatmaps, self.class_name = {}, ""
+
+    def delete_file(self) -> None:
+        """Keep no file for further frames."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+        self.path, self.frame, self.n_frames = None, 1, 1
 
 
 def check_upload(path: Path, folder: Path) -> Path:
@@ -72,34 +84,39 @@ def lay_file(desk: Desk, classifier: SliceClassifier, path: Path) -> None:
     """Judge the first picture of a file; the file is deleted unless it holds more of them.
 
     Raises:
-        ImageError: It is too large or no picture; its name is not told, it may be a patient's.
+        ImageError: It is gone, too large or no picture; its name is not told, it may be a
+            patient's.
     """
+    if path == desk.upload and desk.slice is not None and not path.exists():
+        return  # dropped twice before it was answered: one content has one place
     desk.clear()
-    if desk.path is not None:
-        desk.path.unlink(missing_ok=True)
-    # the same file, dropped by another reader, would lie at the same place
-    path, desk.name = path.rename(path.with_name(secrets.token_hex(8))), path.name
-    desk.path, desk.n_frames = path, 1
+    desk.delete_file()
+    own = path.with_name(secrets.token_hex(8))  # another reader may drop the same content
     try:
-        if path.stat().st_size > MAX_FILE_MIB * 2**20:
+        path.rename(own)
+    except FileNotFoundError:
+        raise ImageError(GONE) from None
+    desk.name, desk.upload, desk.path = path.name, path, own
+    try:
+        if own.stat().st_size > MAX_FILE_MIB * 2**20:
             raise ImageError(f"over the limit of {MAX_FILE_MIB} MiB a file")
-        desk.n_frames = read_header(path).n_frames if is_dicom(read_start(path)) else 1
+        desk.n_frames = read_header(own).n_frames if is_dicom(read_start(own)) else 1
         lay_frame(desk, classifier, 1)
     finally:
         if desk.slice is None or desk.n_frames == 1:
-            path.unlink(missing_ok=True)
-            desk.path = None
+            desk.delete_file()  # behind a frame that cannot be read none can be
 
 
 def lay_frame(desk: Desk, classifier: SliceClassifier, number: int) -> None:
     """Judge one picture of the file on the desk, counted from 1.
 
     Raises:
-        ImageError: It cannot be read, or there are not so many.
+        ImageError: It cannot be read, there are not so many, or the file is gone.
     """
     desk.clear()
-    if desk.path is None:
-        raise ImageError("no longer here")
+    if desk.path is None or not desk.path.exists():
+        raise ImageError(GONE)
+    os.utime(desk.path)  # in use: `sweep` spares it
     desk.frame = number
     preprocessed = classifier.preprocess(read_frame(desk.path, number))
     desk.verdict = classifier.judge([preprocessed])[0]
@@ -137,15 +154,15 @@ def judge_files(classifier: SliceClassifier, paths: Sequence[Path]) -> Iterator[
 
     Each file stands under its plain name; the slices of a DICOM series have one more row together.
     """
-    readable = [path for path in paths if path.stat().st_size <= MAX_FILE_MIB * 2**20]
     tally = answers.SeriesTally(classifier.classes)
-    reason = f"over the limit of {MAX_FILE_MIB} MiB a file"
-    yield [
-        answers.describe_picture(path.name, None, reason, classifier.classes)
-        for path in paths
-        if path not in readable
-    ]
     try:
+        faults = [(path, _find_fault(path)) for path in paths]
+        yield [
+            answers.describe_picture(path.name, None, fault, classifier.classes)
+            for path, fault in faults
+            if fault
+        ]
+        readable = [path for path, fault in faults if not fault]
         batches = intake.read_batches(
             readable, classifier.preprocess, BATCH_SIZE, overlap=classifier.device.type != "cpu"
         )
@@ -161,3 +178,24 @@ def judge_files(classifier: SliceClassifier, paths: Sequence[Path]) -> Iterator[
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+def _find_fault(path: Path) -> str:
+    """Why a file is not even opened, else ""."""
+    try:
+        is_small = path.stat().st_size <= MAX_FILE_MIB * 2**20
+    except FileNotFoundError:
+        return GONE
+    return "" if is_small else f"over the limit of {MAX_FILE_MIB} MiB a file"
+
+
+# ---- what nobody comes back to
+
+
+def sweep(folder: Path, age_s: float) -> None:
+    """Delete the files in a folder and below that nobody has used for that long."""
+    before_s = time.time() - age_s
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another deletes it, or a system keeps what is open
+            if path.is_file() and path.stat().st_mtime < before_s:
+                path.unlink()

@@ -1,8 +1,10 @@
 """The page in Gradio: its parts and what happens when they are used; the words are page.py's."""
 
+import asyncio
+import contextlib
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ from fastapi import FastAPI
 import page
 from assessment.overlay import STRENGTH
 from classifier import SliceClassifier
-from desk import Desk, check_upload, judge_files, lay_file, lay_frame, make_heatmap
+from desk import Desk, check_upload, judge_files, lay_file, lay_frame, make_heatmap, sweep
 from guard import Guard
 from helper import UserError, log
 from imaging.archive import MAX_FILE_MIB
 
 PATIENCE_S = 2  # for answers under way when the page is ended
-KEPT_S = 3600  # what is left of earlier answers is deleted after this
+KEPT_S = 3600  # a file that nobody uses for so long is deleted
+SWEPT_S = 300  # how often it is looked for them
 MOST_WAITING = 32  # events that wait for their turn
+MOST_READERS = 200  # whose pictures are kept in memory: those who came last
 FORMATS = "JPEG, PNG, TIFF, BMP or DICOM"
 CSS = """
 .gradio-container {width: 100%; max-width: 1100px !important; margin: auto;
@@ -69,9 +73,8 @@ def build_site(classifier: SliceClassifier, training: page.TrainingSlices, folde
         training: The slices that are shown as nearest to a picture.
         folder: Where files are uploaded to, the only ones that are judged, and tables written.
     """
-    blocks = gr.Blocks(
-        analytics_enabled=False, title="Brain MRI slices", delete_cache=(KEPT_S, KEPT_S)
-    )
+    blocks = gr.Blocks(analytics_enabled=False, title="Brain MRI slices")
+    blocks.state_session_capacity = MOST_READERS
     with blocks:
         gr.HTML(page.describe_notice(classifier), elem_id="notice", js_on_load=None)
         gr.HTML(page.describe_top(classifier), elem_id="top", js_on_load=None)
@@ -81,8 +84,15 @@ def build_site(classifier: SliceClassifier, training: page.TrainingSlices, folde
             _build_many(classifier, folder)
     blocks.queue(max_size=MOST_WAITING)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
+
+    @contextlib.asynccontextmanager
+    async def lifespan(site: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(_sweep_on(folder))
+        yield
+        sweeping.cancel()
+
     site = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan),
         blocks,
         path="/",
         footer_links=[],
@@ -98,6 +108,13 @@ def build_site(classifier: SliceClassifier, training: page.TrainingSlices, folde
     )
     blocks.has_launched = True  # before that Gradio copies any file that a client names
     return site
+
+
+async def _sweep_on(folder: Path) -> None:
+    """Gradio would delete the files that it knows by name, and the desks give them others."""
+    while True:
+        await asyncio.sleep(SWEPT_S)
+        await asyncio.to_thread(sweep, folder, KEPT_S)
 
 
 def run_site(site: Guard, door: socket.socket, announce: Callable[[], None]) -> None:
@@ -157,9 +174,11 @@ def _build_one(classifier: SliceClassifier, training: page.TrainingSlices, folde
             lay_file(own, classifier, check_upload(Path(path), folder))
             result = show(own)
         except Exception as error:  # noqa: BLE001  the page goes on
+            own.clear()  # of what was refused before it lay there
+            own.delete_file()
             result = _show_failure(error)
         slider = gr.update(
-            value=1, maximum=max(2, own.n_frames), visible=own.n_frames > 1, label="Frame"
+            value=own.frame, maximum=max(2, own.n_frames), visible=own.n_frames > 1, label="Frame"
         )
         return [None, slider, *result]
 

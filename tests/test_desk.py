@@ -1,7 +1,9 @@
 """What lies before a reader of the page, without a browser: files, frames, heat maps, threads."""
 
+import os
 import shutil
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -100,6 +102,66 @@ def test_two_readers_may_drop_the_same_file(
     desk.lay_file(second, classifier, save(tmp_path / "in", "next.png", pictures[1]))
     desk.lay_frame(first, classifier, 2)
     assert first.verdict is not None
+
+
+def test_a_file_that_is_dropped_twice_while_it_waits_keeps_its_answer(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    own, path = desk.Desk(), save(tmp_path / "in", "a.png", pictures[0])
+    desk.lay_file(own, classifier, path)
+    verdict, turn = own.verdict, own.turn
+    desk.lay_file(own, classifier, path)
+    assert verdict is not None
+    assert (own.verdict, own.turn) == (verdict, turn)
+    desk.lay_file(own, classifier, save(tmp_path / "in", "a.png", pictures[1]))
+    assert own.turn > turn
+
+
+def test_a_file_that_is_gone_leaves_no_other_answer(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    own, path = desk.Desk(), tmp_path / "two.dcm"
+    path.write_bytes(encode_dataset(build_dataset(np.stack(pictures[:1] * 2), n_frames=2)))
+    desk.lay_file(own, classifier, path)
+    with pytest.raises(ImageError, match="no longer here; drop it again"):
+        desk.lay_file(own, classifier, tmp_path / "taken.png")
+    assert (own.slice, own.path, own.n_frames) == (None, None, 1)
+    assert list(tmp_path.glob("*")) == [tmp_path / "work"]
+
+
+def test_a_file_whose_first_frame_is_damaged_offers_no_others(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    own, path = desk.Desk(), tmp_path / "in.dcm"
+    path.write_bytes(encode_dataset(build_dataset(np.stack(pictures[:1] * 3), n_frames=3))[:-9])
+    with pytest.raises(ImageError, match="cut short"):
+        desk.lay_file(own, classifier, path)
+    assert (own.path, own.n_frames) == (None, 1)
+    assert list(tmp_path.glob("*")) == [tmp_path / "work"]
+
+
+def test_what_nobody_uses_is_swept_away(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    folder = tmp_path / "page"
+    own, left = desk.Desk(), desk.Desk()
+    for one in (own, left):
+        path = folder / "upload" / "two.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_dataset(build_dataset(np.stack(pictures[:1] * 2), n_frames=2)))
+        desk.lay_file(one, classifier, path)
+    young, broken_off = save(folder, "young.png", pictures[0]), folder / "tmpabc"
+    broken_off.write_bytes(b"half")
+    assert own.path is not None
+    assert left.path is not None
+    for path in (own.path, left.path, broken_off):
+        os.utime(path, (0, time.time() - 4000))
+    desk.lay_frame(own, classifier, 2)
+    desk.sweep(folder, 3600)
+    assert {path for path in folder.rglob("*") if path.is_file()} == {own.path, young}
+    desk.lay_frame(own, classifier, 1)
+    with pytest.raises(ImageError, match="no longer here; drop it again"):
+        desk.lay_frame(left, classifier, 2)
 
 
 @pytest.mark.parametrize(
@@ -244,3 +306,15 @@ def test_files_become_the_rows_of_predict(
     desk.lay_file(alone, classifier, tmp_path / "kept.png")
     assert alone.verdict is not None
     assert rows[0]["predicted"] == alone.verdict.predicted
+
+
+def test_a_file_that_is_gone_does_not_stop_the_others(
+    classifier: SliceClassifier, tmp_path: Path, pictures: list[np.ndarray]
+) -> None:
+    good = save(tmp_path / "in", "good.png", pictures[0])
+    rows = collect(desk.judge_files(classifier, [tmp_path / "in" / "gone.png", good]))
+    assert [(row["file"], row["error"]) for row in rows] == [
+        ("gone.png", "no longer here; drop it again"),
+        ("good.png", None),
+    ]
+    assert list((tmp_path / "in").iterdir()) == []

@@ -1,7 +1,9 @@
 """What the page does with the paths that clients name, asked over HTTP without a browser."""
 
 import json
+import os
 import secrets
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import Any
 
 import pytest
 from conftest import Run, list_files
-from fixtures_page import Page, end, start
+from fixtures_page import BEST, Page, end, start
 from PIL import Image
 
+import page
+from classifier import load_classifier
 from imaging.phantom import plan_phantoms, render_phantom
 
 pytest.importorskip("gradio", reason="gradio is not installed: make test-app runs these")
@@ -33,31 +37,47 @@ def phantom(tmp_path: Path) -> Path:
     return path
 
 
-def ask(page: Page, path: str, content: bytes | None = None, kind: str = "application/json") -> str:
-    request = urllib.request.Request(page.address + path, content, {"content-type": kind})
+def ask(
+    served: Page, path: str, content: bytes | None = None, kind: str = "application/json"
+) -> str:
+    request = urllib.request.Request(served.address + path, content, {"content-type": kind})
     with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
         return answer.read().decode()
 
 
-def upload(page: Page, path: Path) -> str:
+def upload(served: Page, path: Path) -> str:
     """Where the page has put a file."""
     head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n\r\n'
     body = head.encode() + path.read_bytes() + b"\r\n--x--\r\n"
-    (place,) = json.loads(ask(page, "/gradio_api/upload", body, "multipart/form-data; boundary=x"))
+    (place,) = json.loads(
+        ask(served, "/gradio_api/upload", body, "multipart/form-data; boundary=x")
+    )
     return place
 
 
-def drop(page: Page, path: str | Path, where: str, is_stream: bool = False) -> str:
-    """All that the page says when a client names a path as the file that was dropped."""
-    config = json.loads(ask(page, "/config"))
-    (box,) = (one["id"] for one in config["components"] if one["props"].get("elem_id") == where)
-    (event,) = (one for one in config["dependencies"] if [box, "upload"] in one["targets"])
-    file = {"path": str(path), "is_stream": is_stream, "meta": {"_type": "gradio.FileData"}}
-    data: list[Any] = [file, None] if where == "dropped" else [[file]]
-    session = secrets.token_hex(8)
-    question = {"data": data, "fn_index": event["id"], "session_hash": session}
-    ask(page, "/gradio_api/queue/join", json.dumps(question).encode())
-    return ask(page, f"/gradio_api/queue/data?session_hash={session}")
+def send(served: Page, where: str, event: str, data: list[Any], session: str) -> None:
+    """What happens to a part of the page, in the name of a reader."""
+    config = json.loads(ask(served, "/config"))
+    (part,) = (one["id"] for one in config["components"] if one["props"].get("elem_id") == where)
+    (number,) = (one["id"] for one in config["dependencies"] if [part, event] in one["targets"])
+    question = {"data": data, "fn_index": number, "session_hash": session}
+    ask(served, "/gradio_api/queue/join", json.dumps(question).encode())
+
+
+def hear(served: Page, session: str) -> str:
+    """All that the page answers a reader, when it has ended."""
+    return ask(served, f"/gradio_api/queue/data?session_hash={session}")
+
+
+def name_file(path: str | Path, is_stream: bool = False) -> dict[str, Any]:
+    return {"path": str(path), "is_stream": is_stream, "meta": {"_type": "gradio.FileData"}}
+
+
+def drop(served: Page, path: str | Path, where: str, is_stream: bool = False) -> str:
+    """What the page says when a client names a path as the file that was dropped."""
+    file, session = name_file(path, is_stream), secrets.token_hex(8)
+    send(served, where, "upload", [file, None] if where == "dropped" else [[file]], session)
+    return hear(served, session)
 
 
 @pytest.mark.parametrize("where", ["dropped", "many"])
@@ -95,3 +115,37 @@ def test_a_folder_is_no_upload(served: Page, where: str, inner: str) -> None:
     path.mkdir(exist_ok=True)
     assert "Not dropped on this page" in drop(served, path, where)
     assert path.is_dir()
+
+
+def test_nothing_old_is_shown_behind_a_refusal(served: Page, phantom: Path) -> None:
+    session = secrets.token_hex(8)
+    for path, is_shown in ((upload(served, phantom), True), (str(served.folder), False)):
+        send(served, "dropped", "upload", [name_file(path), None], session)
+        assert ("data:image" in hear(served, session)) == is_shown
+        send(served, "strength", "change", [0.5, None], session)
+        assert ("data:image" in hear(served, session)) == is_shown
+
+
+def test_files_are_swept_away_while_the_page_is_open(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.testclient import TestClient
+
+    import interface
+
+    monkeypatch.setattr(interface, "SWEPT_S", 0.05)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    classifier = load_classifier([Path(BEST)], "cpu", 1)
+    folder = tmp_path / "page"
+    old, young = folder / "a" / "old", folder / "young"
+    old.parent.mkdir(parents=True)
+    for path in (old, young):
+        path.write_bytes(b"x")
+    os.utime(old, (0, time.time() - interface.KEPT_S - 1))
+    training = page.TrainingSlices(Path(), {})
+    with TestClient(interface.build_site(classifier, training, folder)):
+        end_s = time.monotonic() + 10
+        while old.exists() and time.monotonic() < end_s:
+            time.sleep(0.05)
+    assert not old.exists()
+    assert young.exists()
