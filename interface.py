@@ -272,4 +272,5 @@ def _build_many(classifier: SliceClassifier, folder: Path) -> None:
         return [None, page.summarise(rows), page.show_table(text), update]
 
     outputs = [dropped, summary, table, download]
-    dropped.upload(judge, dropped, outputs, concurrency_id="judge", **QUIET)
+    # not in one queue with single slices, whose readers wait
+    dropped.upload(judge, dropped, outputs, concurrency_id="batches", **QUIET)

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Run, list_files
+from fixtures_dicom import build_dataset, encode_dataset
 from fixtures_page import BEST, Page, end, start
 from PIL import Image
 
@@ -124,6 +126,20 @@ def test_nothing_old_is_shown_behind_a_refusal(served: Page, phantom: Path) -> N
         assert ("data:image" in hear(served, session)) == is_shown
         send(served, "strength", "change", [0.5, None], session)
         assert ("data:image" in hear(served, session)) == is_shown
+
+
+def test_a_single_slice_does_not_wait_for_many_files(
+    served: Page, phantom: Path, tmp_path: Path
+) -> None:
+    frames = np.zeros((3000, 64, 64), np.uint8)
+    (tmp_path / "long.dcm").write_bytes(encode_dataset(build_dataset(frames, n_frames=3000)))
+    long, short = upload(served, tmp_path / "long.dcm"), upload(served, phantom)
+    tables = set(served.folder.rglob("*.csv"))
+    send(served, "many", "upload", [[name_file(long)]], "many")
+    assert "data:image" in drop(served, short, "dropped")
+    assert set(served.folder.rglob("*.csv")) == tables
+    assert "3001 rows" in hear(served, "many")
+    assert len(set(served.folder.rglob("*.csv"))) == len(tables) + 1
 
 
 def test_files_are_swept_away_while_the_page_is_open(
