@@ -38,7 +38,8 @@ _ASKED = frozenset({"queue/data", "upload_progress", "startup-events"})
 _HEARTBEAT = _API + "heartbeat/"
 _SENT = frozenset({"queue/join", "upload", "cancel", "reset"})
 _NAME_EVENTS = frozenset({"socket.getaddrinfo", "socket.gethostbyname"})
-_ADDRESS_EVENTS = frozenset({"socket.connect", "socket.sendto"})
+_REVERSE_EVENTS = frozenset({"socket.gethostbyaddr", "socket.getnameinfo"})
+_ADDRESS_EVENTS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 
 
 class Guard:
@@ -110,9 +111,10 @@ def strip_port(host: str) -> str:
 
 
 def refuse_connections() -> None:
-    """From now on this process connects to nothing but this machine, whatever asks for it.
+    """From now on no Python code of this process connects to anything but this machine.
 
-    There is no way back: it is for a process that does nothing else.
+    Processes that it starts and sockets of C libraries are not seen. There is no way back: it is
+    for a process that does nothing else.
     """
     sys.addaudithook(_refuse_connection)
 
@@ -122,6 +124,11 @@ def _refuse_connection(event: str, arguments: tuple[Any, ...]) -> None:
         host = arguments[0]
         # a plain address asks nobody, so that sockets may be opened at it
         if host and not is_local(host) and not _is_address(host):
+            raise PermissionError("this program looks up no names outside this machine")
+    elif event in _REVERSE_EVENTS:
+        # an address, alone or with its port: others are asked for its name
+        host = arguments[0][0] if isinstance(arguments[0], tuple) else arguments[0]
+        if not is_local(host):
             raise PermissionError("this program looks up no names outside this machine")
     elif event in _ADDRESS_EVENTS:
         address = arguments[1]

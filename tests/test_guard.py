@@ -4,10 +4,12 @@ import asyncio
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Run
 
 import app
 import guard
@@ -138,10 +140,21 @@ guard.refuse_connections()
 door = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(door.getsockname()).close()
 socket.create_server(("0.0.0.0", 0)).close()
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagrams.sendmsg([b"x"], [], 0, door.getsockname())
+datagrams.connect(door.getsockname())
+datagrams.sendmsg([b"x"])
+socket.gethostbyaddr("127.0.0.1")
+socket.getnameinfo(door.getsockname(), 0)
 for attempt in (
     lambda: socket.create_connection(("192.0.2.1", 80), 1),
     lambda: socket.create_connection(("name.example", 80), 1),
-    lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 53)),
+    lambda: datagrams.sendto(b"x", ("192.0.2.1", 53)),
+    lambda: datagrams.sendmsg([b"x"], [], 0, ("192.0.2.1", 53)),
+    lambda: socket.gethostbyname("name.example"),
+    lambda: socket.gethostbyaddr("192.0.2.1"),
+    lambda: socket.gethostbyaddr("name.example"),
+    lambda: socket.getnameinfo(("192.0.2.1", 80), 0),
     lambda: urllib.request.build_opener(urllib.request.ProxyHandler({})).open("http://192.0.2.1/"),
 ):
     try:
@@ -156,6 +169,20 @@ print("held")
         [sys.executable, "-c", program], cwd=PROJECT_DIR, capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("held\n", "")
+
+
+def test_the_page_is_offered_by_a_process_that_reaches_nothing(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    interface = types.SimpleNamespace(
+        build_site=lambda *parts: answer, run_site=lambda *parts: done.append("offered")
+    )
+    monkeypatch.setattr(app, "import_interface", lambda: interface)
+    monkeypatch.setattr(guard, "refuse_connections", lambda: done.append("held"))
+    monkeypatch.setattr(app, "open_socket", lambda host, port: socket.socket())
+    assert app.main(["session/first/best.pt", "--device", "cpu"]) == 0
+    assert done == ["held", "offered"]
 
 
 def test_the_door_sends_at_once_and_is_there_once() -> None:
