@@ -87,7 +87,8 @@ def parse_app(argv: Sequence[str] | None = None) -> AppConfig:
         "app.py",
         "CHECKPOINT [MORE.pt …] [options]",
         "Offer a local web page on which slices are dropped: probabilities, prediction set, heat "
-        "map, nearest training slices. Nothing leaves this machine.",
+        "map, nearest training slices. Slices go from the browser to this program and no further; "
+        "with --host they cross the network to it unencrypted.",
         "examples:\n"
         "  python app.py session/RUN/best.pt\n"
         "  python app.py session/RUN/best.pt --port 8000",
