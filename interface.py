@@ -60,6 +60,9 @@ CSS = """
 .scroll table {border-collapse: collapse; font-size: .85em; white-space: nowrap}
 .scroll th, .scroll td {padding: .3em .6em; border: 0 solid #8886; border-bottom-width: 1px;
   text-align: left}
+.scroll td:first-child {white-space: normal; overflow-wrap: anywhere; min-width: min(16em, 25vw)}
+.scroll tr.bad {background: #b3261e22}
+.scroll tr.bad td:nth-child(2) {font-weight: 700}
 """
 # Gradio would pass over a drop that comes while an earlier one is being answered
 QUIET: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}

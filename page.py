@@ -28,6 +28,12 @@ HEALTHY = "It knows no healthy brain: it must name a tumour for any picture, wha
 FORCED = "It must name one of its classes for any picture, whatever it shows."
 PERCENT = round(100 * (1 - ALPHA))
 MARKS = {"bad": "✕", "refer": "!", "good": "✓"}
+FIRST = ("file", "unlike", "refer", "error")  # columns: what to know before a class is read
+SPOKEN = {
+    ("unlike", "True"): f"{MARKS['bad']} unlike: do not believe",
+    ("refer", "True"): f"{MARKS['refer']} refer",
+    **{(name, "False"): "no" for name in ("unlike", "refer")},
+}
 
 
 # ---- the picture
@@ -243,14 +249,21 @@ def write_table(rows: list[answers.Row], classes: list[str]) -> str:
 
 
 def show_table(text: str) -> str:
-    """A CSV as an HTML table that scrolls sideways in itself."""
-    head, *rows = csv.reader(io.StringIO(text))
-    columns = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
-    lines = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    """A CSV as an HTML table that scrolls sideways in itself; what warns of a row comes first."""
+    rows = csv.DictReader(io.StringIO(text))
+    names = sorted(rows.fieldnames or (), key=lambda name: (*FIRST, name).index(name))
+    columns = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
+    lines = "".join(_show_row(row, names) for row in rows)
     return (
         "<div class='scroll' tabindex='0' role='region' aria-label='Answers'><table><thead><tr>"
-        f"{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f"{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
+
+
+def _show_row(row: dict[str, str], names: list[str]) -> str:
+    kind = " class='bad'" if row.get("unlike") == "True" else ""
+    cells = (escape(SPOKEN.get((name, row[name]), row[name])) for name in names)
+    return f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def summarise(rows: list[answers.Row]) -> str:

@@ -184,3 +184,24 @@ def test_the_table_holds_what_the_csv_holds() -> None:
         {"refer": None, "unlike": None, "error": "no picture"},
     ]
     assert "2 rows: 1 to refer, 0 unlike those of training, 1 not readable" in page.summarise(rows)
+
+
+def test_the_table_warns_before_it_names_a_class() -> None:
+    text = (
+        "file,predicted,confidence,set,refer,unlike,error\n"
+        "a.png,Glioma,0.9,Glioma,True,True,\n"
+        "b.png,Menin,0.9,Menin,False,False,\n"
+        "c.png,Tumor,0.5,,True,False,\n"
+        "d.png,,,,,,no picture\n"
+    )
+    head, *rows = page.show_table(text).split("<tr")[1:]
+    names = ["file", "unlike", "refer", "error", "predicted", "confidence", "set"]
+    assert [part.partition("<")[0] for part in head.split("<th scope='col'>")[1:]] == names
+    cells = [[cell.partition("<")[0] for cell in row.split("<td>")[1:]] for row in rows]
+    assert cells == [
+        ["a.png", "✕ unlike: do not believe", "! refer", "", "Glioma", "0.9", "Glioma"],
+        ["b.png", "no", "no", "", "Menin", "0.9", "Menin"],
+        ["c.png", "no", "! refer", "", "Tumor", "0.5", ""],
+        ["d.png", "", "", "no picture", "", "", ""],
+    ]
+    assert [row.startswith(" class='bad'") for row in rows] == [True, False, False, False]
