@@ -1,5 +1,6 @@
 """From a network to a checkpoint and back: tensors and plain values, no code."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,32 @@ from model import Classifier, Preprocess, build_model, load_tensors
 
 CHECKPOINT_SCHEMA = 2  # 1: slices in the position of their files
 # What a checkpoint holds beside the progress of training: the run's identity.
-RECORD_KEYS = (
-    "run",
-    "model",
-    "classes",
-    "preprocess",
-    "start",
-    "config",
-    "data",
-    "phantom",
-    "split",
-    "fingerprint",
-    "threads",
-    "precision",
-    "environment",
-)
+RECORD_TYPES: dict[str, type] = {
+    "run": str,
+    "model": str,
+    "classes": list,
+    "preprocess": dict,
+    "start": str,
+    "config": dict,
+    "data": str,
+    "phantom": bool,
+    "split": dict,
+    "fingerprint": str,
+    "threads": int,
+    "precision": str,
+    "environment": dict,
+}
+RECORD_KEYS = tuple(RECORD_TYPES)
+RUN_TYPES = {**RECORD_TYPES, "weights": dict, "history": list, "best": dict, "baselines": dict}
+# What last.pt holds as well, to go on with.
+LAST_TYPES: dict[str, type] = {
+    "epoch": int,
+    "trained_weights": dict,
+    "optimizer": dict,
+    "micro_batch": int,
+    "compiles": bool,
+}
+SIZES_PX = (16, 2048)  # as of --image-size
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -64,35 +76,100 @@ def load_run(path: Path) -> dict[str, Any]:
     """Read a checkpoint that a run wrote, with everything that says what the run was.
 
     Raises:
-        UserError: As `load_checkpoint`, or a part is missing, or the run's name is no plain name.
+        UserError: As `load_checkpoint`, or a part is missing or of another kind than it must be, or
+            the run's name is no plain name.
     """
     checkpoint = load_checkpoint(path)
-    wanted = (*RECORD_KEYS, "weights", "history", "best", "baselines")
+    check_types(checkpoint, RUN_TYPES, path)
+    _check_identity(checkpoint, path)
+    name = checkpoint["run"]
+    if Path(name).name != name or "\\" in name:
+        raise UserError(f"{path}: its run name {name!r} is no plain name")
+    return checkpoint
+
+
+def check_types(checkpoint: dict[str, Any], wanted: dict[str, type], path: Path) -> None:
+    """Make sure that the parts are there, and of the kinds that they must be.
+
+    Raises:
+        UserError: They are not; says what was expected and found.
+    """
     missing = [key for key in wanted if key not in checkpoint]
     if missing:
         raise UserError(f"{path}: not a checkpoint of a run; {', '.join(missing)} missing")
-    name = checkpoint["run"]
-    if not isinstance(name, str) or Path(name).name != name or "\\" in name:
-        raise UserError(f"{path}: its run name {name!r} is no plain name")
-    return checkpoint
+    for key, kind in wanted.items():
+        found = checkpoint[key]
+        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+            raise _describe_fault(path, key, f"a {kind.__name__}", f"a {type(found).__name__}")
+
+
+def _check_identity(checkpoint: dict[str, Any], path: Path) -> None:
+    classes, config = checkpoint["classes"], checkpoint["config"]
+    names = [name for name in classes if isinstance(name, str) and name]
+    if len(set(names)) < 2 or len(set(names)) != len(classes):
+        raise _describe_fault(path, "classes", "two names or more, each once", f"{classes}"[:80])
+    preprocess, (low, high) = checkpoint["preprocess"], SIZES_PX
+    wanted = [field.name for field in dataclasses.fields(Preprocess)]
+    if sorted(preprocess) != sorted(wanted):
+        raise _describe_fault(
+            path, "preprocess", ", ".join(wanted), ", ".join(map(str, preprocess))
+        )
+    is_number = all(type(value) in {int, float} for value in preprocess.values())
+    side = preprocess["image_size"]
+    if not is_number or type(side) is not int or not low <= side <= high:
+        raise _describe_fault(
+            path, "preprocess", f"numbers, image_size of {low} to {high} px", f"{preprocess}"[:80]
+        )
+    data, network = config.get("data"), config.get("model")
+    known = isinstance(data, dict) and data.get("split_by") in {"group", "image"}
+    if not known or not isinstance(network, dict) or type(network.get("dropout")) is not float:
+        raise _describe_fault(path, "config", "the options of a run", f"{config}"[:80])
+    split = checkpoint["split"]
+    parts = [split.get(key) for key in ("sha256", "split")]
+    if (
+        not all(isinstance(part, list) for part in parts)
+        or len({len(part or ()) for part in parts}) > 1
+    ):
+        raise _describe_fault(path, "split", "as many splits as sha256", f"{split}"[:80])
+
+
+def _describe_fault(path: Path, key: str, expected: str, found: str) -> UserError:
+    return UserError(f"{path}: its {key} should be {expected}, and is {found}")
 
 
 def restore_model(checkpoint: dict[str, Any], path: Path) -> Classifier:
     """The network of a checkpoint, its classes and preprocessing taken from there alone.
 
     Raises:
-        UserError: The weights are not those of the network that the checkpoint names.
+        UserError: The weights are not those of the network that the checkpoint names, or are NaN
+            or infinite.
     """
-    preprocess = Preprocess(**checkpoint["preprocess"])
-    network = build_model(
-        checkpoint["model"],
-        len(checkpoint["classes"]),
-        preprocess.image_size,
-        dropout=checkpoint["config"]["model"]["dropout"],
-    )
+    preprocess, n_classes = Preprocess(**checkpoint["preprocess"]), len(checkpoint["classes"])
+    try:
+        network = build_model(
+            checkpoint["model"],
+            n_classes,
+            preprocess.image_size,
+            dropout=checkpoint["config"]["model"]["dropout"],
+        )
+    except ValueError as error:  # of torchvision
+        found = repr(checkpoint["model"][:80])
+        raise _describe_fault(path, "model", "one that this version knows", found) from error
     network.preprocess = preprocess
     try:
         network.load_state_dict(checkpoint["weights"])
-    except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit {checkpoint['model']}") from error
+    except (RuntimeError, AttributeError) as error:  # other shapes, other names; no tensors
+        raise UserError(
+            f"{path}: its weights do not fit {checkpoint['model']} with "
+            f"{n_classes} classes ({describe_mismatch(error)})"
+        ) from error
+    wrong = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+    if wrong:
+        raise UserError(f"{path}: its weights should be numbers; {wrong[0]} holds NaN or infinity")
     return network
+
+
+def describe_mismatch(error: Exception) -> str:
+    """The first thing that torch says does not fit; its first line names the class alone."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[min(1, len(lines) - 1)].rstrip(".")[:200] if lines else type(error).__name__

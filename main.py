@@ -68,7 +68,7 @@ def resume(config: args.ResumeConfig) -> None:
     run_dir, kept = config.resume, config.resume / "config.json"
     whole = None
     if kept.is_file() and not (run_dir / "last.pt").exists():
-        whole = args.TrainConfig.from_dict(json.loads(kept.read_text("utf-8")))
+        whole = read_config(kept)
     if whole and whole.data.folds:
         train_folds(whole, run_dir, device)
         return
@@ -80,6 +80,21 @@ def resume(config: args.ResumeConfig) -> None:
     else:
         runs.take_up(run_dir, device)
     judge(run_dir / "best.pt", config.device)
+
+
+def read_config(path: Path) -> args.TrainConfig:
+    """The options of a run from its config.json.
+
+    Raises:
+        UserError: The file holds something else.
+    """
+    import runs
+
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({helper.first_line(error)})") from error
+    return runs.read_config(values, path)
 
 
 def judge(path: Path, device: str) -> None:

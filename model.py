@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,7 +332,9 @@ def load_tensors(path: Path, what: str) -> Any:
         UserError: No such file, or it holds something else.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that were not written by torch.save
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{what} {path}: no such file") from error
     except IsADirectoryError as error:

@@ -151,14 +151,35 @@ def fill_dataclass(group: Callable[..., Config], given: dict[str, Any]) -> Confi
 
 
 def restore_dataclass(group: Callable[..., Config], values: dict[str, Any]) -> Config:
-    """The dataclass of plain values, with text as paths again where a path is wanted."""
-    kinds = {entry.name: _plain_type(entry.type) for entry in dataclasses.fields(group)}  # type: ignore[arg-type]
-    return group(
-        **{
-            name: Path(value) if kinds[name] is Path and value is not None else value
-            for name, value in values.items()
-        }
-    )
+    """The dataclass of plain values, with text as paths again where a path is wanted.
+
+    Raises:
+        ValueError: One is not of its kind, or out of its range.
+        TypeError: One is of no such field.
+    """
+    restored = dict(values)
+    for entry in dataclasses.fields(group):  # type: ignore[arg-type]
+        if entry.name in values:
+            restored[entry.name] = _restore(entry, values[entry.name])
+    return group(**restored)
+
+
+def _restore(entry: dataclasses.Field, value: Any) -> Any:
+    kind: Any = _plain_type(entry.type)
+    meta = entry.metadata
+    if value is None and entry.default is None:
+        return None
+    wanted = {float: (int, float), Path: (str,)}.get(kind, (kind,))
+    if not isinstance(value, wanted) or isinstance(value, bool) != (kind is bool):
+        raise ValueError(f"{entry.name} should be a {kind.__name__}, and is {str(value)[:40]!r}")
+    if meta["choices"] and value not in meta["choices"]:
+        raise ValueError(f"{entry.name} should be one of {', '.join(meta['choices'])}")
+    if kind in {int, float, str}:
+        try:
+            _checked(kind, meta["low"], meta["high"], meta["pattern"])(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{entry.name}: {error}") from error
+    return Path(value) if kind is Path else value
 
 
 def _plain_type(annotation: Any) -> type:

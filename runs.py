@@ -24,7 +24,7 @@ import verdicts
 from args import TrainConfig
 from assessment import baselines, calibration, novelty
 from batches import Slices
-from helper import UserError, describe_error, log
+from helper import UserError, describe_error, first_line, log
 from imaging import inventory
 from trainer import Trainer
 
@@ -130,6 +130,7 @@ def take_up(run_dir: Path, device: torch.device) -> None:
         UserError: The slices are not those that the run began with.
     """
     last = checkpoint.load_run(run_dir / "last.pt")
+    checkpoint.check_types(last, checkpoint.LAST_TYPES, run_dir / "last.pt")
     helper.set_threads(last["threads"])
     table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
     if dataset.compute_fingerprint(table[table["split"] != ""]) != last["fingerprint"]:
@@ -138,7 +139,7 @@ def take_up(run_dir: Path, device: torch.device) -> None:
             "(some added, removed, renamed or relabelled); put them back, or start a new run"
         )
     inventory.check_used(Path(last["data"]), set(table["path"][table["split"] != ""]))
-    config = TrainConfig.from_dict(last["config"])
+    config = read_config(last["config"], run_dir / "last.pt")
     check_parts(config, table)
     network = checkpoint.restore_model(last, run_dir / "last.pt")
     record = {key: last[key] for key in checkpoint.RECORD_KEYS}
@@ -163,6 +164,21 @@ def hold(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def read_config(values: Any, path: Path) -> TrainConfig:
+    """The options of a run, as `TrainConfig.to_dict` wrote them into a file.
+
+    Raises:
+        UserError: They are not those of this version.
+    """
+    try:
+        return TrainConfig.from_dict(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not the options of a run of this version ({type(error).__name__}: "
+            f"{first_line(error)}); start a new run"
+        ) from error
+
+
 def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = None) -> None:
     """Train, from the content of last.pt where the run is taken up, and calibrate on val.
 
@@ -173,7 +189,13 @@ def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = Non
     """
     run_dir = trainer.run_dir
     if last is not None:
-        trainer.resume(last)
+        try:
+            trainer.resume(last)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{run_dir / 'last.pt'}: the state of its training is not that of this run "
+                f"({type(error).__name__}: {first_line(error)}); start a new run"
+            ) from error
     else:
         trainer.save(improved=False)  # a run killed in its first epoch can be taken up too
     try:
