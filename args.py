@@ -380,6 +380,11 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig
         parser.error("--weights: `net` starts from scratch; name a torchvision --model")
     if "weights" in given and given.get("pretrained") is False:
         parser.error("--weights and --no-pretrained contradict each other; give one of them")
+    if "dropout" in given and given.get("model") != "net":
+        parser.error("--dropout is of `net`; leave it out, or give --model net")
+    is_scratch = given.get("model") == "net" or given.get("pretrained") is False
+    if given.get("freeze_epochs") and is_scratch:
+        parser.error("--freeze-epochs: there is no pretrained body to stand still; leave it out")
     if given.get("mixup") and given.get("cutmix"):
         parser.error("--mixup and --cutmix mix the same batch; give one of them")
     return TrainConfig(**{key: fill_dataclass(group, given) for key, group in TRAIN_GROUPS.items()})

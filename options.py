@@ -70,7 +70,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and where to read on."""
-        self.exit(2, f"error: {self.prog}: {message} (see python {self.prog} --help)\n")
+        line = " ".join(message.splitlines())  # of a value that has several
+        self.exit(2, f"error: {self.prog}: {line} (see python {self.prog} --help)\n")
 
 
 def build_parser(prog: str, arguments: str, description: str, epilog: str) -> OneLineParser:

@@ -1,6 +1,8 @@
 """Every option of every verb: its help, its value, its refusals."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import subprocess
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import app
 import args
@@ -176,7 +180,9 @@ def test_each_option_reaches_its_field_alone(name: str, field: dataclasses.Field
         parts = vars(config).values() if name == "main.py" else [config]
         return {key: entry for part in parts for key, entry in vars(part).items()}
 
-    expected = flatten(verb.parse(list(verb.least))) | {field.name: value}
+    needed = ("--model", "net") if field.name == "dropout" else ()  # it is of that network alone
+    least = (*least, *needed)
+    expected = flatten(verb.parse([*verb.least, *needed])) | {field.name: value}
     if not least:
         expected |= {"source": None} if name == "prepare.py" else {}
     assert flatten(verb.parse([*least, *typed])) == expected
@@ -189,6 +195,28 @@ def test_wrong_values_are_refused(
     line = refuse(capsys, VERBS[name].parse, *VERBS[name].least, option)
     assert line.startswith(f"error: {name}: ")
     assert option.split("=")[0] in line
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.sampled_from(list(list_options())),
+    st.one_of(st.text(max_size=12), st.integers().map(str), st.floats().map(repr)),
+)
+def test_whatever_is_typed_is_taken_or_refused_in_a_line(
+    option: tuple[str, dataclasses.Field[Any]], text: str
+) -> None:
+    name, field = option
+    said, verb = io.StringIO(), VERBS[name]
+    try:
+        with contextlib.redirect_stderr(said):
+            verb.parse([*verb.least, f"{flag(field)}={text}"])
+        said.write(f"error: {name}: \n")
+        status: Any = 2
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert said.getvalue().startswith(f"error: {name}: ")
+    assert len(said.getvalue().splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -217,6 +245,10 @@ def test_only_evaluate_takes_several(capsys: pytest.CaptureFixture[str]) -> None
         ("--model net --pretrained", "--pretrained"),
         ("--model net --weights w.pth", "--weights"),
         ("--mixup 0.2 --cutmix 1", "--cutmix"),
+        ("--freeze-epochs 2 --no-pretrained", "--freeze-epochs"),
+        ("--freeze-epochs 2 --model net", "--freeze-epochs"),
+        ("--dropout 0.5 --model resnet18", "--dropout"),
+        ("--dropout 0.5", "--dropout"),
         ("--name a/b", "a/b"),
         ("--name a\\b", "--name"),
         ("--name ..", "--name"),
@@ -236,6 +268,7 @@ def test_contradictions_are_refused(
     [
         ("--mixup 0 --cutmix 1", "cutmix", 1.0),
         ("--model net --no-pretrained", "pretrained", False),
+        ("--model net --dropout 0.5", "dropout", 0.5),
         ("--weights w.pth --pretrained", "weights", Path("w.pth")),
     ],
 )
