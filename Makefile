@@ -1,6 +1,7 @@
 # make demo    install, train the custom CNN on generated phantoms, evaluate it
 # make test    install, then lint, types and quick tests
 # make test-all  the slow tests too
+# make test-oldest  the quick tests with the oldest packages that requirements.txt allows
 # make test-app  the page, also in Chromium, in an environment of its own (requirements-app.txt)
 # Another Python: make demo PYTHON=python3.12
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-all test-app lint format clean
+.PHONY: demo test test-all test-oldest test-app lint format clean
 
 demo: .venv/installed
 	$(BIN)/python prepare.py --phantom 900
@@ -19,6 +20,9 @@ test: .venv/installed-dev lint
 
 test-all: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n auto
+
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -n auto -m "not slow" -W ignore
 
 test-app: .venv-app/installed
 	.venv-app/bin/python -m pytest tests/test_app.py tests/test_uploads.py
@@ -33,7 +37,7 @@ format: .venv/installed-dev
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf .venv .venv-app .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-app .venv-oldest .mypy_cache .pytest_cache .ruff_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,4 +55,11 @@ clean:
 .venv-app/installed: requirements-app.txt requirements.txt
 	$(PYTHON) -m venv .venv-app
 	.venv-app/bin/python -m pip install --quiet -r requirements-app.txt pytest pytest-timeout hypothesis playwright
+	touch $@
+
+.venv-oldest/installed: requirements-dev.txt requirements-export.txt requirements.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/python -m uv pip install --quiet --python .venv-oldest/bin/python \
+	  --resolution lowest-direct -r requirements-dev.txt
 	touch $@

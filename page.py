@@ -268,8 +268,7 @@ def _show_row(row: dict[str, str], names: list[str]) -> str:
 
 def summarise(rows: list[answers.Row]) -> str:
     """How many rows there are, and how many of them need a look."""
-    count = {key: sum(bool(row[key]) for row in rows) for key in ("refer", "unlike", "error")}
-    return (
-        f"<p>{len(rows)} rows: {count['refer']} to refer, {count['unlike']} unlike those of "
-        f"training, {count['error']} not readable.</p>"
-    )
+    counts = answers.Counts()
+    for row in rows:
+        counts.add(row)
+    return f"<p>{counts.rows} rows: {counts.describe()}.</p>"

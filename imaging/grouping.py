@@ -23,7 +23,7 @@ def number_slices(pairs: npt.NDArray, scores: npt.NDArray, n_images: int) -> Num
         scores: [P].
         n_images: N.
     """
-    return _connect(pairs[scores >= SLICE_SCORE], n_images)
+    return connect(pairs[scores >= SLICE_SCORE], n_images)
 
 
 def number_groups(pairs: npt.NDArray, scores: npt.NDArray, n_images: int) -> Numbers:
@@ -42,7 +42,7 @@ def number_groups(pairs: npt.NDArray, scores: npt.NDArray, n_images: int) -> Num
     """
     linked = scores >= GROUP_SCORE
     pairs, scores = pairs[linked], scores[linked]
-    groups = _connect(pairs, n_images)
+    groups = connect(pairs, n_images)
     slices = number_slices(pairs, scores, n_images)
     copies = np.bincount(slices)  # images of each slice
     for large in np.flatnonzero(np.bincount(groups) > PATIENT_IMAGES):
@@ -80,7 +80,11 @@ def _divide(likeness: npt.NDArray[np.float64], sizes: npt.NDArray[np.intp]) -> l
     return parts
 
 
-def _connect(pairs: npt.NDArray, n_images: int) -> Numbers:
-    ends = (pairs[:, 0], pairs[:, 1])
-    graph = coo_array((np.ones(len(pairs), np.int8), ends), shape=(n_images, n_images))
+def connect(pairs: npt.NDArray, n_nodes: int) -> Numbers:
+    """The number of the component that each node is in, by pairs of nodes, [N].
+
+    The ends go in as 32 bits: in a graph of 64 scipy before 1.12 finds nothing, and does not fail.
+    """
+    ends = (pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int32))
+    graph = coo_array((np.ones(len(pairs), np.int8), ends), shape=(n_nodes, n_nodes))
     return connected_components(graph, directed=False)[1].astype(np.intp)

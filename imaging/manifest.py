@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from files import write_text
 from helper import UserError
 from imaging.features import THUMBNAIL_PX
 from imaging.grey import ImageError, ImageTooLargeError, resize_grey
+from imaging.grouping import connect
 from imaging.read import is_picture, read_grey, read_mode, read_patient, read_start
 from imaging.split import SPLITS, extend_split
 
@@ -223,9 +222,8 @@ def link_groups(slices: Sequence[str], *links: Sequence[str]) -> npt.NDArray[np.
         starts.append(rows)
         ends.append(n_nodes + codes[rows])  # one further node for every key
         n_nodes += len(known)
-    start, end = np.concatenate(starts), np.concatenate(ends)
-    graph = coo_array((np.ones(len(start), np.int8), (start, end)), shape=(n_nodes, n_nodes))
-    return connected_components(graph, directed=False)[1][:n_rows]
+    pairs = np.stack([np.concatenate(starts), np.concatenate(ends)], axis=1)
+    return connect(pairs, n_nodes)[:n_rows]
 
 
 def name_sets(prefix: str, members: Iterable[Any], sha256: Iterable[str]) -> list[str]:
@@ -327,12 +325,9 @@ def load_manifest(data_dir: Path) -> pd.DataFrame:
     unknown = ~frame["split"].isin([*SPLITS, ""])
     _refuse_first(path, frame, unknown, "split", "is none of train, val, test")
     _refuse_first(path, frame, frame["path"].duplicated(), "path", "is listed twice")
-    folders = "Images/" + frame["label"] + "/"
-    is_elsewhere = [
-        not name.startswith(folder) or "/" in name[len(folder) :] or "/../" in name
-        for name, folder in zip(frame["path"], folders, strict=True)
-    ]
-    _refuse_first(path, frame, pd.Series(is_elsewhere), "label", "is not the folder of its path")
+    folder = frame["path"].str.rsplit("/", n=2).str[-2]
+    is_elsewhere = (folder != frame["label"]) | folder.isin([".", ".."])
+    _refuse_first(path, frame, is_elsewhere, "label", "is not the folder of its path")
     split = frame["split"].where(frame["split"] != "")
     divided = split.groupby(frame["group"]).transform("nunique") > 1
     _refuse_first(path, frame, divided, "group", "is in two splits")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ON_CPU, QUICK, Run, expect_refusal, read_metrics
 
 import checkpoint
@@ -93,7 +94,8 @@ def test_resume_calibrates_a_run_that_lacks_it(trained: Run) -> None:
 def test_nan_verdicts_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
     kept = checkpoint.load_run(Path("session/first/best.pt"))
     weights = dict(kept["weights"])
-    weights["backbone.head.bias"] = weights["backbone.head.bias"] * float("nan")
+    for part in ("weight", "bias"):
+        weights[f"backbone.head.{part}"] = torch.full_like(weights[f"backbone.head.{part}"], 3e38)
     change_checkpoint("session/first/best.pt", "session/nan/best.pt", weights=weights)
     line = expect_refusal(capsys, evaluate.main(["session/nan/best.pt", *ON, "--name", "nan"]))
     assert "logits that are NaN or infinite" in line

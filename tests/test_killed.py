@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from conftest import ON_CPU, QUICK, expect_refusal, make_trainer
 
 import checkpoint
+import evaluate
 import files
 import main
 import stopping
@@ -173,6 +175,51 @@ def test_two_programs_never_train_one_run(
         status = main.main(["--resume", "session/run", "--device", "cpu"])
     assert "session/run: another program trains this run" in expect_refusal(capsys, status)
     assert Path("session/run/last.pt").read_bytes() == before
+
+
+def test_threads_that_read_change_no_bit(
+    workplace: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("data/phantom").unlink()
+    shutil.copytree(phantom_dir, "data/phantom", ignore=shutil.ignore_patterns("cache"))
+    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
+    ends = []
+    # in memory, or read from disk while it trains; decoded anew each time
+    for n_threads, memory in ((1, []), (7, []), (3, ["--memory-mib", "1"])):
+        monkeypatch.setattr(os, "cpu_count", lambda n=n_threads: n)
+        shutil.rmtree("data/phantom/cache", ignore_errors=True)
+        name = f"run-{n_threads}"
+        size = ["--image-size", "160", "--epochs", "1"]
+        assert main.main([*QUICK, *ON_CPU, *memory, *size, "--name", name]) == 0
+        ends.append(checkpoint.load_run(Path(f"session/{name}/last.pt")))
+    for key in ("weights", "trained_weights"):
+        for end in ends[1:]:
+            assert all(torch.equal(value, end[key][name]) for name, value in ends[0][key].items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_run_on_cuda_is_the_same_twice_and_when_taken_up(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*QUICK, "--device", "cuda", "--deterministic", "--epochs", "2", "--name"]
+    assert main.main([*command, "whole"]) == 0
+    train_step = Trainer.train_step
+
+    def interrupt(self: Trainer, batch: object, step: int) -> torch.Tensor:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, batch, step)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupt)
+        assert main.main([*command, "parts"]) == 143
+    assert main.main(["--resume", "session/parts", "--device", "cuda"]) == 0
+    whole, parts = (
+        checkpoint.load_run(Path(f"session/{run}/last.pt")) for run in ("whole", "parts")
+    )
+    for key in ("weights", "trained_weights"):
+        assert all(torch.equal(value, parts[key][name]) for name, value in whole[key].items())
 
 
 def test_what_was_chosen_for_a_run_is_not_chosen_again(tmp_path: Path) -> None:
