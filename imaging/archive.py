@@ -192,6 +192,11 @@ def _check_folders(parents: dict[str, PurePosixPath], where: Path) -> None:
     classes = sorted({folder.name for folder in folders})
     first: dict[str, str] = {}
     for label in classes:
+        if label[0] in "=+-@" or "|" in label:
+            raise UserError(
+                f"{where}: class folder {label!r} would be a formula in a spreadsheet, or two "
+                "names in a list; rename it"
+            )
         if first.setdefault(fold_name(label), label) != label:
             raise UserError(
                 f"{where}: class folders {first[fold_name(label)]} and {label} are one folder on "

@@ -220,6 +220,9 @@ def test_names_that_meet_get_a_suffix_and_steal_no_other_name() -> None:
         (["Glioma/1.jpg", "glioma/2.jpg"], "class folders Glioma and glioma are one"),
         (["x/A/1.jpg", "y/a/2.jpg", "B/1.jpg"], "A and a are one folder"),
         (["A/1.jpg", "A/B/2.jpg"], "folder A holds pictures and folder A/B"),
+        (["=1+1/1.jpg", "B/2.jpg"], "class folder '=1\\+1' would be a formula in a spreadsheet"),
+        (["@A/1.jpg", "B/2.jpg"], "class folder '@A' would be a formula"),
+        (["A|B/1.jpg", "C/2.jpg"], r"class folder 'A\|B' would be"),
     ],
 )
 def test_folders_that_make_no_classes_are_refused(names: list[str], pattern: str) -> None:
