@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy.typing as npt
 
-from imaging.grey import ImageError
+from imaging.grey import ImageError, check_scans
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -176,6 +176,7 @@ def _decode_compressed(
 def _check_codestream(codestream: bytes, layout: Layout) -> None:
     """Hold JPEG of any kind to the header's size: decoders believe it and take the memory."""
     if codestream.startswith(b"\xff\xd8"):
+        check_scans(codestream)
         found = _find_jpeg_size(codestream)
     else:
         found = _find_jpeg2000_size(codestream)

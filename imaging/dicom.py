@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 START_BYTES = 132  # what `is_dicom` and `has_preamble` want to see
 MAX_FRAMES = 10_000
+MAX_FRAME_PIXELS = 6_000_000  # the decoder of JPEG-LS manages some 4 million a second
 MAX_INFLATED_BYTES = 2**27  # every core may hold two copies
 DIGEST_DIGITS = 16
 _SALT = b"brain-cancer-mri-classification"  # fixed: one patient is one group in every archive
@@ -161,7 +162,7 @@ def read_dicom_frames(source: Path | bytes) -> Iterator[Pixels]:
 
     Raises:
         ImageError: No pixels, cut short or damaged, compressed as cannot be decoded here, over
-            MAX_PIXELS a frame or MAX_FRAMES. The reason holds nothing that the file says of its
+            MAX_FRAME_PIXELS or MAX_FRAMES. The reason holds nothing that the file says of its
             patient.
     """
     with _open_dicom(source) as (stream, data, layout, pixels):
@@ -260,7 +261,7 @@ def _read_layout(data: "Dataset") -> Layout:
     if n_frames > MAX_FRAMES:
         raise ImageError(f"NumberOfFrames is over {MAX_FRAMES:,}")
     width, height = _read_whole(data, "Columns"), _read_whole(data, "Rows")
-    check_size(width, height)
+    check_size(width, height, MAX_FRAME_PIXELS)
     samples, bits = _read_whole(data, "SamplesPerPixel", 1), _read_whole(data, "BitsAllocated")
     kind = _read_text(data, "PhotometricInterpretation")
     if kind not in _KINDS:

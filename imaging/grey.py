@@ -1,5 +1,6 @@
 """What all readers share: the errors of a picture, the pixel limit, the scale, the one resize."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from PIL import Image
 
 from helper import UserError
 
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 17_000_000  # 4096 x 4096: a picture costs at most 2 s and 512 MiB
+MAX_SCANS = 100  # ten are usual, and a small file may ask for thousands
+_JPEG_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd8-\xfe])")  # what pixels hold is none
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 Pixels = npt.NDArray[np.uint8]
@@ -26,17 +29,37 @@ class ImageTooLargeError(ImageError):
     """A picture of more than MAX_PIXELS pixels, by its header."""
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, most: int | None = None) -> None:
     """Hold a picture to the limit before anything of it is decoded.
 
+    Args:
+        width: px
+        height: px
+        most: The limit, where it is not MAX_PIXELS.
+
     Raises:
-        ImageError: Without pixels, or over MAX_PIXELS.
+        ImageError: Without pixels, or over the limit.
     """
+    most = MAX_PIXELS if most is None else most
     if width < 1 or height < 1:
         raise ImageError(f"a picture of {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        limit = f"{MAX_PIXELS / 1e6:.0f} million"
+    if width * height > most:
+        limit = f"{most / 1e6:.0f} million"
         raise ImageTooLargeError(f"{width} x {height} pixels, over the limit of {limit}")
+
+
+def check_scans(content: bytes) -> None:
+    """Hold a JPEG to MAX_SCANS passes over its pixels, whatever lies behind its end.
+
+    Raises:
+        ImageError: More of them.
+    """
+    place, n_scans = 2, 0
+    while (found := _JPEG_MARKER.search(content, place)) and found[1] != b"\xd9":
+        n_scans += found[1] == b"\xda"
+        if n_scans > MAX_SCANS:
+            raise ImageError(f"damaged (more than {MAX_SCANS} scans)")
+        place = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
 
 
 def scale_to_8_bit(values: npt.NDArray) -> Pixels:

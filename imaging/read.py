@@ -4,7 +4,10 @@ Nothing of Pillow's process-wide state is changed, so any number of threads may 
 """
 
 import io
+import os
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -22,7 +25,7 @@ from imaging.dicom import (
     read_dicom_patient,
     read_header,
 )
-from imaging.grey import ImageError, Pixels, check_size, scale_to_8_bit
+from imaging.grey import ImageError, Pixels, check_scans, check_size, scale_to_8_bit
 
 READER_VERSION = 2  # part of every cache key: raise it when the same file gives other pixels
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -48,6 +51,7 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MOST_BYTES = 2**27  # of a JPEG are looked at: more than its pixels can take
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 262
 
@@ -126,6 +130,7 @@ def read_grey(source: Path | bytes) -> Pixels:
         with _open_stream(source) as stream, _open_header(stream) as image:
             orientation = _read_orientation(image)
             inverted = _is_inverted(image)
+            _check_content(stream, image)
             image.draft("L", None)  # a JPEG's luma alone: half the time of colour
             image.load()
             pixels = _convert_grey(image, inverted)
@@ -208,6 +213,37 @@ def _open_header(stream: IO[bytes]) -> ImageFile.ImageFile:
     return image
 
 
+def _check_content(stream: IO[bytes], image: ImageFile.ImageFile) -> None:
+    """What Pillow lets pass: JPEG that is endless work, and PNG with pixels unlike their sums."""
+    place = stream.tell()
+    stream.seek(0)
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        check_scans(stream.read(_MOST_BYTES))
+    elif isinstance(image, PngImagePlugin.PngImageFile):
+        _check_sums(stream)
+    stream.seek(place)
+
+
+def _check_sums(stream: IO[bytes]) -> None:
+    """Compare the pixels of a PNG with their sums; those of what precedes them Pillow compares."""
+    stream.seek(8)
+    while len(start := stream.read(8)) == 8:
+        n_bytes, name = struct.unpack(">I4s", start)
+        if name == b"IEND":
+            return
+        if name != b"IDAT":
+            stream.seek(n_bytes + 4, os.SEEK_CUR)
+            continue
+        checksum = zlib.crc32(name)
+        while n_bytes and (block := stream.read(min(n_bytes, 2**20))):
+            checksum, n_bytes = zlib.crc32(block, checksum), n_bytes - len(block)
+        told = stream.read(4)
+        if len(told) < 4:
+            raise ImageError("cut short")
+        if checksum != int.from_bytes(told):
+            raise ImageError("damaged (its pixels are unlike their checksum)")
+
+
 def _read_orientation(image: ImageFile.ImageFile) -> int:
     """The EXIF orientation; 1, upright, where there is none or where the tag is damaged."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -249,6 +285,9 @@ def _explain(error: Exception, source: Path | bytes) -> ImageError:
     if isinstance(error, OSError) and error.errno is not None:
         return ImageError(error.strerror or describe_error(error), source)
     lines = str(error).splitlines()
+    is_key = isinstance(error, KeyError) or any(isinstance(part, KeyError) for part in error.args)
+    if is_key:  # what Pillow looked up says nothing to a reader
+        return ImageError("damaged (a number in it is unknown)", source)
     if not lines or " at 0x" in lines[0]:
         return ImageError(f"damaged ({type(error).__name__})", source)
     return ImageError(f"damaged ({lines[0][:100]})", source)

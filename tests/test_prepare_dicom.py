@@ -173,5 +173,5 @@ def test_a_frame_over_the_limit_is_refused_by_name(
     files = build_classes(PATIENTS)
     files["top/A/large"] = encode_dicom(np.zeros((1, 1), np.uint8), Rows=9000, Columns=9000)
     source = write_zip(tmp_path / "source.zip", files)
-    pattern = "Images/A/large: 9000 x 9000 pixels, over the limit of 64 million; make it smaller"
+    pattern = "Images/A/large: 9000 x 9000 pixels, over the limit of 6 million; make it smaller"
     refuse(tmp_path, capsys, pattern, source, "--data", tmp_path / "data")

@@ -29,7 +29,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
     "case": (lambda: build_files(("A", "a")), "class folders A and a"),
     "pixel limit": (
         lambda: build_files() | {"top/A/large.png": large_picture()},
-        "large.png: 8001 x 8000 pixels, over the limit of 64 million",
+        "large.png: 8001 x 8000 pixels, over the limit of 17 million",
     ),
     "unreadable": (
         lambda: build_files() | {f"top/A/bad{n}.png": b"bad" for n in range(2)},
