@@ -103,8 +103,13 @@ def judge(path: Path, device: str) -> None:
 
     is_first = ranks.is_first()
     ranks.leave()  # nobody need wait while the first evaluates
-    if is_first:
+    if not is_first:
+        return
+    try:
         evaluate.evaluate(args.EvaluateConfig((path,), device=device))
+    except KeyboardInterrupt as error:
+        run_dir = path if path.is_dir() else path.parent
+        raise type(error)(f"trained, not evaluated; go on with --resume {run_dir}") from error
 
 
 def start_folds(config: args.TrainConfig, run_dir: Path, device: "torch.device") -> None:
@@ -137,19 +142,20 @@ def train_folds(config: args.TrainConfig, run_dir: Path, device: "torch.device")
     if ranks.is_first():
         keep_division(tables, run_dir)
     alone = dataclasses.replace(config, data=dataclasses.replace(config.data, folds=None))
-    for fold, table in enumerate(tables, 1):
-        fold_dir = run_dir / f"fold_{fold}"
-        log.info("fold %d of %d", fold, len(tables))
-        try:
-            if ranks.agree((fold_dir / "last.pt").exists()):
-                runs.take_up(fold_dir, device)
-                continue
-            if ranks.is_first() and fold_dir.exists():
-                shutil.rmtree(fold_dir)  # it was killed before there was anything to take up
-            name = f"{run_dir.name}-{fold_dir.name}"
-            runs.start_run(alone, table, data_dir, fold_dir, name, device)
-        except KeyboardInterrupt as error:
-            raise type(error)(f"ended in fold {fold}; go on with --resume {run_dir}") from error
+    with runs.hold(run_dir):
+        for fold, table in enumerate(tables, 1):
+            fold_dir = run_dir / f"fold_{fold}"
+            log.info("fold %d of %d", fold, len(tables))
+            try:
+                if ranks.agree((fold_dir / "last.pt").exists()):
+                    runs.take_up(fold_dir, device)
+                    continue
+                if ranks.is_first() and fold_dir.exists():
+                    shutil.rmtree(fold_dir)  # it was killed before there was anything to take up
+                name = f"{run_dir.name}-{fold_dir.name}"
+                runs.start_run(alone, table, data_dir, fold_dir, name, device)
+            except KeyboardInterrupt as error:
+                raise type(error)(f"ended in fold {fold}; go on with --resume {run_dir}") from error
     judge(run_dir, config.run.device)
 
 

@@ -67,21 +67,21 @@ def start_run(
         dropout=options.dropout,
     )
     record = build_record(config, network, table, data_dir, name, device)
-    if ranks.is_first() and again:
-        write_start(config, table, run_dir)
-    elif ranks.is_first():
+    if ranks.is_first() and not again:
         with files.new_folder(run_dir) as folder:
             write_start(config, table, folder)
-    try:
-        with hold(run_dir):
+    with hold(run_dir):
+        try:
+            if ranks.is_first() and again:
+                write_start(config, table, run_dir)
             trainer = prepare(config, record, network, table, device, run_dir)
             fit(trainer, table)
-    except BaseException as error:
-        is_outside = isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError)
-        kept = (is_outside or ranks.count() > 1) and (run_dir / "last.pt").exists()
-        if ranks.is_first() and not kept and not (run_dir / "history.csv").exists():
-            shutil.rmtree(run_dir)  # it failed at the start: give the name back
-        raise
+        except BaseException as error:
+            outside = isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError)
+            kept = (outside or ranks.count() > 1) and (run_dir / "last.pt").exists()
+            if ranks.is_first() and not kept and not (run_dir / "history.csv").exists():
+                shutil.rmtree(run_dir)  # it failed at the start: give the name back
+            raise
 
 
 def build_record(
@@ -200,6 +200,8 @@ def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = Non
         trainer.save(improved=False)  # a run killed in its first epoch can be taken up too
     try:
         trainer.fit()
+        if ranks.is_first():
+            complete(run_dir / "best.pt", trainer, table)
     except KeyboardInterrupt as error:
         steps = f"{trainer.saved_steps} of {trainer.steps_per_epoch} steps"
         begun = f" and {steps}" if trainer.saved_steps else ""
@@ -211,8 +213,6 @@ def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = Non
             f"{describe_error(error)}; what was saved before is whole: make room, and go on with "
             f"--resume {run_dir}"
         ) from error
-    if ranks.is_first():
-        complete(run_dir / "best.pt", trainer, table)
     ranks.wait()
 
 

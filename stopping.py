@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -23,6 +24,9 @@ KINDS: dict[int, type[KeyboardInterrupt]] = {
 @contextlib.contextmanager
 def heed_sigterm() -> Iterator[None]:
     """Let SIGTERM raise Terminated, so that the program ends in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where alone signals can be heeded
+        return
     before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
@@ -53,6 +57,9 @@ class Stop:
 def postpone() -> Iterator[Stop]:
     """Keep Ctrl-C and SIGTERM until they are heeded; a second one ends the program at once."""
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.kind is not None:

@@ -135,6 +135,8 @@ def test_a_signal_saves_and_says_how_to_go_on(
 
 
 def test_a_second_signal_ends_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
     def go_on() -> None:
         with stopping.postpone() as stop:
             os.kill(os.getpid(), signal.SIGINT)
@@ -144,7 +146,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
     with pytest.raises(stopping.Terminated):
         go_on()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_run_killed_before_it_saved_anything_begins_anew(
@@ -173,8 +175,39 @@ def test_two_programs_never_train_one_run(
     with files.lock(Path("session/run"), "taken"):
         capsys.readouterr()
         status = main.main(["--resume", "session/run", "--device", "cpu"])
-    assert "session/run: another program trains this run" in expect_refusal(capsys, status)
-    assert Path("session/run/last.pt").read_bytes() == before
+        assert "session/run: another program trains this run" in expect_refusal(capsys, status)
+        assert Path("session/run/last.pt").read_bytes() == before
+        for name in ("last.pt", "best.pt", "history.csv"):  # the other has not saved yet
+            Path("session/run", name).unlink()
+        status = main.main(["--resume", "session/run", "--device", "cpu"])
+        assert "session/run: another program trains this run" in expect_refusal(capsys, status)
+        assert Path("session/run/config.json").exists()
+
+
+def test_two_programs_never_train_the_folds_of_one_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
+    command = [*QUICK, *ON_CPU, "--epochs", "1", "--folds", "3", "--name", "cross"]
+    assert main.main(command) == 0
+    Path("session/cross/fold_2/last.pt").unlink()
+    with files.lock(Path("session/cross"), "taken"):
+        capsys.readouterr()
+        status = main.main(["--resume", "session/cross", "--device", "cpu"])
+        assert "another program trains this run" in expect_refusal(capsys, status)
+    assert Path("session/cross/fold_2/best.pt").exists()
+
+
+def test_a_signal_while_a_run_is_evaluated_says_how_to_go_on(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        status = main.main([*QUICK, *ON_CPU, "--epochs", "1", "--name", "run"])
+        line = expect_refusal(capsys, status, 143)
+    assert line == "error: trained, not evaluated; go on with --resume session/run"
+    assert main.main(["--resume", "session/run", "--device", "cpu"]) == 0
+    assert Path("results/run/metrics.json").exists()
 
 
 def test_threads_that_read_change_no_bit(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,11 +30,17 @@ def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object
     return buffer.getvalue()
 
 
+NEW_PILLOW = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 cannot read what it wrote"
+)
+
+
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [
         *(("PNG", mode) for mode in ("L", "LA", "P", "RGB", "RGBA")),
-        *(("TIFF", mode) for mode in ("L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")),
+        *(("TIFF", mode) for mode in ("L", "LA", "P", "RGB", "RGBA", "CMYK")),
+        pytest.param("TIFF", "YCbCr", marks=NEW_PILLOW),
         *(("BMP", mode) for mode in ("L", "P", "RGB", "RGBA")),
     ],
 )
