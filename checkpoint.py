@@ -8,7 +8,7 @@ import torch
 
 from files import atomic_path
 from helper import UserError
-from model import Classifier, Preprocess, build_model, load_tensors
+from model import Classifier, Preprocess, build_model, list_models, load_tensors
 
 CHECKPOINT_SCHEMA = 2  # 1: slices in the position of their files
 # What a checkpoint holds beside the progress of training: the run's identity.
@@ -35,9 +35,9 @@ LAST_TYPES: dict[str, type] = {
     "trained_weights": dict,
     "optimizer": dict,
     "micro_batch": int,
-    "compiles": bool,
 }
 SIZES_PX = (16, 2048)  # as of --image-size
+MOST_THREADS = 1024
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ def load_run(path: Path) -> dict[str, Any]:
     check_types(checkpoint, RUN_TYPES, path)
     _check_identity(checkpoint, path)
     name = checkpoint["run"]
-    if Path(name).name != name or "\\" in name:
+    if name in {"", ".", ".."} or Path(name).name != name or "\\" in name:
         raise UserError(f"{path}: its run name {name!r} is no plain name")
     return checkpoint
 
@@ -103,11 +103,40 @@ def check_types(checkpoint: dict[str, Any], wanted: dict[str, type], path: Path)
             raise _describe_fault(path, key, f"a {kind.__name__}", f"a {type(found).__name__}")
 
 
+def check_progress(last: dict[str, Any], path: Path) -> None:
+    """Make sure that last.pt holds what a run can go on with.
+
+    Raises:
+        UserError: It does not; says what was expected and found.
+    """
+    check_types(last, LAST_TYPES, path)
+    if last["micro_batch"] < 1 or last["epoch"] < 0:
+        found = f"{last['micro_batch']} in epoch {last['epoch']}"
+        raise _describe_fault(path, "micro_batch", "1 or more in epoch 0 or later", found)
+    begun = last.get("begun")
+    if begun is None:
+        return
+    losses, weights = (
+        begun.get(key) if isinstance(begun, dict) else None for key in ("losses", "weights")
+    )
+    if not isinstance(losses, torch.Tensor) or not isinstance(weights, list):
+        raise _describe_fault(path, "begun", "losses and weights of steps", f"{begun}"[:80])
+    if losses.shape != (len(weights),) or not all(type(weight) is int for weight in weights):
+        raise _describe_fault(path, "begun", "as many losses as weights", f"{weights}"[:80])
+
+
 def _check_identity(checkpoint: dict[str, Any], path: Path) -> None:
     classes, config = checkpoint["classes"], checkpoint["config"]
-    names = [name for name in classes if isinstance(name, str) and name]
+    # as prepare.py takes them: no formula in a spreadsheet, no two names in a list
+    names = [
+        name
+        for name in classes
+        if isinstance(name, str) and name and name[0] not in "=+-@" and "|" not in name
+    ]
     if len(set(names)) < 2 or len(set(names)) != len(classes):
-        raise _describe_fault(path, "classes", "two names or more, each once", f"{classes}"[:80])
+        raise _describe_fault(
+            path, "classes", "two plain names or more, each once", f"{classes}"[:80]
+        )
     preprocess, (low, high) = checkpoint["preprocess"], SIZES_PX
     wanted = [field.name for field in dataclasses.fields(Preprocess)]
     if sorted(preprocess) != sorted(wanted):
@@ -122,8 +151,15 @@ def _check_identity(checkpoint: dict[str, Any], path: Path) -> None:
         )
     data, network = config.get("data"), config.get("model")
     known = isinstance(data, dict) and data.get("split_by") in {"group", "image"}
-    if not known or not isinstance(network, dict) or type(network.get("dropout")) is not float:
+    dropout = network.get("dropout") if isinstance(network, dict) else None
+    if not known or not isinstance(dropout, float) or not 0 <= dropout < 1:
         raise _describe_fault(path, "config", "the options of a run", f"{config}"[:80])
+    if not 1 <= checkpoint["threads"] <= MOST_THREADS:
+        raise _describe_fault(path, "threads", f"1 to {MOST_THREADS}", str(checkpoint["threads"]))
+    if checkpoint["precision"] not in {"fp32", "bf16"}:
+        raise _describe_fault(path, "precision", "fp32 or bf16", repr(checkpoint["precision"][:80]))
+    if checkpoint["best"] and type(checkpoint["best"].get("epoch")) is not int:
+        raise _describe_fault(path, "best", "the row of an epoch", f"{checkpoint['best']}"[:80])
     split = checkpoint["split"]
     parts = [split.get(key) for key in ("sha256", "split")]
     if (
@@ -145,16 +181,15 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> Classifier:
             or infinite.
     """
     preprocess, n_classes = Preprocess(**checkpoint["preprocess"]), len(checkpoint["classes"])
-    try:
-        network = build_model(
-            checkpoint["model"],
-            n_classes,
-            preprocess.image_size,
-            dropout=checkpoint["config"]["model"]["dropout"],
-        )
-    except ValueError as error:  # of torchvision
+    if checkpoint["model"] not in list_models():
         found = repr(checkpoint["model"][:80])
-        raise _describe_fault(path, "model", "one that this version knows", found) from error
+        raise _describe_fault(path, "model", "one that this version knows", found)
+    network = build_model(
+        checkpoint["model"],
+        n_classes,
+        preprocess.image_size,
+        dropout=checkpoint["config"]["model"]["dropout"],
+    )
     network.preprocess = preprocess
     try:
         network.load_state_dict(checkpoint["weights"])

@@ -196,7 +196,7 @@ def open_pixels(
             path.parent.mkdir(parents=True, exist_ok=True)
             with lock(path.parent):  # who comes second finds the cache of the first
                 if not _is_whole(path, shape):
-                    clear_unfinished(path.parent)
+                    clear_unfinished(path.parent, path.suffix)
                     _write_cache(path, paths, digests, shape)
         except OSError as error:
             if not in_memory:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from helper import UserError
+from helper import UserError, log
 
 UNFINISHED = ".part-"
 LOCK = ".lock"
@@ -98,15 +98,20 @@ def lock(folder: Path, taken: str = "") -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    held = FileLock(folder / LOCK, timeout=0, mode=0o666)  # of whoever shares the folder
     try:
-        with FileLock(folder / LOCK, timeout=0 if taken else -1):
-            try:
-                yield
-            finally:
-                if taken:  # nobody waits for it
-                    (folder / LOCK).unlink(missing_ok=True)
-    except Timeout as error:
-        raise UserError(taken) from error
+        held.acquire()
+    except Timeout:
+        if taken:
+            raise UserError(taken) from None
+        log.info("%s: waiting for another program that is at work there", folder)
+        held.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        if taken:  # nobody waits for it
+            (folder / LOCK).unlink(missing_ok=True)
+        held.release()
 
 
 def flush_all() -> None:
@@ -114,10 +119,13 @@ def flush_all() -> None:
     getattr(os, "sync", lambda: None)()
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Delete what a killed program has left half-written in a folder that nobody else writes to."""
-    for path in folder.glob(f"{UNFINISHED}*"):
-        path.unlink(missing_ok=True)
+def clear_unfinished(folder: Path, suffix: str = "") -> None:
+    """Delete what a killed program has left half-written where nobody else writes such files."""
+    for path in folder.glob(f"{UNFINISHED}*{suffix}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ Standard library and numpy alone at import time: torch is imported inside the fu
 so that `--help` and prepare.py start at once.
 """
 
+import contextlib
 import logging
 import platform
 import shlex
@@ -45,7 +46,8 @@ def run_verb(verb: Callable[[Config], None], config: Config, debug: bool = False
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"error: {describe_error(error)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"error: {describe_error(error)}", file=sys.stderr, flush=True)
         if isinstance(error, KeyboardInterrupt):
             return getattr(error, "status", 130)  # 143 after SIGTERM
         return error.status if isinstance(error, UserError) else 1

@@ -73,7 +73,8 @@ def resume(config: args.ResumeConfig) -> None:
         train_folds(whole, run_dir, device)
         return
     is_fold = (run_dir.parent / "config.json").is_file()  # its split is in the folder above
-    if whole and not is_fold:
+    has_results = any((run_dir / name).exists() for name in ("best.pt", "history.csv"))
+    if whole and not is_fold and not has_results:
         log.info("%s: killed before anything was saved; it begins anew", run_dir)
         table, data_dir = load_table(whole), find_data(whole)
         runs.start_run(whole, table, data_dir, run_dir, run_dir.name, device, again=True)
@@ -115,14 +116,16 @@ def judge(path: Path, device: str) -> None:
 def start_folds(config: args.TrainConfig, run_dir: Path, device: "torch.device") -> None:
     """Make the folder of a run with --folds, and train every fold."""
     import ranks
+    from imaging import inventory
 
+    inventory.check_all(find_data(config))
     load_folds(config)  # refuses what cannot be divided before a folder is made
     if ranks.is_first():
         with files.new_folder(run_dir) as folder:
             files.write_json(folder / "config.json", config.to_dict())
     try:
         train_folds(config, run_dir, device)
-    except BaseException:
+    except Exception:
         if ranks.is_first() and not any(run_dir.glob("fold_*")):
             shutil.rmtree(run_dir)  # it failed at the start: give the name back
         raise
@@ -137,8 +140,10 @@ def train_folds(config: args.TrainConfig, run_dir: Path, device: "torch.device")
     """
     import ranks
     import runs
+    from imaging import inventory
 
     tables, data_dir = load_folds(config), find_data(config)
+    inventory.check_used(data_dir, set(tables[0]["path"]))
     if ranks.is_first():
         keep_division(tables, run_dir)
     alone = dataclasses.replace(config, data=dataclasses.replace(config.data, folds=None))
@@ -156,6 +161,13 @@ def train_folds(config: args.TrainConfig, run_dir: Path, device: "torch.device")
                 runs.start_run(alone, table, data_dir, fold_dir, name, device)
             except KeyboardInterrupt as error:
                 raise type(error)(f"ended in fold {fold}; go on with --resume {run_dir}") from error
+            except UserError as error:
+                if not isinstance(error.__cause__, OSError):
+                    raise
+                raise UserError(
+                    f"fold {fold}: {helper.describe_error(error.__cause__)}; make room, and go on "
+                    f"with --resume {run_dir}"
+                ) from error
     judge(run_dir, config.run.device)
 
 
@@ -189,9 +201,7 @@ def load_table(config: args.TrainConfig) -> "pd.DataFrame":
 def load_folds(config: args.TrainConfig) -> list["pd.DataFrame"]:
     """The manifest, divided for each fold."""
     import dataset
-    from imaging import inventory
 
-    inventory.check_all(find_data(config))
     options = config.data
     assert options.folds is not None
     return dataset.load_fold_tables(

@@ -15,6 +15,7 @@ import dataset
 import onnx_file
 from classifier import SliceClassifier
 from helper import UserError
+from imaging import inventory
 from imaging.grey import Pixels
 from imaging.manifest import manifest_path
 from imaging.phantom import plan_phantoms, render_phantom
@@ -44,12 +45,23 @@ class RunSlices:
     classes: list[str]
 
     def pick(self, split: str, limit: int) -> tuple[list[Pixels], NDArray[np.int64]]:
-        """As many slices of a split, evenly over the table, and the indices of their classes."""
+        """As many slices of a split, evenly over the table, and the indices of their classes.
+
+        Raises:
+            UserError: Some are not what prepare.py listed, or of a class that the run knows not.
+        """
         if self.table is None:
             return [], np.empty(0, np.int64)
         rows = self.table[self.table["split"] == split]
         places = np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)
         chosen = rows.iloc[places]
+        unknown = sorted(set(chosen["label"]) - set(self.classes))
+        if unknown:
+            raise UserError(
+                f"{self.data_dir}: class {', '.join(unknown)} is unknown to the checkpoint, which "
+                f"knows {', '.join(self.classes)}; name other slices by --data"
+            )
+        inventory.check_used(self.data_dir, set(chosen["path"]))
         labels = np.array([self.classes.index(label) for label in chosen["label"]], np.int64)
         return [read_grey(self.data_dir / path) for path in chosen["path"]], labels
 

@@ -130,6 +130,8 @@ def _open_table(path: Path) -> Iterator[TextIO]:
         except BaseException:
             log.info("rows so far: %s", growing)
             raise
+        stream.flush()
+        os.fsync(stream.fileno())
     growing.replace(path)
 
 

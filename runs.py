@@ -71,6 +71,7 @@ def start_run(
         with files.new_folder(run_dir) as folder:
             write_start(config, table, folder)
     with hold(run_dir):
+        trainer = None
         try:
             if ranks.is_first() and again:
                 write_start(config, table, run_dir)
@@ -78,7 +79,8 @@ def start_run(
             fit(trainer, table)
         except BaseException as error:
             outside = isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError)
-            kept = (outside or ranks.count() > 1) and (run_dir / "last.pt").exists()
+            has_steps = trainer is not None and trainer.saved_steps > 0
+            kept = (outside or has_steps or ranks.count() > 1) and (run_dir / "last.pt").exists()
             if ranks.is_first() and not kept and not (run_dir / "history.csv").exists():
                 shutil.rmtree(run_dir)  # it failed at the start: give the name back
             raise
@@ -129,22 +131,26 @@ def take_up(run_dir: Path, device: torch.device) -> None:
     Raises:
         UserError: The slices are not those that the run began with.
     """
-    last = checkpoint.load_run(run_dir / "last.pt")
-    checkpoint.check_types(last, checkpoint.LAST_TYPES, run_dir / "last.pt")
-    helper.set_threads(last["threads"])
-    table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
-    if dataset.compute_fingerprint(table[table["split"] != ""]) != last["fingerprint"]:
-        raise UserError(
-            f"{last['data']}: the slices of run {last['run']} are not what they were when it began "
-            "(some added, removed, renamed or relabelled); put them back, or start a new run"
-        )
-    inventory.check_used(Path(last["data"]), set(table["path"][table["split"] != ""]))
-    config = read_config(last["config"], run_dir / "last.pt")
-    check_parts(config, table)
-    network = checkpoint.restore_model(last, run_dir / "last.pt")
-    record = {key: last[key] for key in checkpoint.RECORD_KEYS}
-    log.info("%s: going on after epoch %d", run_dir, last["epoch"])
-    with hold(run_dir):
+    path = run_dir / "last.pt"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name the folder of a run that was stopped")
+    with hold(run_dir):  # before it is read: another program may just be writing it
+        last = checkpoint.load_run(path)
+        checkpoint.check_progress(last, path)
+        helper.set_threads(last["threads"])
+        table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
+        if dataset.compute_fingerprint(table[table["split"] != ""]) != last["fingerprint"]:
+            raise UserError(
+                f"{last['data']}: the slices of run {last['run']} are not what they were when it "
+                "began (some added, removed, renamed or relabelled); put them back, or start a "
+                "new run"
+            )
+        inventory.check_used(Path(last["data"]), set(table["path"][table["split"] != ""]))
+        config = read_config(last["config"], path)
+        check_parts(config, table)
+        network = checkpoint.restore_model(last, path)
+        record = {key: last[key] for key in checkpoint.RECORD_KEYS}
+        log.info("%s: going on after epoch %d", run_dir, last["epoch"])
         trainer = prepare(config, record, network, table, device, run_dir)
         fit(trainer, table, last)
 

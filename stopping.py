@@ -65,7 +65,8 @@ def postpone() -> Iterator[Stop]:
         if stop.kind is not None:
             raise KINDS[number]
         stop.kind = KINDS[number]
-        os.write(2, b"\nending after this step; once more ends at once\n")  # safe in a handler
+        with contextlib.suppress(OSError):  # whoever read it may have ended too
+            os.write(2, b"\nending after this step; once more ends at once\n")  # safe in a handler
 
     before = {number: signal.signal(number, ask) for number in KINDS}
     try:

@@ -143,7 +143,9 @@ class Trainer:
         An end that was asked for comes between two steps, when they have been saved.
         """
         begun, self.begun = self.begun, None
-        watch = LossWatch(self.epoch + 1, self.steps_per_epoch, begun["losses"] if begun else None)
+        # of one process alone, for those of all are added up
+        before = begun["losses"] * ranks.is_first() if begun else None
+        watch = LossWatch(self.epoch + 1, self.steps_per_epoch, before)
         weights: list[int] = list(begun["weights"]) if begun else []
         self.network.train()
         self._freeze_body(self.is_frozen)
@@ -406,7 +408,7 @@ class Trainer:
         self.network.load_state_dict(last["trained_weights"])
         self.averaged.load_state_dict(last["weights"])
         self.optimizer.load_state_dict(last["optimizer"])
-        if last["compiles"] != self.compiles:
+        if last.get("compiles", self.compiles) != self.compiles:
             self.compiles = last["compiles"]
             self.forward = build_forward(self.network, self.compiles, is_wanted=False)
         if ranks.count() == 1:  # several could divide their parts into different numbers

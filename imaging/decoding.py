@@ -189,9 +189,9 @@ def _find_jpeg2000_size(codestream: bytes) -> tuple[int, int, int] | None:
     place = 0
     while not codestream.startswith(_JPEG2000_START, place):
         length, kind = struct.unpack_from(">I4s", codestream, place)
-        if length == 1 or kind == b"pclr":  # of over 4 GiB; a palette, which multiplies pixels
-            return None
-        place += 8 if kind in {b"jp2c", b"jp2h"} else max(8, length)  # those two hold others
+        if length == 1 or (kind == b"jp2h" and b"pclr" in codestream[place : place + length]):
+            return None  # a box of over 4 GiB; a palette, which multiplies what is decoded
+        place += 8 if kind == b"jp2c" else max(8, length)
     right, bottom, left, top = struct.unpack_from(">4I", codestream, place + 8)
     (samples,) = struct.unpack_from(">H", codestream, place + 40)
     return right - left, bottom - top, samples

@@ -35,13 +35,15 @@ class Changes:
             counts += [f"{len(found)} {kind}"] if found else []
             names += found
         rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        is_phantom = (data_dir / "CSV" / "phantoms.csv").exists()
-        way_on = (
-            f"delete {data_dir} and make phantoms anew by prepare.py --phantom"
-            if is_phantom
-            else f"put them back, or take the pictures as they are by python prepare.py "
-            f"{shlex.quote(str(data_dir / 'Images'))} --data {shlex.quote(str(data_dir))}"
-        )
+        if (data_dir / "CSV" / "phantoms.csv").exists():
+            way_on = f"delete {data_dir} and make phantoms anew by prepare.py --phantom"
+        else:
+            images, folder = (shlex.quote(str(part)) for part in (data_dir / "Images", data_dir))
+            back = "put them back" if self.changed or self.missing else "move them away"
+            way_on = (
+                f"{back}, or take the pictures as they are by "
+                f"python prepare.py {images} --data {folder}"
+            )
         return (
             f"{data_dir}: {', '.join(counts)} since prepare.py ran "
             f"({', '.join(names[:SHOWN])}{rest}); {way_on}"
@@ -104,4 +106,7 @@ def check_used(data_dir: Path, used: Collection[str]) -> None:
         raise UserError(Changes(changes.changed, changes.missing, []).describe(data_dir))
     added = sorted(set(changes.added) - set(listed["path"]))
     if added:
-        log.info("note: %s", Changes([], [], added).describe(data_dir))
+        names = ", ".join(added[:SHOWN])
+        log.info(
+            "note: %s: %d pictures are not listed, and not used: %s", data_dir, len(added), names
+        )

@@ -153,6 +153,10 @@ ONE_SAMPLE = struct.pack(">IIIIH", 64, 64, 0, 0, 1) + bytes(64)
     [
         [(b"xml ", SIZ + ONE_SAMPLE), (b"jp2c", LARGE + ONE_SAMPLE)],
         [(b"jp2h", struct.pack(">I4s", 12, b"pclr") + bytes(4)), (b"jp2c", SIZ + ONE_SAMPLE)],
+        [
+            (b"jp2h", struct.pack(">I4s", 99, b"jp2c") + SIZ + ONE_SAMPLE),
+            (b"jp2c", LARGE + ONE_SAMPLE),
+        ],
     ],
 )
 def test_the_size_of_jpeg_2000_is_not_to_be_hidden_by_boxes(

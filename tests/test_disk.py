@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ON_CPU, QUICK, Run, make_data_folder
+from conftest import ON_CPU, QUICK, Run, expect_refusal, make_data_folder
 from fixtures_sources import build_files, write_zip
 
 import checkpoint
+import files
 import main
 import predict
 import prepare
@@ -162,13 +163,14 @@ def test_two_runs_of_one_name_never_share_a_folder(workplace: Path) -> None:
     assert report["n_images"] > 0
 
 
-def test_two_programs_never_fill_one_folder(tmp_path: Path) -> None:
-    source = write_zip(tmp_path / "source.zip", build_files())
-    command = [str(ROOT / "prepare.py"), str(source), "--data", "data"]
-    both = [start(tmp_path, *command) for _ in range(2)]
-    said = [each.communicate() for each in both]
-    # the second may come when the first has ended
-    for each, (_, text) in zip(both, said, strict=True):
-        assert each.returncode == 0 or "another prepare.py is at work there" in text
-    assert 0 in [each.returncode for each in both]
-    assert not list((tmp_path / "data").glob(".*"))
+def test_two_programs_never_fill_one_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, data = write_zip(tmp_path / "source.zip", build_files()), tmp_path / "data"
+    data.mkdir()
+    with files.lock(data, "taken"):
+        line = expect_refusal(capsys, prepare.main([str(source), "--data", str(data)]))
+    assert f"{data}: another prepare.py is at work there; let it end" in line
+    assert list(data.iterdir()) == []
+    assert prepare.main([str(source), "--data", str(data)]) == 0
+    assert not list(data.glob(".*"))

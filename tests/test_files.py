@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,10 +112,50 @@ def test_a_folder_that_fails_is_not_there(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_program_left_is_cleared_away(tmp_path: Path) -> None:
-    for name in (f"{files.UNFINISHED}abc.pt", "last.pt"):
+    for name in (f"{files.UNFINISHED}abc.pt", f"{files.UNFINISHED}abc.npz", "last.pt"):
         (tmp_path / name).touch()
+    (tmp_path / f"{files.UNFINISHED}dir.pt" / "inside").mkdir(parents=True)
+    files.clear_unfinished(tmp_path, ".pt")
+    assert {path.name for path in tmp_path.iterdir()} == {".part-abc.npz", "last.pt"}
     files.clear_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_content_and_name_are_flushed_before_and_after_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+    path, flush = tmp_path / "file.txt", os.fsync
+
+    def watch(handle: int) -> None:
+        seen.append((Path(f"/proc/self/fd/{handle}").is_dir(), path.exists()))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    files.write_text(path, "text")
+    if Path("/proc/self/fd").exists():
+        assert seen == [(False, False), (True, True)]
+    assert len(seen) == 2
+
+
+def test_who_comes_second_waits_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    order: list[str] = []
+
+    def be_second() -> None:
+        with files.lock(tmp_path):
+            order.append("second")
+
+    with files.lock(tmp_path):
+        other = threading.Thread(target=be_second)
+        other.start()
+        while "waiting for another program" not in caplog.text:
+            time.sleep(0.01)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
 
 
 HOLD = """

@@ -73,10 +73,13 @@ def test_code_in_a_checkpoint_is_never_run(
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "schema": (lambda kept: kept.update(schema=1), "checkpoint schema 1, this program reads 2"),
-    "no classes": (lambda kept: kept.update(classes=[]), "its classes should be two names or more"),
+    "no classes": (
+        lambda kept: kept.update(classes=[]),
+        "its classes should be two plain names or more",
+    ),
     "a class twice": (
         lambda kept: kept.update(classes=["A", "A", "B"]),
-        "its classes should be two names or more, each once, and is ['A', 'A', 'B']",
+        "its classes should be two plain names or more, each once, and is ['A', 'A', 'B']",
     ),
     "a class too few": (
         lambda kept: kept.update(classes=["Glioma", "Menin"]),
@@ -122,6 +125,32 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda kept: kept.update(config={}),
         "its config should be the options of a run",
     ),
+    "a class that is a formula": (
+        lambda kept: kept.update(classes=["=1+1", "Menin", "Tumor"]),
+        "its classes should be two plain names or more",
+    ),
+    "a network that is no classifier": (
+        lambda kept: kept.update(model="fasterrcnn_resnet50_fpn"),
+        "its model should be one that this version knows, and is 'fasterrcnn_resnet50_fpn'",
+    ),
+    "dropout out of range": (
+        lambda kept: kept["config"]["model"].update(dropout=5.0),
+        "its config should be the options of a run",
+    ),
+    "threads without number": (
+        lambda kept: kept.update(threads=20000),
+        "its threads should be 1 to 1024, and is 20000",
+    ),
+    "another precision": (
+        lambda kept: kept.update(precision="bf17"),
+        "its precision should be fp32 or bf16, and is 'bf17'",
+    ),
+    "a best epoch that is none": (
+        lambda kept: kept.update(best={"x": 1}),
+        "its best should be the row of an epoch",
+    ),
+    "a run outside": (lambda kept: kept.update(run=".."), "its run name '..' is no plain name"),
+    "a run of no name": (lambda kept: kept.update(run=""), "its run name '' is no plain name"),
     "half a split": (
         lambda kept: kept["split"]["split"].pop(),
         "its split should be as many splits as sha256",
@@ -168,6 +197,25 @@ def test_every_part_that_a_run_goes_on_with_is_missed(
         put(kept)
         line = expect_refusal(capsys, main.main(["--resume", "session/first", "--device", "cpu"]))
         assert words in line
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"micro_batch": 0}, "its micro_batch should be 1 or more"),
+        ({"begun": 5}, "its begun should be losses and weights of steps, and is 5"),
+        (
+            {"begun": {"losses": torch.zeros(2), "weights": [8]}},
+            "its begun should be as many losses as weights",
+        ),
+    ],
+)
+def test_steps_that_are_none_are_named(
+    trained: Run, capsys: pytest.CaptureFixture[str], values: dict[str, Any], words: str
+) -> None:
+    put({**torch.load(LAST, weights_only=True), **values})
+    line = expect_refusal(capsys, main.main(["--resume", "session/first", "--device", "cpu"]))
+    assert f"session/first/last.pt: {words}" in line
 
 
 def test_a_state_of_training_that_does_not_fit_is_named(

@@ -12,13 +12,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import ON_CPU, QUICK, expect_refusal, make_trainer
+from conftest import ON_CPU, QUICK, Run, expect_refusal, make_trainer
 
 import checkpoint
 import evaluate
 import files
 import main
+import runs
 import stopping
+import trainer
 from trainer import Trainer
 
 ROOT = Path(main.__file__).parent
@@ -264,3 +266,73 @@ def test_what_was_chosen_for_a_run_is_not_chosen_again(tmp_path: Path) -> None:
     second.resume(checkpoint.load_checkpoint(tmp_path / "last.pt"))
     assert (second.micro_batch, second.compiles) == (4, True)
     assert second.forward is not second.network
+
+
+def test_a_finished_run_without_its_last_checkpoint_is_left_alone(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("session/first/last.pt").unlink()
+    before = Path("session/first/best.pt").read_bytes()
+    status = main.main(["--resume", "session/first", "--device", "cpu"])
+    assert "session/first/last.pt: no such file" in expect_refusal(capsys, status)
+    assert Path("session/first/best.pt").read_bytes() == before
+
+
+def test_steps_that_were_saved_outlive_an_error_of_any_kind(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step = Trainer.train_step
+
+    def fail(self: Trainer, batch: object, step: int) -> torch.Tensor:
+        if step == 1:
+            raise RuntimeError("the device is lost")
+        return train_step(self, batch, step)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    command = [*QUICK, *ON_CPU, "--name"]
+    assert main.main([*command, "kept", "--save-every", "0.0000001"]) == 1
+    assert checkpoint.load_run(Path("session/kept/last.pt"))["begun"]
+    assert main.main([*command, "lost"]) == 1
+    assert not Path("session/lost").exists()
+
+
+def test_a_signal_is_heeded_when_nobody_reads_what_is_said() -> None:
+    code = (
+        "import os, signal, stopping\n"
+        "reader, writer = os.pipe()\n"
+        "os.dup2(writer, 2); os.close(writer); os.close(reader)\n"
+        "with stopping.postpone() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(stop.kind.__name__)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.stdout == "KeyboardInterrupt\n"
+
+
+def test_folds_that_are_ended_before_the_first_is_saved_can_be_taken_up(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
+    command = [*QUICK, *ON_CPU, "--epochs", "1", "--folds", "3", "--name", "cross"]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise stopping.Terminated
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "prepare", interrupt)
+        line = expect_refusal(capsys, main.main(command), 143)
+    assert line == "error: ended in fold 1; go on with --resume session/cross"
+    (Path("session/cross/.part-fold") / "inside").mkdir(parents=True)  # killed in new_folder
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", fill_the_disk)
+        patch.setattr(trainer, "save_checkpoint", fill_the_disk)
+        line = expect_refusal(capsys, main.main(["--resume", "session/cross", "--device", "cpu"]))
+    assert main.main(["--resume", "session/cross", "--device", "cpu"]) == 0
+    assert Path("session/cross/fold_3/best.pt").exists()
+    assert not list(Path("session/cross").glob(".*"))
+
+
+def fill_the_disk(path: Path, content: object) -> None:
+    raise OSError(28, "No space left on device", str(path))
