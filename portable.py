@@ -49,7 +49,7 @@ def fit_squares(pictures: Tensor, size_px: int) -> Tensor:
     """As `imaging.position.fit_slice`, of each picture.
 
     The resize of an axis is a product with weights. Each picture has its own: of its rows or its
-    columns, mirrored where the picture is to be mirrored, in the order of Pillow's passes.
+    columns, mirrored where the picture is to be mirrored; what becomes a row comes first.
 
     Args:
         pictures: uint8 [B, H, W].
@@ -61,21 +61,15 @@ def fit_squares(pictures: Tensor, size_px: int) -> Tensor:
     height, width = pictures.shape[1:]
     longest = _take_longer(height, width)
     flip_rows, flip_columns, transpose = find_positions(pictures)
-    # onnxruntime has no torch.where of bools
-    is_tall = (begins_with_rows(height, width, size_px) & ~transpose) | (
-        begins_with_rows(width, height, size_px) & transpose
-    )
-    rows_first = transpose ^ is_tall
     weights = torch.cat([compute_weights(side, longest, size_px) for side in (height, width)])
     of_rows, of_columns = flip_rows.long(), 2 + flip_columns.long()
-    first = weights.index_select(0, torch.where(rows_first, of_rows, of_columns))
-    second = weights.index_select(0, torch.where(rows_first, of_columns, of_rows))
+    first = weights.index_select(0, torch.where(transpose, of_rows, of_columns))
+    second = weights.index_select(0, torch.where(transpose, of_columns, of_rows))
     whole = nn.functional.pad(pictures, (0, longest - width, 0, longest - height))
-    whole = torch.where(_widen(rows_first), whole, whole.transpose(1, 2)).double()
+    whole = torch.where(_widen(transpose), whole, whole.transpose(1, 2)).double()
     # rounded in between: onnxruntime 1.20 cannot multiply what is transposed in fp64
     halfway = _round_half_up((first @ whole).transpose(1, 2))
-    squares = _round_half_up(second @ halfway).float()
-    return torch.where(_widen(is_tall), squares.transpose(1, 2), squares)
+    return _round_half_up(second @ halfway).float()
 
 
 def find_positions(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,17 +122,6 @@ def compute_weights(side: int, longest: int, size_px: int) -> Tensor:
     is_inside = ((rows >= 0) & (rows < length)).double()
     weights = torch.floor(shares * WEIGHT_STEPS + 0.5) / WEIGHT_STEPS * is_inside[:, None]
     return nn.functional.pad(torch.stack([weights, weights.flip(1)]), (0, longest - side))
-
-
-def begins_with_rows(height: int, width: int, size_px: int) -> Tensor:
-    """Whether Pillow's first pass is the vertical one, bool [].
-
-    Since version 13, where the height shrinks by more than twice as much as the width; never
-    before. The order decides how halves are rounded.
-    """
-    longest = _take_longer(height, width)
-    lost_rows, lost_columns = (side - _fit_side(side, longest, size_px) for side in (height, width))
-    return (lost_rows > 0) & (lost_rows > 2 * lost_columns)
 
 
 def _take_longer(height: int, width: int) -> int:

@@ -104,6 +104,9 @@ def resize_grey(pixels: Pixels, size_px: int) -> Pixels:
     top, left, height, width = find_frame((pixels.shape[0], pixels.shape[1]), size_px)
     image = Image.fromarray(pixels)
     if (height, width) != pixels.shape:
+        # rows first, whatever the shape: Pillow 13 would begin with the columns of tall pictures,
+        # and what is rounded in between would be another grey level there
+        image = image.resize((width, pixels.shape[0]), Image.Resampling.BILINEAR)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     square = np.zeros((size_px, size_px), np.uint8)
     square[top : top + height, left : left + width] = np.asarray(image)

@@ -27,7 +27,7 @@ from imaging.dicom import (
 )
 from imaging.grey import ImageError, Pixels, check_scans, check_size, scale_to_8_bit
 
-READER_VERSION = 2  # part of every cache key: raise it when the same file gives other pixels
+READER_VERSION = 3  # part of every cache key: raise it when the same file gives other pixels
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", *DICOM_SUFFIXES)
 
