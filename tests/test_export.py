@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import PIL
 import pytest
 import torch
@@ -22,7 +23,7 @@ import onnx_check
 import onnx_file
 import use_args
 from classifier import SliceClassifier, load_classifier
-from helper import NOTICE, PROJECT_DIR
+from helper import NOTICE, PROJECT_DIR, UserError
 from imaging.position import find_position, fit_slice
 from portable import find_positions, fit_squares
 
@@ -377,6 +378,25 @@ def test_int8_needs_the_slices(quick: Exported, capsys: Any) -> None:
     Path("data/phantom").unlink()
     line = run_refused(capsys, str(quick.checkpoint), "--precision", "int8")
     assert "--precision int8: data/phantom holds 0 val slices of the run" in line
+
+
+def test_slices_that_are_not_what_they_were_judge_nothing(
+    quick: Exported, phantom_dir: Path, capsys: Any
+) -> None:
+    Path("data/phantom").unlink()
+    shutil.copytree(phantom_dir, "data/phantom")
+    split = pd.read_csv("session/first/split.csv")
+    path = Path("data/phantom", split["path"][split["split"] == "val"].iloc[0])
+    path.write_bytes(path.read_bytes() + b"0")
+    line = run_refused(capsys, str(quick.checkpoint))
+    assert f"data/phantom: 1 changed since prepare.py ran (Images/{path.parent.name}/" in line
+
+
+def test_slices_of_an_unknown_class_are_named(quick: Exported) -> None:
+    kept = checkpoint.load_run(quick.checkpoint)
+    slices = onnx_check.find_slices({**kept, "classes": ["Glioma", "Menin"]}, None)
+    with pytest.raises(UserError, match="class Tumor is unknown to the checkpoint, which knows"):
+        slices.pick("val", 99)
 
 
 # ---- arguments
