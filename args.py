@@ -35,7 +35,7 @@ def device_option() -> Any:
 def threads_option(purpose: str = "") -> Any:
     """`--threads`, of every verb that computes; `purpose` says for what, where not for all."""
     words = f"CPU threads{purpose}; 0: as many as there are cores"
-    return option(0, words, low=0, metavar="N")
+    return option(0, words, low=0, high=1024, metavar="N")
 
 
 def debug_option() -> Any:

@@ -1,6 +1,7 @@
 """From a network to a checkpoint and back: tensors and plain values, no code."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ LAST_TYPES: dict[str, type] = {
     "micro_batch": int,
 }
 SIZES_PX = (16, 2048)  # as of --image-size
-MOST_THREADS = 1024
+MOST_THREADS = 1024  # as of --threads
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -100,7 +101,9 @@ def check_types(checkpoint: dict[str, Any], wanted: dict[str, type], path: Path)
     for key, kind in wanted.items():
         found = checkpoint[key]
         if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-            raise _describe_fault(path, key, f"a {kind.__name__}", f"a {type(found).__name__}")
+            raise _describe_fault(
+                path, key, f"of type {kind.__name__}", f"of type {type(found).__name__}"
+            )
 
 
 def check_progress(last: dict[str, Any], path: Path) -> None:
@@ -126,47 +129,52 @@ def check_progress(last: dict[str, Any], path: Path) -> None:
 
 
 def _check_identity(checkpoint: dict[str, Any], path: Path) -> None:
-    classes, config = checkpoint["classes"], checkpoint["config"]
-    # as prepare.py takes them: no formula in a spreadsheet, no two names in a list
-    names = [
-        name
-        for name in classes
-        if isinstance(name, str) and name and name[0] not in "=+-@" and "|" not in name
-    ]
-    if len(set(names)) < 2 or len(set(names)) != len(classes):
-        raise _describe_fault(
-            path, "classes", "two plain names or more, each once", f"{classes}"[:80]
-        )
-    preprocess, (low, high) = checkpoint["preprocess"], SIZES_PX
-    wanted = [field.name for field in dataclasses.fields(Preprocess)]
-    if sorted(preprocess) != sorted(wanted):
-        raise _describe_fault(
-            path, "preprocess", ", ".join(wanted), ", ".join(map(str, preprocess))
-        )
-    is_number = all(type(value) in {int, float} for value in preprocess.values())
-    side = preprocess["image_size"]
-    if not is_number or type(side) is not int or not low <= side <= high:
-        raise _describe_fault(
-            path, "preprocess", f"numbers, image_size of {low} to {high} px", f"{preprocess}"[:80]
-        )
+    """Hold what a network is built of, and what is believed of it, to what they can be."""
+    low, high = SIZES_PX
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "classes": (_are_names, "two plain names or more, each once"),
+        "preprocess": (_is_preprocess, f"image_size ({low} to {high} px), mean and std"),
+        "config": (_is_config, "the options of a run"),
+        "threads": (lambda threads: 1 <= threads <= MOST_THREADS, f"1 to {MOST_THREADS}"),
+        "precision": (("fp32", "bf16").__contains__, "fp32 or bf16"),
+        "best": (lambda best: not best or type(best.get("epoch")) is int, "the row of an epoch"),
+        "split": (_is_split, "as many splits as sha256"),
+        "model": (list_models().__contains__, "one that this version knows"),
+    }
+    for key, (is_right, expected) in rules.items():
+        if not is_right(checkpoint[key]):
+            raise _describe_fault(path, key, expected, f"{checkpoint[key]!r}"[:80])
+
+
+def _are_names(classes: list[Any]) -> bool:
+    """As prepare.py takes them: no formula in a spreadsheet, no two names in a list."""
+    names = [name for name in classes if isinstance(name, str) and name]
+    plain = {name for name in names if name[0] not in "=+-@" and "|" not in name}
+    return 2 <= len(plain) == len(classes)
+
+
+def _is_preprocess(values: dict[Any, Any]) -> bool:
+    low, high = SIZES_PX
+    is_number = all(type(value) in {int, float} for value in values.values())
+    wanted = {field.name for field in dataclasses.fields(Preprocess)}
+    side = values.get("image_size")
+    return set(values) == wanted and is_number and type(side) is int and low <= side <= high
+
+
+def _is_config(config: dict[Any, Any]) -> bool:
     data, network = config.get("data"), config.get("model")
-    known = isinstance(data, dict) and data.get("split_by") in {"group", "image"}
-    dropout = network.get("dropout") if isinstance(network, dict) else None
-    if not known or not isinstance(dropout, float) or not 0 <= dropout < 1:
-        raise _describe_fault(path, "config", "the options of a run", f"{config}"[:80])
-    if not 1 <= checkpoint["threads"] <= MOST_THREADS:
-        raise _describe_fault(path, "threads", f"1 to {MOST_THREADS}", str(checkpoint["threads"]))
-    if checkpoint["precision"] not in {"fp32", "bf16"}:
-        raise _describe_fault(path, "precision", "fp32 or bf16", repr(checkpoint["precision"][:80]))
-    if checkpoint["best"] and type(checkpoint["best"].get("epoch")) is not int:
-        raise _describe_fault(path, "best", "the row of an epoch", f"{checkpoint['best']}"[:80])
-    split = checkpoint["split"]
-    parts = [split.get(key) for key in ("sha256", "split")]
-    if (
-        not all(isinstance(part, list) for part in parts)
-        or len({len(part or ()) for part in parts}) > 1
-    ):
-        raise _describe_fault(path, "split", "as many splits as sha256", f"{split}"[:80])
+    if not isinstance(data, dict) or not isinstance(network, dict):
+        return False
+    dropout = network.get("dropout")
+    in_range = isinstance(dropout, float) and 0 <= dropout < 1
+    return in_range and data.get("split_by") in ("group", "image")
+
+
+def _is_split(split: dict[Any, Any]) -> bool:
+    digests, splits = split.get("sha256"), split.get("split")
+    if not isinstance(digests, list) or not isinstance(splits, list):
+        return False
+    return len(digests) == len(splits)
 
 
 def _describe_fault(path: Path, key: str, expected: str, found: str) -> UserError:
@@ -181,9 +189,6 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> Classifier:
             or infinite.
     """
     preprocess, n_classes = Preprocess(**checkpoint["preprocess"]), len(checkpoint["classes"])
-    if checkpoint["model"] not in list_models():
-        found = repr(checkpoint["model"][:80])
-        raise _describe_fault(path, "model", "one that this version knows", found)
     network = build_model(
         checkpoint["model"],
         n_classes,

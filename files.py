@@ -1,9 +1,11 @@
 """Files and folders that are complete or absent, whenever the program or the machine ends.
 
-What is under way has a hidden name that begins with UNFINISHED. Standard library only.
+What is under way has a hidden name that begins with UNFINISHED. Standard library alone, but for
+locks, whose library is imported when one is taken.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from helper import UserError, log
+from helper import UserError, describe_error, log
 
 UNFINISHED = ".part-"
 LOCK = ".lock"
@@ -126,6 +128,12 @@ def clear_unfinished(folder: Path, suffix: str = "") -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def advise(error: OSError) -> str:
+    """What to do about an error of the system's while a file is written or read."""
+    is_full = error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+    return f"{describe_error(error)}; {'make room' if is_full else 'mend that'}, and go on"
 
 
 def _flush_folder(folder: Path) -> None:

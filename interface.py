@@ -269,7 +269,7 @@ def _build_many(classifier: SliceClassifier, folder: Path) -> None:
             _log_failure(error)
             return [None, page.describe_error(error), "", gr.update(visible=False)]
         text = page.write_table(rows, classifier.classes)
-        path = Path(tempfile.mkdtemp(dir=folder)) / "predictions.csv"
+        path = Path(tempfile.mkdtemp(dir=folder)) / page.name_table(classifier)
         path.write_text(text, "utf-8", newline="")
         update = gr.update(value=str(path), visible=True)
         return [None, page.summarise(rows), page.show_table(text), update]

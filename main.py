@@ -63,6 +63,7 @@ def resume(config: args.ResumeConfig) -> None:
     """A run that was stopped, from its last.pt to results/RUN; a run of folds, fold by fold."""
     import ranks
     import runs
+    from imaging import inventory
 
     device = ranks.join(config.device)
     run_dir, kept = config.resume, config.resume / "config.json"
@@ -70,6 +71,7 @@ def resume(config: args.ResumeConfig) -> None:
     if kept.is_file() and not (run_dir / "last.pt").exists():
         whole = read_config(kept)
     if whole and whole.data.folds:
+        inventory.check_used(find_data(whole), set(load_folds(whole)[0]["path"]))
         train_folds(whole, run_dir, device)
         return
     is_fold = (run_dir.parent / "config.json").is_file()  # its split is in the folder above
@@ -140,10 +142,8 @@ def train_folds(config: args.TrainConfig, run_dir: Path, device: "torch.device")
     """
     import ranks
     import runs
-    from imaging import inventory
 
     tables, data_dir = load_folds(config), find_data(config)
-    inventory.check_used(data_dir, set(tables[0]["path"]))
     if ranks.is_first():
         keep_division(tables, run_dir)
     alone = dataclasses.replace(config, data=dataclasses.replace(config.data, folds=None))
@@ -164,10 +164,8 @@ def train_folds(config: args.TrainConfig, run_dir: Path, device: "torch.device")
             except UserError as error:
                 if not isinstance(error.__cause__, OSError):
                     raise
-                raise UserError(
-                    f"fold {fold}: {helper.describe_error(error.__cause__)}; make room, and go on "
-                    f"with --resume {run_dir}"
-                ) from error
+                line = f"fold {fold}: {files.advise(error.__cause__)} with --resume {run_dir}"
+                raise UserError(line) from error
     judge(run_dir, config.run.device)
 
 

@@ -172,7 +172,9 @@ def _restore(entry: dataclasses.Field, value: Any) -> Any:
         return None
     wanted = {float: (int, float), Path: (str,)}.get(kind, (kind,))
     if not isinstance(value, wanted) or isinstance(value, bool) != (kind is bool):
-        raise ValueError(f"{entry.name} should be a {kind.__name__}, and is {str(value)[:40]!r}")
+        raise ValueError(
+            f"{entry.name} should be of type {kind.__name__}, and is {str(value)[:40]!r}"
+        )
     if meta["choices"] and value not in meta["choices"]:
         raise ValueError(f"{entry.name} should be one of {', '.join(meta['choices'])}")
     if kind in {int, float, str}:

@@ -248,6 +248,13 @@ def write_table(rows: list[answers.Row], classes: list[str]) -> str:
     return stream.getvalue().encode("utf-8", "backslashreplace").decode()
 
 
+def name_table(classifier: SliceClassifier) -> str:
+    """The name of the CSV: a table that is passed on takes its warnings along in no other place."""
+    titles = [line.partition(": ")[0] for line in classifier.list_warnings()]
+    words = "-".join(["predictions", "research use only", *titles])
+    return f"{words.lower().replace(' ', '-')}.csv"
+
+
 def show_table(text: str) -> str:
     """A CSV as an HTML table that scrolls sideways in itself; what warns of a row comes first."""
     rows = csv.DictReader(io.StringIO(text))

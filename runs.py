@@ -24,7 +24,7 @@ import verdicts
 from args import TrainConfig
 from assessment import baselines, calibration, novelty
 from batches import Slices
-from helper import UserError, describe_error, first_line, log
+from helper import UserError, first_line, log
 from imaging import inventory
 from trainer import Trainer
 
@@ -197,6 +197,8 @@ def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = Non
     if last is not None:
         try:
             trainer.resume(last)
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"{run_dir / 'last.pt'}: the state of its training is not that of this run "
@@ -216,8 +218,7 @@ def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = Non
         ) from error
     except OSError as error:
         raise UserError(
-            f"{describe_error(error)}; what was saved before is whole: make room, and go on with "
-            f"--resume {run_dir}"
+            f"{files.advise(error)} with --resume {run_dir}: what was saved before is whole"
         ) from error
     ranks.wait()
 

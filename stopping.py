@@ -24,14 +24,19 @@ KINDS: dict[int, type[KeyboardInterrupt]] = {
 @contextlib.contextmanager
 def heed_sigterm() -> Iterator[None]:
     """Let SIGTERM raise Terminated, so that the program ends in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where alone signals can be heeded
+    if not _can_heed():
+        yield
         return
     before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _can_heed() -> bool:
+    """Python hands signals to the main thread alone."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
@@ -57,7 +62,7 @@ class Stop:
 def postpone() -> Iterator[Stop]:
     """Keep Ctrl-C and SIGTERM until they are heeded; a second one ends the program at once."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    if not _can_heed():
         yield stop
         return
 

@@ -223,7 +223,7 @@ def test_many_files_make_a_table_to_download(page: Any, phantom: Path, text: Pat
     assert "2 rows" in page.inner_text("#summary")
     with page.expect_download() as waiting:
         page.click("#csv")
-    assert waiting.value.suggested_filename == "predictions.csv"
+    assert waiting.value.suggested_filename == "predictions-research-use-only-phantom.csv"
     table = Path(waiting.value.path()).read_text("utf-8").splitlines()
     assert table[0].startswith("file,predicted,confidence,p_Glioma")
     assert table[1].startswith("phantom.png,")

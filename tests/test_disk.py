@@ -54,8 +54,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(workplace: Path) 
     assert ended.returncode == 1, ended.stderr
     errors = [line for line in ended.stderr.splitlines() if "Warning" not in line]
     assert errors[-1] == (
-        "error: session/run/last.pt: No space left on device; what was saved before is whole: "
-        "make room, and go on with --resume session/run"
+        "error: session/run/last.pt: No space left on device; make room, and go on with --resume "
+        "session/run: what was saved before is whole"
     )
     assert "Traceback" not in ended.stderr
     kept = checkpoint.load_run(copy / "run" / "last.pt")

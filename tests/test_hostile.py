@@ -111,15 +111,23 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "slices of no size": (
         lambda kept: kept["preprocess"].update(image_size=0),
-        "its preprocess should be numbers, image_size of 16 to 2048 px",
+        "its preprocess should be image_size (16 to 2048 px), mean and std, and is ",
     ),
     "slices of vast size": (
         lambda kept: kept["preprocess"].update(image_size=10**6),
-        "its preprocess should be numbers, image_size of 16 to 2048 px",
+        "its preprocess should be image_size (16 to 2048 px), mean and std, and is ",
     ),
     "other preprocessing": (
         lambda kept: kept.update(preprocess={"mean": 0.5}),
-        "its preprocess should be image_size, mean, std, and is mean",
+        "its preprocess should be image_size (16 to 2048 px), mean and std, and is {'mean': 0.5}",
+    ),
+    "preprocessing of other keys": (
+        lambda kept: kept.update(preprocess={1: 2, "mean": 0.5}),
+        "its preprocess should be image_size (16 to 2048 px), mean and std",
+    ),
+    "a split by a list": (
+        lambda kept: kept["config"]["data"].update(split_by=["group"]),
+        "its config should be the options of a run",
     ),
     "no options": (
         lambda kept: kept.update(config={}),
@@ -180,7 +188,7 @@ def test_every_part_is_missed_and_told_from_another_kind(
     send(lambda kept: kept.update({key: None}))
     line = expect_refusal(capsys, judge())
     kind = checkpoint.RUN_TYPES[key].__name__
-    assert f"mail.pt: its {key} should be a {kind}, and is a NoneType" in line
+    assert f"mail.pt: its {key} should be of type {kind}, and is of type NoneType" in line
 
 
 @pytest.mark.parametrize("key", checkpoint.LAST_TYPES)
@@ -190,7 +198,7 @@ def test_every_part_that_a_run_goes_on_with_is_missed(
     before = torch.load(LAST, weights_only=True)
     for change, words in (
         (lambda kept: kept.pop(key), f"last.pt: not a checkpoint of a run; {key} missing"),
-        (lambda kept: kept.update({key: "x"}), f"last.pt: its {key} should be a "),
+        (lambda kept: kept.update({key: "x"}), f"last.pt: its {key} should be of type "),
     ):
         kept = copy.deepcopy(before)
         change(kept)
@@ -230,10 +238,10 @@ def test_a_state_of_training_that_does_not_fit_is_named(
 @pytest.mark.parametrize(
     ("section", "values", "words"),
     [
-        ("train", {"epochs": "many"}, "epochs should be a int, and is 'many'"),
+        ("train", {"epochs": "many"}, "epochs should be of type int, and is 'many'"),
         ("train", {"batch_size": 1}, "batch_size"),
         ("run", {"precision": "fp8"}, "precision should be one of auto, fp32, bf16"),
-        ("run", {"tensorboard": 1}, "tensorboard should be a bool, and is '1'"),
+        ("run", {"tensorboard": 1}, "tensorboard should be of type bool, and is '1'"),
         ("train", {"unknown": 1}, "unknown"),
     ],
 )

@@ -18,6 +18,7 @@ import checkpoint
 import evaluate
 import files
 import main
+import ranks
 import runs
 import stopping
 import trainer
@@ -25,6 +26,21 @@ from trainer import Trainer
 
 ROOT = Path(main.__file__).parent
 WORKER = ROOT / "tests" / "kill_worker.py"
+
+
+def assert_same_weights(one: dict, other: dict) -> None:
+    """Of two last.pt, to the bit."""
+    for key in ("weights", "trained_weights"):
+        assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
+
+
+def refuse_to_resume(capsys: pytest.CaptureFixture[str], run_dir: str) -> None:
+    """Another program holds the run."""
+    capsys.readouterr()
+    status = main.main(["--resume", run_dir, "--device", "cpu"])
+    assert f"{run_dir}: another program trains this run" in expect_refusal(capsys, status)
+
+
 OPTIONS = {"dropout": 0.5, "mixup": 0.4, "freeze_epochs": 1, "start": "weights"}
 
 
@@ -131,8 +147,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     whole, parts = (
         checkpoint.load_run(Path(f"session/{run}/last.pt")) for run in ("whole", "parts")
     )
-    for key in ("weights", "trained_weights"):
-        assert all(torch.equal(value, parts[key][name]) for name, value in whole[key].items())
+    assert_same_weights(whole, parts)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -169,20 +184,31 @@ def test_a_run_killed_before_it_saved_anything_begins_anew(
     assert not list(Path("session/run").glob(".*"))
 
 
+def test_losses_of_a_begun_epoch_are_counted_by_one_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for is_first in (True, False):
+        trainer = make_trainer(tmp_path / str(is_first), epochs=1)
+        trainer.begun = {"losses": torch.tensor([30.0]), "weights": [8]}
+        monkeypatch.setattr(trainer, "train_step", lambda *_: torch.tensor(1.0))
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "is_first", lambda first=is_first: first)
+            losses.append(trainer.train_epoch())
+    assert losses == pytest.approx([(30 * 8 + 16) / 24, 16 / 24])
+
+
 def test_two_programs_never_train_one_run(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main([*QUICK, *ON_CPU, "--name", "run"]) == 0
     before = Path("session/run/last.pt").read_bytes()
     with files.lock(Path("session/run"), "taken"):
-        capsys.readouterr()
-        status = main.main(["--resume", "session/run", "--device", "cpu"])
-        assert "session/run: another program trains this run" in expect_refusal(capsys, status)
+        refuse_to_resume(capsys, "session/run")
         assert Path("session/run/last.pt").read_bytes() == before
         for name in ("last.pt", "best.pt", "history.csv"):  # the other has not saved yet
             Path("session/run", name).unlink()
-        status = main.main(["--resume", "session/run", "--device", "cpu"])
-        assert "session/run: another program trains this run" in expect_refusal(capsys, status)
+        refuse_to_resume(capsys, "session/run")
         assert Path("session/run/config.json").exists()
 
 
@@ -194,9 +220,7 @@ def test_two_programs_never_train_the_folds_of_one_run(
     assert main.main(command) == 0
     Path("session/cross/fold_2/last.pt").unlink()
     with files.lock(Path("session/cross"), "taken"):
-        capsys.readouterr()
-        status = main.main(["--resume", "session/cross", "--device", "cpu"])
-        assert "another program trains this run" in expect_refusal(capsys, status)
+        refuse_to_resume(capsys, "session/cross")
     assert Path("session/cross/fold_2/best.pt").exists()
 
 
@@ -227,9 +251,8 @@ def test_threads_that_read_change_no_bit(
         size = ["--image-size", "160", "--epochs", "1"]
         assert main.main([*QUICK, *ON_CPU, *memory, *size, "--name", name]) == 0
         ends.append(checkpoint.load_run(Path(f"session/{name}/last.pt")))
-    for key in ("weights", "trained_weights"):
-        for end in ends[1:]:
-            assert all(torch.equal(value, end[key][name]) for name, value in ends[0][key].items())
+    for end in ends[1:]:
+        assert_same_weights(ends[0], end)
 
 
 @pytest.mark.gpu
@@ -253,8 +276,7 @@ def test_a_run_on_cuda_is_the_same_twice_and_when_taken_up(
     whole, parts = (
         checkpoint.load_run(Path(f"session/{run}/last.pt")) for run in ("whole", "parts")
     )
-    for key in ("weights", "trained_weights"):
-        assert all(torch.equal(value, parts[key][name]) for name, value in whole[key].items())
+    assert_same_weights(whole, parts)
 
 
 def test_what_was_chosen_for_a_run_is_not_chosen_again(tmp_path: Path) -> None:

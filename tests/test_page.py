@@ -174,6 +174,12 @@ def test_the_run_s_own_folder_may_be_gone_but_not_the_one_that_is_named(
         page.find_training(classifier, Path("gone"))
 
 
+def test_the_name_of_a_table_warns(classifier: SliceClassifier) -> None:
+    assert page.name_table(classifier) == "predictions-research-use-only-phantom.csv"
+    classifier.members[0].kept["config"]["data"]["split_by"] = "image"
+    assert page.name_table(classifier) == "predictions-research-use-only-phantom-leaky-split.csv"
+
+
 def test_the_table_holds_what_the_csv_holds() -> None:
     text = "file,set,error\na.png,A|B,\nb.png,,no picture\n"
     table = page.show_table(text)
