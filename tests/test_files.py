@@ -44,8 +44,10 @@ def test_a_clean_end_replaces_the_file_in_folders_made_for_it(tmp_path: Path) ->
     for text in ("one", "two"):
         with files.atomic_path(path) as temporary:
             temporary.write_text(text)
+            number = temporary.stat().st_ino
             assert not path.exists() or path.read_text() == "one"
         assert path.read_text() == text
+        assert path.stat().st_ino == number  # renamed: a copy could be cut short
     assert list(path.parent.iterdir()) == [path]
 
 
