@@ -17,7 +17,11 @@ TASK, FOLDER = sys.argv[1], Path(sys.argv[2])
 
 
 def train() -> None:
-    """Three epochs of a network without batch norm; keeps the slices of each step, and weights."""
+    """Three epochs of a network without batch norm; keeps the slices of each step, and weights.
+
+    SGD moves weights in proportion to their gradients. AdamW would turn the rounding of a gradient
+    near zero, which differs between CPUs, into a step of the full rate.
+    """
     ranks.join("cpu")
     seen, train_step = [], Trainer.train_step
 
@@ -27,6 +31,11 @@ def train() -> None:
 
     Trainer.train_step = watch  # type: ignore[method-assign]
     trainer = make_trainer(FOLDER, n_train=26, n_val=13, dropout=0.0, batch_norm=False)
+    groups = trainer.optimizer.param_groups
+    trainer.optimizer = torch.optim.SGD(
+        [{"params": group["params"], "lr_share": group["lr_share"]} for group in groups], lr=0.01
+    )
+    trainer.peak_lr = 0.01
     trainer.fit()
     kept = {"seen": seen, "weights": trainer.network.state_dict(), "history": trainer.history}
     torch.save(kept, FOLDER / f"rank-{ranks.get_rank()}.pt")

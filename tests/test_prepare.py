@@ -348,14 +348,14 @@ def test_real_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     data = tmp_path / "data"
     assert run(os.environ["BRAIN_MRI_DATA"], "--data", data) == 0
     frame = load_manifest(data)
-    assert frame["label"].value_counts().to_dict() == {"Glioma": 1803, "Menin": 1802, "Tumor": 1846}
-    assert len(frame) - frame["sha256"].nunique() == 42
+    assert frame["label"].value_counts().to_dict() == {"Glioma": 1237, "Menin": 1578, "Tumor": 1659}
+    assert len(frame) - frame["sha256"].nunique() == 37
     assert not frame["note"].any()
-    assert frame["slice"].nunique() == pytest.approx(2049, abs=40)
-    assert frame["group"].nunique() == pytest.approx(1515, abs=60)
+    assert frame["slice"].nunique() == pytest.approx(1668, abs=40)
+    assert frame["group"].nunique() == pytest.approx(1233, abs=60)
     assert frame["group"].value_counts().max() <= 60
     output = capsys.readouterr().out
-    assert "42 files repeat others" in output
+    assert "37 files repeat others" in output
     shares = frame["split"].value_counts(normalize=True)
     assert shares["train"] == pytest.approx(0.70, abs=0.005)
     audit = json.loads((data / "CSV" / "audit.json").read_text("utf-8"))

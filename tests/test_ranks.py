@@ -50,12 +50,12 @@ def test_two_processes_see_and_learn_what_one_does(tmp_path: Path) -> None:
     assert [a + b for a, b in zip(two[0]["seen"], two[1]["seen"], strict=True)] == one["seen"]
     assert {len(part) for rank in two for part in rank["seen"]} == {3, 4}  # uneven, and weighted
     for name, value in one["weights"].items():
-        # AdamW moves a weight by up to 3e-3 a step, whatever the size of its gradient
-        assert torch.allclose(two[0]["weights"][name], value, atol=1e-3), name
+        # 12 steps of SGD on gradients that differ in the order of their float32 sums
+        assert torch.allclose(two[0]["weights"][name], value, rtol=1e-4, atol=1e-5), name
         assert torch.equal(two[0]["weights"][name], two[1]["weights"][name]), name
     for rows in zip(one["history"], two[0]["history"], two[1]["history"], strict=True):
         for key in ("train_loss", "val_loss", "val_accuracy", "val_macro_f1"):
-            assert rows[1][key] == pytest.approx(rows[0][key], abs=1e-3)
+            assert rows[1][key] == pytest.approx(rows[0][key], abs=1e-5)
             assert rows[1][key] == rows[2][key]
 
 
