@@ -7,26 +7,61 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
-import guard
 import helper
-import use_args
+from args import debug_option, device_option, threads_option
+from common.cli import add_options, argument, build_parser, fill_dataclass, option
 from helper import UserError, log
+from webapp import request_filter
 
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
-    from classifier import SliceClassifier
+    from inference.predictor import SliceClassifier
+
+
+@dataclass(frozen=True)
+class AppConfig:
+    """What the page of app.py judges with, and where it is offered."""
+
+    checkpoints: tuple[Path, ...] = argument(
+        "session/RUN/best.pt; several are averaged", metavar="CHECKPOINT", several=True
+    )
+    host: str = option("127.0.0.1", "address to offer the page at", metavar="ADDRESS")
+    port: int = option(7860, "port of the page", low=1, high=65535, metavar="N")
+    data: Path | None = option(
+        None, "folder of the training slices (default: the run's own)", metavar="DIR"
+    )
+    device: str = device_option()
+    threads: int = threads_option()
+    debug: bool = debug_option()
+
+
+def parse_args(argv: Sequence[str] | None = None) -> AppConfig:
+    """The configuration of app.py; exits as `args.parse_train` does."""
+    parser = build_parser(
+        "app.py",
+        "CHECKPOINT [MORE.pt …] [options]",
+        "Offer a local web page on which slices are dropped: probabilities, prediction set, heat "
+        "map, nearest training slices. Slices go from the browser to this program and no further; "
+        "with --host they cross the network to it unencrypted.",
+        "examples:\n"
+        "  python app.py session/RUN/best.pt\n"
+        "  python app.py session/RUN/best.pt --port 8000",
+    )
+    add_options(parser, AppConfig)
+    return fill_dataclass(AppConfig, vars(parser.parse_args(argv)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    config = use_args.parse_app(argv)
+    config = parse_args(argv)
     return helper.run_verb(serve, config, config.debug)
 
 
-def serve(config: use_args.AppConfig) -> None:
+def serve(config: AppConfig) -> None:
     """Offer the page until Ctrl-C.
 
     Raises:
@@ -34,18 +69,18 @@ def serve(config: use_args.AppConfig) -> None:
             or `--data` is no folder of prepare.py.
     """
     with open_socket(config.host, config.port) as door, private_folder() as folder:
-        interface = import_interface()
-        import page
-        from classifier import load_classifier
+        gradio_page = import_gradio_page()
+        from inference.predictor import load_classifier
+        from webapp import page_content
 
         classifier = load_classifier(config.checkpoints, config.device, config.threads)
-        training = page.find_training(classifier, config.data)
+        training = page_content.find_training(classifier, config.data)
         warm_up(classifier)
-        is_local = guard.is_local(config.host)
-        site = guard.Guard(
-            interface.build_site(classifier, training, folder),
+        is_local = request_filter.is_local(config.host)
+        site = request_filter.Guard(
+            gradio_page.build_site(classifier, training, folder),
             folder,
-            guard.LOCAL_HOSTS | {config.host} if is_local else None,
+            request_filter.LOCAL_HOSTS | {config.host} if is_local else None,
         )
         for line in classifier.list_warnings():
             log.info("note: %s", line)
@@ -57,14 +92,14 @@ def serve(config: use_args.AppConfig) -> None:
             )
         log.info("pictures lie in %s until the page is ended", folder)
         log.info("%s", helper.NOTICE)
-        guard.refuse_connections()
+        request_filter.refuse_connections()
         ready = f"open {write_address(config.host, config.port)} (Ctrl-C ends it)"
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-            interface.run_site(site, door, lambda: log.info("%s", ready))
+            gradio_page.run_site(site, door, lambda: log.info("%s", ready))
     log.info("ended; the pictures are deleted")
 
 
-def import_interface() -> ModuleType:
+def import_gradio_page() -> ModuleType:
     """The page in Gradio, which asks nobody for news and sends none.
 
     Raises:
@@ -73,12 +108,12 @@ def import_interface() -> ModuleType:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        import interface
+        from webapp import gradio_page
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error.name} is not installed; python -m pip install -r requirements-app.txt"
         ) from error
-    return interface
+    return gradio_page
 
 
 def open_socket(host: str, port: int) -> socket.socket:

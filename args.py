@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from options import (
+from common.cli import (
     add_options,
     argument,
     build_parser,

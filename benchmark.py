@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import args
-import files
 import helper
+from common import atomic_files
 from helper import UserError, log
 
 if TYPE_CHECKING:
-    from speed.task import Task
+    from benchmarking.task import Task
 
 # torch is imported inside the functions: `--help` and a wrong option answer without it.
 
@@ -29,14 +29,14 @@ def benchmark(config: args.BenchmarkConfig) -> None:
     Raises:
         UserError: No such model, device or data folder, or the figures cannot be written there.
     """
-    import execution
     import model
-    from speed import fresh, report, task
+    from benchmarking import process_start, report, task
+    from modeling import precision
 
     model.check_model(config.model, config.image_size, pretrained=False)
     helper.resolve_device(config.device)
     check_target(config.json)
-    execution.keep_freed_memory()
+    precision.keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         work = Path(folder)
         data_dir = config.data or work / "phantoms"
@@ -44,25 +44,25 @@ def benchmark(config: args.BenchmarkConfig) -> None:
             log.info("making %d phantoms", config.slices)
             task.make_phantoms(config.slices, data_dir, config.seed)
         task.choose_slices(data_dir, work, config)
-        fresh.write_config(config, work)
+        process_start.write_config(config, work)
         whole = task.open_task(config, work)
         figures = report.build_report(whole, measure(whole))
     report.print_table(figures)
     if config.json:
-        files.write_json(config.json, figures)
+        atomic_files.write_json(config.json, figures)
         log.info("written to %s", config.json)
 
 
 def measure(task: "Task") -> dict[str, list[float]]:
     """Every figure of every round; what is compared takes turns."""
-    from speed import fresh, limit, pipeline, stages, usual
-    from speed.rounds import measure_in_turn
+    from benchmarking import dataloader_baseline, pipeline, process_start, stages, synthetic_step
+    from benchmarking.rounds import measure_in_turn
 
     repeats = task.config.repeats
     training = {
-        "limit": limit.build_limit(task),
+        "limit": synthetic_step.build_limit(task),
         "pipeline": pipeline.build_pipeline(task),
-        "usual": usual.build_usual(task),
+        "usual": dataloader_baseline.build_usual(task),
     }
     measured = measure_in_turn(training, repeats)
     del training  # its workers and networks go
@@ -71,7 +71,7 @@ def measure(task: "Task") -> dict[str, list[float]]:
         "reading": stages.build_reading(task),
         "copies": stages.build_copy_search(task),
         "cache": stages.build_cache(task),
-        "new process": fresh.build_start(task.work),
+        "new process": process_start.build_start(task.work),
     }
     return measured | measure_in_turn(others, repeats)
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from batches import MemorySlices, PixelFile, Slices, StoredSlices
-from files import atomic_path, clear_unfinished, lock
+from common.atomic_files import atomic_path, clear_unfinished, lock
 from helper import UserError, describe_error, log
-from imaging.audit import read_audit
-from imaging.manifest import load_manifest
-from imaging.position import fit_slice
-from imaging.read import READER_VERSION, read_grey
-from imaging.split import check_disjoint, split_folds, split_groups, split_images
+from imaging.orientation import fit_slice
+from imaging.reader import READER_VERSION, read_grey
+from loading.image_source import MemorySlices, PixelFile, Slices, StoredSlices
+from preparation.audit import read_audit
+from preparation.manifest import load_manifest
+from preparation.splits import check_disjoint, split_folds, split_groups, split_images
 
 CACHE_FOLDER = "cache"
 CHUNK_SLICES = 512  # decoded before they are written

@@ -26,12 +26,11 @@ def evaluate(config: args.EvaluateConfig) -> None:
     Of a run with --folds, the figures of all its folds together. Of several checkpoints, those of
     their ensemble, with a comparison of all.
     """
-    import outcome
-    import stress
-    import verdicts
+    from evaluation import predictions, robustness
+    from reporting import results
 
     judged = [
-        verdicts.judge_run(
+        predictions.judge_run(
             path,
             config.split,
             config.data,
@@ -53,18 +52,18 @@ def evaluate(config: args.EvaluateConfig) -> None:
     if len(judged) == 1:
         whole, comparison = judged[0], None
     else:
-        members = verdicts.align(judged)
-        whole = verdicts.average_members(members)
-        comparison = outcome.compare(members, names, whole)
-    report = outcome.build_report(whole, identity)
+        members = predictions.align(judged)
+        whole = predictions.average_members(members)
+        comparison = results.compare(members, names, whole)
+    report = results.build_report(whole, identity)
     if comparison:
         report["comparison"] = comparison
     results_dir = RESULTS_DIR / name_results(config, identity["run"], trained_on)
-    outcome.check_results_dir(results_dir, report)
+    results.check_results_dir(results_dir, report)
     if config.stress:
-        report["stress"] = stress.run_stress(whole, config.batch_size)
-        report["notes"] = [*stress.describe_shortcut(report["stress"]), *report["notes"]]
-    outcome.write_results(results_dir, report, whole, config.gallery)
+        report["stress"] = robustness.run_stress(whole, config.batch_size)
+        report["notes"] = [*robustness.describe_shortcut(report["stress"]), *report["notes"]]
+    results.write_results(results_dir, report, whole, config.gallery)
     summarise(report, results_dir)
 
 
@@ -86,7 +85,7 @@ def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str
 
 def summarise(report: dict[str, Any], results_dir: Path) -> None:
     """The headline on the screen, its warnings first."""
-    from assessment.wording import show_figure
+    from reporting.wording import show_figure
 
     for note in report["notes"]:
         log.info("note: %s", note)
@@ -109,7 +108,7 @@ def summarise(report: dict[str, Any], results_dir: Path) -> None:
 
 def print_comparison(comparison: dict[str, Any]) -> None:
     """A row a run, the ensemble last, then every pair."""
-    from assessment.wording import show_figure
+    from reporting.wording import show_figure
 
     for row in comparison["rows"]:
         log.info(

@@ -6,31 +6,88 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-import files
 import helper
-import use_args
+from args import debug_option, device_option, threads_option
+from common import atomic_files
+from common.cli import add_options, argument, build_parser, fill_dataclass, option
 from helper import UserError, log
 
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
-    from answers import Counts, Row
-    from classifier import PreprocessedSlice, SliceClassifier, Verdict
-    from intake import Picture
+    from inference.image_stream import Picture
+    from inference.output_table import Counts, Row
+    from inference.predictor import PreprocessedSlice, SliceClassifier, Verdict
 
 BATCH_SIZE = 32
 UNFINISHED = ".part"
 MOST_NAME_BYTES = 255
 
 
+@dataclass(frozen=True)
+class PredictConfig:
+    """What predict.py judges, and where its table goes."""
+
+    paths: tuple[Path, ...] = argument(
+        "session/RUN/best.pt, more of them for an ensemble, then files and folders of JPEG, PNG, "
+        "TIFF, BMP or DICOM",
+        metavar="PATH",
+        several=True,
+    )
+    out: Path = option(
+        Path("predictions.csv"), "the table: CSV, or JSON lines by .jsonl", metavar="FILE"
+    )
+    overwrite: bool = option(False, "replace a table that is there")
+    heatmaps: Path | None = option(
+        None,
+        "also draw each picture with its heat map there; takes seconds a picture on a CPU",
+        metavar="DIR",
+    )
+    device: str = device_option()
+    threads: int = threads_option()
+    debug: bool = debug_option()
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """The .pt files that come first."""
+        return tuple(itertools.takewhile(lambda path: path.suffix == ".pt", self.paths))
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """The files and folders behind them."""
+        return self.paths[len(self.checkpoints) :]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> PredictConfig:
+    """The configuration of predict.py; exits as `args.parse_train` does."""
+    parser = build_parser(
+        "predict.py",
+        "CHECKPOINT [MORE.pt …] PATH… [options]",
+        "Judge pictures and DICOM series: a row for each with calibrated probabilities, the "
+        "prediction set, whether a radiologist should look (refer) and whether it is unlike what "
+        "the network learnt from (unlike). Several checkpoints are averaged.",
+        "examples:\n"
+        "  python predict.py session/RUN/best.pt slices/\n"
+        "  python predict.py session/RUN/best.pt study/ --out study.jsonl --heatmaps maps/",
+    )
+    add_options(parser, PredictConfig)
+    config = fill_dataclass(PredictConfig, vars(parser.parse_args(argv)))
+    if not config.checkpoints:
+        parser.error(f"{config.paths[0]} is no checkpoint; name session/RUN/best.pt first")
+    if not config.pictures:
+        parser.error("name pictures or folders to judge, behind the checkpoint")
+    return config
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    config = use_args.parse_predict(argv)
+    config = parse_args(argv)
     return helper.run_verb(predict, config, config.debug)
 
 
-def predict(config: use_args.PredictConfig) -> None:
+def predict(config: PredictConfig) -> None:
     """A row for every picture of files and folders, as it comes, and a summary.
 
     Raises:
@@ -38,35 +95,34 @@ def predict(config: use_args.PredictConfig) -> None:
     """
     from tqdm import tqdm
 
-    import answers
-    import intake
-    from classifier import load_classifier
+    from inference import image_stream, output_table
+    from inference.predictor import load_classifier
 
     check_out(config.out, config.overwrite)
-    found = begin(intake.find_files(config.pictures, leave_out=config.heatmaps))
+    found = begin(image_stream.find_files(config.pictures, leave_out=config.heatmaps))
     classifier = load_classifier(config.checkpoints, config.device, config.threads)
     for line in classifier.list_warnings():
         log.info("note: %s", line)
-    files.write_text(name_words(config.out), describe_table(classifier))
-    tally = answers.SeriesTally(classifier.classes)
-    counts = answers.Counts()
-    batches = intake.read_batches(
+    atomic_files.write_text(name_words(config.out), describe_table(classifier))
+    tally = output_table.SeriesTally(classifier.classes)
+    counts = output_table.Counts()
+    batches = image_stream.read_batches(
         found, classifier.preprocess, BATCH_SIZE, overlap=classifier.device.type != "cpu"
     )
     with (
         _open_table(config.out) as stream,
         tqdm(desc="judging", unit="slice", disable=None) as bar,
     ):
-        table = answers.TableWriter(
+        table = output_table.TableWriter(
             stream, classifier.classes, as_json=config.out.suffix == ".jsonl"
         )
         for batch in batches:
             rows: list[Row] = []
-            for picture, verdict in answers.judge_batch(classifier, batch):
+            for picture, verdict in output_table.judge_batch(classifier, batch):
                 rows += tally.add(picture, verdict)
                 if verdict is not None and config.heatmaps:
                     save_heatmap(config.heatmaps, classifier, picture, verdict)
-                row = answers.describe_picture(
+                row = output_table.describe_picture(
                     picture.name, verdict, picture.error, classifier.classes
                 )
                 rows.append(row)
@@ -142,7 +198,7 @@ def save_heatmap(
     verdict: "Verdict",
 ) -> None:
     """A picture beside itself under the heat map of the class that it was given."""
-    from assessment.overlay import draw_overlay
+    from explanation.overlay import draw_overlay
 
     preprocessed = picture.made
     assert preprocessed is not None
@@ -155,7 +211,7 @@ def save_heatmap(
     parts = [part.replace("..", "__") for part in picture.path.parts if part != picture.path.anchor]
     frame = f"#{picture.frame}" if picture.frame else ""
     path = folder.joinpath(*parts[:-1], shorten(f"{parts[-1]}{frame}.png"))
-    with files.atomic_path(path) as temporary:
+    with atomic_files.atomic_path(path) as temporary:
         draw_overlay(preprocessed.picture, heatmap, lines).save(temporary)
 
 

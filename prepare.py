@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import files
 from args import DATA_DIR, PHANTOM_DIR, PrepareConfig, parse_prepare
+from common import atomic_files
 from helper import NOTICE, UserError, log, run_verb
 
 if TYPE_CHECKING:  # the real imports wait until the command line is known to be right
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the real imports wait until the command line is known to be
 
     import pandas as pd
 
-    from imaging.manifest import ImageFacts
+    from preparation.manifest import ImageFacts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +44,9 @@ def hold(data_dir: Path) -> "Iterator[None]":
     is_new = not data_dir.exists()
     data_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with files.lock(data_dir, f"{data_dir}: another prepare.py is at work there; let it end"):
+        with atomic_files.lock(
+            data_dir, f"{data_dir}: another prepare.py is at work there; let it end"
+        ):
             yield
     finally:
         if is_new:
@@ -58,18 +60,18 @@ def prepare_source(path: Path, data_dir: Path, groups: Path | None, seed: int) -
     Raises:
         UserError: The source, the data folder or the groups file is not as it must be.
     """
-    from imaging.archive import check_clashes, open_source, plan_files
-    from imaging.audit import build_audit, describe_moved, keeps_splits, read_audit, read_splits
-    from imaging.duplicates import find_copies, load_copies, save_copies
-    from imaging.ingest import measure_source, write_image
-    from imaging.manifest import (
+    from duplicates.finder import find_copies, load_copies, save_copies
+    from preparation.audit import build_audit, describe_moved, keeps_splits, read_audit, read_splits
+    from preparation.contact_sheets import draw_sheets
+    from preparation.ingest import measure_source, write_image
+    from preparation.manifest import (
         build_manifest,
         collect_thumbnails,
         is_listed,
         list_images,
         measure_present,
     )
-    from imaging.sheets import draw_sheets
+    from preparation.sources import check_clashes, open_source, plan_files
 
     for folder in (data_dir, path, path.parent):
         if _phantom_table(folder).exists():
@@ -129,11 +131,11 @@ def prepare_phantoms(n_images: int, data_dir: Path, seed: int) -> None:
     Raises:
         UserError: The folder holds real slices or other phantoms, or they are too few to split.
     """
-    from imaging.audit import build_audit, read_audit
-    from imaging.ingest import describe_plans, is_complete, render_phantoms
-    from imaging.manifest import build_manifest, list_images, measure_images, write_if_changed
-    from imaging.phantom import plan_phantoms
-    from imaging.split import split_groups
+    from phantoms.generator import plan_phantoms
+    from preparation.audit import build_audit, read_audit
+    from preparation.ingest import describe_plans, is_complete, render_phantoms
+    from preparation.manifest import build_manifest, list_images, measure_images, write_if_changed
+    from preparation.splits import split_groups
 
     plans = {f"Images/{plan.label}/{plan.name}": plan for plan in plan_phantoms(n_images, seed)}
     ids = {name: (f"s{plan.slice:06d}", f"g{plan.patient:06d}") for name, plan in plans.items()}
@@ -175,7 +177,7 @@ def _phantom_table(data_dir: Path) -> Path:
 
 def _read_told(data_dir: Path, names: dict[str, str], groups: Path | None) -> dict[str, str]:
     """The patients by path that --groups tells, and before it those that earlier ones told."""
-    from imaging.manifest import read_groups
+    from preparation.manifest import read_groups
 
     known = data_dir / "CSV" / "patients.csv"
     earlier = read_groups(known, names, skip_unknown=True) if known.exists() else {}
@@ -203,7 +205,7 @@ def _measure_shortcut(
     """What brightness alone reaches on groups that it has not seen."""
     import numpy as np
 
-    from assessment.baselines import compute_brightness_statistics, cross_validate_brightness
+    from evaluation.baselines import compute_brightness_statistics, cross_validate_brightness
 
     readable = frame[frame["mean"].notna()]
     thumbnails = [facts[path].thumbnail for path in readable["path"]]
@@ -226,7 +228,7 @@ def _write_tables(
     """Write what lies in CSV/, the manifest last: where it is, the rest is complete."""
     import pandas as pd
 
-    from imaging.manifest import write_if_changed, write_manifest
+    from preparation.manifest import write_if_changed, write_manifest
 
     tables = {}
     if told:
@@ -240,13 +242,13 @@ def _write_tables(
         write_if_changed(data_dir / "CSV" / name, text)
     text = json.dumps(audit, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_if_changed(data_dir / "CSV" / "audit.json", text)
-    files.flush_all()
+    atomic_files.flush_all()
     write_manifest(frame, data_dir)
 
 
 def _print_summary(data_dir: Path, audit: dict[str, Any], next_command: str) -> None:
-    from imaging.audit import describe_audit
-    from imaging.manifest import manifest_path
+    from preparation.audit import describe_audit
+    from preparation.manifest import manifest_path
 
     log.info("%s", "\n".join(describe_audit(audit)))
     log.info("listed in %s\nnext: %s\n%s", manifest_path(data_dir), next_command, NOTICE)

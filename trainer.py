@@ -15,22 +15,27 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-import ranks
-from assessment.metrics import compute_confusion, compute_macro_f1
-from checkpoint import load_checkpoint, save_checkpoint
-from execution import build_forward, decides_to_compile
-from files import atomic_path
+from common.atomic_files import atomic_path
+from common.signals import Stop, postpone
+from evaluation.metrics import compute_confusion, compute_macro_f1
 from helper import UserError, build_generator, log, seed_everything
-from imaging.augment import Augmentation
-from losses import STEPS_PER_LOOK, LossWatch
 from model import Classifier, full_precision, infer, to_unit_range
-from optim import build_optimizer, compute_rate_share, set_learning_rate, update_average
-from resizing import compute_size, shrink
-from stopping import Stop, postpone
+from modeling.checkpoint import load_checkpoint, save_checkpoint
+from modeling.precision import build_forward, decides_to_compile
+from training import distributed
+from training.augmentation import Augmentation
+from training.loss_tracker import STEPS_PER_LOOK, LossWatch
+from training.optimizer import (
+    build_optimizer,
+    compute_rate_share,
+    set_learning_rate,
+    update_average,
+)
+from training.progressive_resizing import compute_size, shrink
 
 if TYPE_CHECKING:
     from args import TrainConfig
-    from batches import Batch, Slices
+    from loading.image_source import Batch, Slices
 
 SCRATCH_LR, TRAINED_LR = 3e-3, 1e-3
 # Training slices that batch norm's statistics are taken from before val.
@@ -69,7 +74,7 @@ class Trainer:
     ) -> None:
         self.network = network.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
-        ranks.share_batch_norm(self.network)
+        distributed.share_batch_norm(self.network)
         self.train, self.val = train, val
         self.config, self.options = config, config.train
         self.record, self.run_dir = record, run_dir
@@ -92,7 +97,7 @@ class Trainer:
         choice = config.run.compile
         if choice == "auto" and self.options.first_size < 1:
             choice = "off"  # every size would be compiled for itself
-        self.compiles = decides_to_compile(choice, self.device, self.n_steps, ranks.count())
+        self.compiles = decides_to_compile(choice, self.device, self.n_steps, distributed.count())
         self.forward = build_forward(self.network, self.compiles, is_wanted=choice == "on")
         self.micro_batch = self.options.batch_size
         self.epoch = 0
@@ -102,7 +107,7 @@ class Trainer:
         self._saved_s = time.monotonic()
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
-        writes_curves = config.run.tensorboard and ranks.is_first()
+        writes_curves = config.run.tensorboard and distributed.is_first()
         self.tensorboard = _open_tensorboard(run_dir) if writes_curves else None
 
     @property
@@ -118,7 +123,9 @@ class Trainer:
     def fit(self) -> None:
         """Train until the last epoch, or until val has not improved for `--patience` epochs."""
         # processes of one run would each stop at another step: those end at once
-        with postpone() if ranks.count() == 1 else contextlib.nullcontext(Stop()) as self.stop:
+        with (
+            postpone() if distributed.count() == 1 else contextlib.nullcontext(Stop()) as self.stop
+        ):
             while self.epoch < self.options.epochs and not self.is_stale():
                 started_s = time.perf_counter()
                 n_trained = len(self.train) - (sum(self.begun["weights"]) if self.begun else 0)
@@ -133,7 +140,7 @@ class Trainer:
                 self.stop.heed()
         if self.epoch < self.options.epochs:
             log.info("stopped early: no better val macro-F1 for %d epochs", self.options.patience)
-        if ranks.is_first():
+        if distributed.is_first():
             best = load_checkpoint(self.run_dir / "best.pt")
             save_checkpoint(self.run_dir / "best.pt", {**best, "history": self.history})
 
@@ -144,7 +151,7 @@ class Trainer:
         """
         begun, self.begun = self.begun, None
         # of one process alone, for those of all are added up
-        before = begun["losses"] * ranks.is_first() if begun else None
+        before = begun["losses"] * distributed.is_first() if begun else None
         watch = LossWatch(self.epoch + 1, self.steps_per_epoch, before)
         weights: list[int] = list(begun["weights"]) if begun else []
         self.network.train()
@@ -153,8 +160,8 @@ class Trainer:
             self.options.batch_size,
             self.config.run.seed,
             self.epoch,
-            ranks.get_rank(),
-            ranks.count(),
+            distributed.get_rank(),
+            distributed.count(),
             len(weights),
         )
         title = f"epoch {self.epoch + 1}/{self.options.epochs}"
@@ -164,7 +171,7 @@ class Trainer:
             desc=title,
             unit="slice",
             leave=False,
-            disable=None if ranks.is_first() else True,
+            disable=None if distributed.is_first() else True,
         ) as bar:
             for batch in batches:
                 watch.add(self.train_step(batch, self.step + len(weights)))
@@ -176,9 +183,9 @@ class Trainer:
                 if len(weights) % STEPS_PER_LOOK == 0:
                     recent = watch.look()
                     if recent is not None:
-                        bar.set_postfix(loss=f"{recent * ranks.count():.3f}")
+                        bar.set_postfix(loss=f"{recent * distributed.count():.3f}")
         shares = torch.tensor(weights, dtype=torch.float64) / len(self.train)
-        return float(ranks.add_up(watch.read().double()) @ shares)
+        return float(distributed.add_up(watch.read().double()) @ shares)
 
     def train_step(self, batch: "Batch", step: int) -> Tensor:
         """One batch forward and backward and one step of the optimiser.
@@ -192,7 +199,7 @@ class Trainer:
         """
         set_learning_rate(self.optimizer, self.peak_lr * self._schedule(step))
         loss = self.accumulate_gradients(batch, step)
-        ranks.add_gradients(self.network.parameters())
+        distributed.add_gradients(self.network.parameters())
         if self.options.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         self.optimizer.step()
@@ -243,7 +250,9 @@ class Trainer:
 
     def _can_halve(self, n_slices: int) -> bool:
         """Whether a batch can be had in smaller parts; processes that share one cannot."""
-        return ranks.count() == 1 and min(self.micro_batch, n_slices) >= 2 * SMALLEST_MICRO_BATCH
+        return (
+            distributed.count() == 1 and min(self.micro_batch, n_slices) >= 2 * SMALLEST_MICRO_BATCH
+        )
 
     def _halve(self, n_slices: int) -> None:
         """Go on with micro-batches of half the size, and say so."""
@@ -286,8 +295,8 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Loss, accuracy and macro-F1 of the averaged weights on val, in fp32."""
-        own = self.val.iterate(self.micro_batch, ranks.get_rank(), ranks.count())
-        logits = ranks.gather_rows(infer(self.averaged, own)[0], len(self.val))
+        own = self.val.iterate(self.micro_batch, distributed.get_rank(), distributed.count())
+        logits = distributed.gather_rows(infer(self.averaged, own)[0], len(self.val))
         if not logits.isfinite().all():
             raise UserError(
                 f"the averaged weights are not finite after epoch {self.epoch + 1}: lower --lr or "
@@ -363,7 +372,7 @@ class Trainer:
     def _is_save_due(self) -> bool:
         """Whether `--save-every` has passed; several processes save at the end of epochs alone."""
         wait_s = 60 * self.config.run.save_every
-        return ranks.count() == 1 and 0 < wait_s <= time.monotonic() - self._saved_s
+        return distributed.count() == 1 and 0 < wait_s <= time.monotonic() - self._saved_s
 
     def save(self, improved: bool, begun: dict[str, Any] | None = None) -> None:
         """Write last.pt and history.csv, and best.pt when this epoch is the best.
@@ -373,7 +382,7 @@ class Trainer:
             begun: Of an epoch that is not at its end, the losses [steps] and the slices of the
                 steps that were taken.
         """
-        if not ranks.is_first():
+        if not distributed.is_first():
             return
         averaged = {
             **self.record,
@@ -411,7 +420,7 @@ class Trainer:
         if last.get("compiles", self.compiles) != self.compiles:
             self.compiles = last["compiles"]
             self.forward = build_forward(self.network, self.compiles, is_wanted=False)
-        if ranks.count() == 1:  # several could divide their parts into different numbers
+        if distributed.count() == 1:  # several could divide their parts into different numbers
             self.micro_batch = last["micro_batch"]
         self.epoch, self.history, self.best = last["epoch"], last["history"], last["best"]
         self.begun = last.get("begun")

@@ -1,1 +1,1 @@
-"""Before the network: files and arrays in, arrays and tables out."""
+"""Read a picture of any supported format as grey, in one orientation and at one size."""

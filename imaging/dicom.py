@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from imaging.decoding import UNDEFINED_LENGTH, Layout, PixelFinder, decode_frames
-from imaging.grey import ImageError, ImageTooLargeError, Pixels, check_size
-from imaging.window import convert_frame
+from imaging.dicom_pixels import UNDEFINED_LENGTH, Layout, PixelFinder, decode_frames
+from imaging.dicom_windowing import convert_frame
+from imaging.grayscale import ImageError, ImageTooLargeError, Pixels, check_size
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

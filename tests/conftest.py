@@ -1,97 +1,60 @@
-"""Makers that several tests share: data folders, slices, configurations, trained runs."""
+"""Fixtures that several tests share: a prepared folder of phantoms, and a finished run."""
 
 import contextlib
-import dataclasses
-import hashlib
 import io
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 # Read by torch at its import, and by processes that tests start: one thread, the same bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np
 import pytest
-from PIL import Image
+from filelock import FileLock
 
-import args
 import main
 import prepare
-
-if TYPE_CHECKING:
-    from batches import MemorySlices
-    from model import Classifier
-    from trainer import Trainer
-
-PHANTOMS = 60
-QUICK = ("--phantom", "--model", "net", "--image-size", "32", "--batch-size", "8")
-ON_CPU = ("--device", "cpu", "--precision", "fp32")
-
-
-# ---- what a run leaves
-
-SESSION_FILES = {"config.json", "split.csv", "history.csv", "last.pt", "best.pt"}
-
-
-RESULT_FILES = {"metrics.json", "predictions.csv", "report.html", "model_card.md"}
-
-
-PLOTS = {
-    "confusion_matrix.png",
-    "class_metrics.png",
-    "roc.png",
-    "pr.png",
-    "training.png",
-    "reliability.png",
-    "risk_coverage.png",
-    "errors.png",
-    "least_certain.png",
-}
-
-
-FIGURES = (
-    *("accuracy", "accuracy_per_slice", "precision_macro", "recall_macro", "f1_macro"),
-    *("roc_auc_macro", "mcc"),
-)
-
-
-def read_metrics(root: Path, name: str) -> dict:
-    return json.loads((root / "results" / name / "metrics.json").read_text("utf-8"))
-
-
-def expect_refusal(capsys: pytest.CaptureFixture[str], status: int, expected: int = 1) -> str:
-    """The status is the expected one and the error one line, which is returned."""
-    captured = capsys.readouterr()
-    assert status == expected, captured.err
-    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "Traceback" not in captured.err
-    return errors[0]
+from tests.support.builders import ON_CPU, PHANTOMS, QUICK, Run, link_phantoms
 
 
 @pytest.fixture(autouse=True)
-def _leave_log_alone() -> Iterator[None]:
-    """Verbs send the log to the standard output of their test; take that handler away again."""
+def _remove_log_handlers() -> Iterator[None]:
+    """Remove the log handler that a command adds for the standard output of its test."""
     yield
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
         root.removeHandler(handler)
 
 
-# ---- data folders
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all pytest-xdist workers of this test session share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Fill a folder in the first worker that asks for it; the others wait and find it."""
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        done = folder.with_name(f"{folder.name}.done")
+        if not done.exists():
+            build(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
-def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def phantom_dir(shared_dir: Path) -> Path:
     """A prepared folder of 60 phantoms; only its cache may be added to."""
-    folder = tmp_path_factory.mktemp("phantoms") / "phantom"
-    assert prepare.main(["--phantom", str(PHANTOMS), "--data", str(folder)]) == 0
-    return folder
+
+    def build(folder: Path) -> None:
+        assert prepare.main(["--phantom", str(PHANTOMS), "--data", str(folder)]) == 0
+
+    return build_once(shared_dir / "phantom", build)
 
 
 @pytest.fixture
@@ -102,137 +65,20 @@ def workplace(tmp_path: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
-def link_phantoms(root: Path, phantom_dir: Path) -> None:
-    """Put the phantoms where main.py looks for them."""
-    (root / "data").mkdir()
-    (root / "data" / "phantom").symlink_to(phantom_dir, target_is_directory=True)
-
-
-def make_data_folder(root: Path, classes: tuple[str, ...] = ("A", "B"), n_each: int = 6) -> Path:
-    """A prepared folder of small noise pictures, each its own slice and group."""
-    from imaging.manifest import build_manifest, write_manifest
-
-    rng = np.random.default_rng(0)
-    for label in classes:
-        folder = root / "Images" / label
-        folder.mkdir(parents=True)
-        for number in range(n_each):
-            pixels = rng.integers(0, 256, (20 + number, 24), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-    write_manifest(build_manifest(root), root)
-    return root
-
-
-def hash_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def list_files(root: Path) -> dict[str, str]:
-    """Every file below a folder with the hash of its content."""
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): hash_file(path) for path in files}
-
-
-# ---- configurations, slices, trainers
-
-
-def make_config(**values: Any) -> args.TrainConfig:
-    """The default configuration of `net` with some fields set, each in the group that has it."""
-    values = {"model": "net", "image_size": 32, "device": "cpu", "precision": "fp32"} | values
-    groups = {}
-    for key, group in args.TRAIN_GROUPS.items():
-        names = {field.name for field in dataclasses.fields(group)}
-        groups[key] = group(**{name: values.pop(name) for name in names & set(values)})
-    assert not values, f"no such option: {values}"
-    return args.TrainConfig(**groups)
-
-
-def make_slices(
-    n_slices: int, n_classes: int = 3, size_px: int = 32, seed: int = 0
-) -> "MemorySlices":
-    """Noise with a bright bar whose width tells the class, at any place and in any direction."""
-    import torch
-
-    from batches import MemorySlices
-
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 60, (n_slices, size_px, size_px), dtype=np.uint8)
-    labels = np.arange(n_slices) % n_classes
-    for picture, label in zip(pixels, labels, strict=True):
-        width = 2 + 6 * int(label)
-        start = int(rng.integers(1, size_px - width))
-        (picture if rng.random() < 0.5 else picture.T)[start : start + width, 4:-4] = 220
-    return MemorySlices(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels))
-
-
-def build_net(config: args.TrainConfig, n_classes: int = 3, seed: int = 0) -> "Classifier":
-    import torch
-
-    from model import build_model
-
-    torch.manual_seed(seed)
-    return build_model("net", n_classes, config.model.image_size, dropout=config.model.dropout)
-
-
-def take_out_batch_norm(network: "Classifier") -> None:
-    """Leave every slice of a batch to itself, so that divided batches are like whole ones."""
-    from torch import nn
-
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.GroupNorm(1, child.num_features))
-
-
-def make_trainer(
-    run_dir: Path,
-    *,
-    n_train: int = 24,
-    n_val: int = 12,
-    start: str = "scratch",
-    weights_seed: int = 0,
-    batch_norm: bool = True,
-    **values: Any,
-) -> "Trainer":
-    """A trainer of `net` on made-up slices, as main.py would make it."""
-    import model
-    from trainer import Trainer
-
-    config = make_config(**{"batch_size": 8, "epochs": 3, "patience": 0} | values)
-    network = build_net(config, seed=weights_seed)
-    if not batch_norm:
-        take_out_batch_norm(network)
-    record = {
-        **model.describe_model("net", network, ["a", "b", "c"]),
-        "run": run_dir.name,
-        "start": start,
-        "config": config.to_dict(),
-        "precision": config.run.precision,
-    }
-    size_px = config.model.image_size
-    train, val = make_slices(n_train, size_px=size_px), make_slices(n_val, size_px=size_px, seed=1)
-    return Trainer(network, train, val, config, record, run_dir)
-
-
-# ---- trained runs
-
-
-class Run(NamedTuple):
-    """The working folder of a run that has ended, and what it said."""
-
-    root: Path
-    output: str
-
-
 @pytest.fixture(scope="session")
-def first_run(tmp_path_factory: pytest.TempPathFactory, phantom_dir: Path) -> Run:
+def first_run(shared_dir: Path, phantom_dir: Path) -> Run:
     """`main.py --name first` on the phantoms, two epochs; not to be changed."""
-    root = tmp_path_factory.mktemp("first")
-    link_phantoms(root, phantom_dir)
-    output = io.StringIO()
-    with contextlib.chdir(root), contextlib.redirect_stdout(output):
-        assert main.main([*QUICK, *ON_CPU, "--epochs", "2", "--name", "first"]) == 0
-    return Run(root, output.getvalue())
+
+    def build(root: Path) -> None:
+        root.mkdir()
+        link_phantoms(root, phantom_dir)
+        output = io.StringIO()
+        with contextlib.chdir(root), contextlib.redirect_stdout(output):
+            assert main.main([*QUICK, *ON_CPU, "--epochs", "2", "--name", "first"]) == 0
+        (root / "output.txt").write_text(output.getvalue(), "utf-8")
+
+    root = build_once(shared_dir / "first", build)
+    return Run(root, (root / "output.txt").read_text("utf-8"))
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ import export
 import main
 import predict
 import prepare
-import use_args
 from helper import PROJECT_DIR
 
 Groups = tuple[Any, ...]
@@ -40,9 +39,9 @@ class Verb(NamedTuple):
 VERBS = {
     "main.py": Verb(args.parse_train, tuple(args.TRAIN_GROUPS.values()), ()),
     "evaluate.py": Verb(args.parse_evaluate, (args.EvaluateConfig,), ("best.pt",)),
-    "predict.py": Verb(use_args.parse_predict, (use_args.PredictConfig,), ("best.pt", "a.png")),
-    "export.py": Verb(use_args.parse_export, (use_args.ExportConfig,), ("best.pt",)),
-    "app.py": Verb(use_args.parse_app, (use_args.AppConfig,), ("best.pt",)),
+    "predict.py": Verb(predict.parse_args, (predict.PredictConfig,), ("best.pt", "a.png")),
+    "export.py": Verb(export.parse_args, (export.ExportConfig,), ("best.pt",)),
+    "app.py": Verb(app.parse_args, (app.AppConfig,), ("best.pt",)),
     "prepare.py": Verb(args.parse_prepare, (args.PrepareConfig,), ("source.zip",)),
     "benchmark.py": Verb(args.parse_benchmark, (args.BenchmarkConfig,), ()),
 }

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_data_folder
 
 import dataset
-from batches import MemorySlices, StoredSlices
 from helper import UserError
+from loading.image_source import MemorySlices, StoredSlices
+from tests.support.builders import make_data_folder
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def test_slices_labels_and_rows_are_in_step(folder: Path, in_memory: bool) -> No
     assert [("A", "B")[label] for label in slices.labels.tolist()] == rows["label"].tolist()
     assert slices.pixels.shape == (len(rows), 1, 24, 24)
     assert slices.pixels.dtype == torch.uint8
-    from imaging.position import fit_slice
-    from imaging.read import read_grey
+    from imaging.orientation import fit_slice
+    from imaging.reader import read_grey
 
     for pixels, path in zip(slices.pixels, rows["path"], strict=True):
         assert np.array_equal(pixels[0].numpy(), fit_slice(read_grey(folder / path), 24))

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ON_CPU, QUICK, Run, expect_refusal, read_metrics
 
-import checkpoint
 import evaluate
 import main
-import verdicts
+from evaluation import predictions
 from helper import UserError
+from modeling import checkpoint
+from tests.support.builders import ON_CPU, QUICK, Run, expect_refusal, read_metrics
 
 ON = ("--device", "cpu")
 
@@ -175,15 +175,15 @@ def test_two_runs_of_one_name_are_refused(trained: Run, capsys: pytest.CaptureFi
 
 def test_pictures_of_one_name_and_other_content_are_not_the_same(trained: Run) -> None:
     path = Path("session/first/best.pt")
-    judged = verdicts.judge(path, "test", None, device="cpu", batch_size=8, threads=1)
+    judged = predictions.judge(path, "test", None, device="cpu", batch_size=8, threads=1)
     rows = judged.rows.copy()
     rows.loc[0, "sha256"] = "another"
     other = dataclasses.replace(judged, rows=rows)
-    first, second = verdicts.align([judged, other])
+    first, second = predictions.align([judged, other])
     assert len(first.labels) == len(second.labels) == len(judged.labels) - 1
     rows["sha256"] = "another"
     with pytest.raises(UserError, match="no slice is in the test of all"):
-        verdicts.align([judged, dataclasses.replace(judged, rows=rows)])
+        predictions.align([judged, dataclasses.replace(judged, rows=rows)])
 
 
 def test_the_leaky_twin_is_found_where_it_is_one(
@@ -238,18 +238,18 @@ def test_other_classes_are_not_compared(trained: Run, capsys: pytest.CaptureFixt
 
 def test_one_run_twice_agrees_with_itself(trained: Run) -> None:
     path = Path("session/first/best.pt")
-    judged = verdicts.judge(path, "test", None, device="cpu", batch_size=8, threads=1)
-    first, second = verdicts.align([judged, judged.take(np.arange(len(judged.labels))[::-1])])
+    judged = predictions.judge(path, "test", None, device="cpu", batch_size=8, threads=1)
+    first, second = predictions.align([judged, judged.take(np.arange(len(judged.labels))[::-1])])
     assert first.rows["path"].tolist() == second.rows["path"].tolist()
     assert np.array_equal(first.calibrated.probs, second.calibrated.probs)
-    assert np.array_equal(verdicts.average_members([first, second]).labels, first.labels)
+    assert np.array_equal(predictions.average_members([first, second]).labels, first.labels)
 
 
 def test_slices_that_exceed_the_memory_are_judged_from_disk(
     trained: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = read_metrics(trained.root, "first")
-    monkeypatch.setattr(verdicts, "measure_budget_mib", lambda _: 0.0)
+    monkeypatch.setattr(predictions, "measure_budget_mib", lambda _: 0.0)
     assert evaluate.main(["session/first/best.pt", "--device", "cpu"]) == 0
     after = read_metrics(trained.root, "first")
     for key in ("accuracy", "confusion_matrix", "baselines", "calibration"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import helper
+from common.signals import Terminated
 from helper import UserError
-from stopping import Terminated
 
 
 def test_seed_depends_on_every_part() -> None:

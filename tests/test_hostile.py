@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, expect_refusal
 
-import checkpoint
 import evaluate
 import export
 import main
 import predict
+from modeling import checkpoint
+from tests.support.builders import Run, expect_refusal
 
 BEST, LAST = Path("session/first/best.pt"), Path("session/first/last.pt")
 CPU = ("--device", "cpu", "--threads", "1")

@@ -14,7 +14,16 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from conftest import (
+from PIL import Image
+
+import args
+import evaluate
+import main
+import prepare
+import trainer
+from loading import image_source
+from modeling import checkpoint
+from tests.support.builders import (
     ON_CPU,
     PLOTS,
     QUICK,
@@ -25,16 +34,7 @@ from conftest import (
     list_files,
     read_metrics,
 )
-from fixtures_four_classes import CLASSES, write_four_class_folder
-from PIL import Image
-
-import args
-import batches
-import checkpoint
-import evaluate
-import main
-import prepare
-import trainer
+from tests.support.four_classes import CLASSES, write_four_class_folder
 
 
 def run_main(*argv: str) -> int:
@@ -314,13 +314,13 @@ def test_slices_that_exceed_the_memory_for_them_are_read_from_disk(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
-    loads, load = [], batches.StoredSlices._load
+    loads, load = [], image_source.StoredSlices._load
 
-    def watch(self: batches.StoredSlices, places: torch.Tensor) -> torch.Tensor:
+    def watch(self: image_source.StoredSlices, places: torch.Tensor) -> torch.Tensor:
         loads.append(len(places))
         return load(self, places)
 
-    monkeypatch.setattr(batches.StoredSlices, "_load", watch)
+    monkeypatch.setattr(image_source.StoredSlices, "_load", watch)
     size = ("--image-size", "160")  # 60 slices take 1.5 MiB
     assert run_main(*size, "--name", "memory") == 0
     assert not loads

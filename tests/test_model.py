@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import make_config
 
-import checkpoint
 import model
 from helper import UserError
+from modeling import checkpoint
+from tests.support.builders import make_config
 
 FAMILIES = [
     *("net", "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s"),

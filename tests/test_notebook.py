@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import prepare
-from assessment.baselines import N_STATISTICS, cross_validate_brightness
+from evaluation.baselines import N_STATISTICS, cross_validate_brightness
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "data exploration" / "exploration.ipynb"

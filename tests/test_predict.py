@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Run, expect_refusal
 from PIL import Image
 
-import answers
 import predict
-from classifier import Verdict
-from imaging.phantom import plan_phantoms, render_phantom
-from intake import Picture
+from inference import output_table
+from inference.image_stream import Picture
+from inference.predictor import Verdict
+from phantoms.generator import plan_phantoms, render_phantom
+from tests.support.builders import Run, expect_refusal
 
 BEST = "session/first/best.pt"
 ON = ("--device", "cpu", "--threads", "1")
@@ -71,7 +71,7 @@ def test_what_was_not_fitted_is_not_counted_as_none(
     output = capsys.readouterr().out
     assert "6 pictures: referral not fitted, " in output
     assert " unlike those of training, 1 not readable" in output
-    counts = answers.Counts()
+    counts = output_table.Counts()
     row = {"refer": True, "unlike": None, "error": None}
     for each in (row, {**row, "refer": False}, {**row, "refer": None, "error": "cut short"}):
         counts.add(each)
@@ -109,7 +109,7 @@ def test_a_run_that_ends_early_keeps_its_rows(
     pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predict, "BATCH_SIZE", 2)
-    from classifier import SliceClassifier
+    from inference.predictor import SliceClassifier
 
     judge, calls = SliceClassifier.judge, []
 
@@ -164,12 +164,12 @@ def make_verdict(probs: list[float], chosen: tuple[str, ...], unlike: bool = Fal
     return Verdict(np.array(probs), "A", max(probs), chosen, len(chosen) != 1, unlike, 0.5, ())
 
 
-def tell(tally: answers.SeriesTally, path: str, series: str, verdict: Verdict) -> list[dict]:
+def tell(tally: output_table.SeriesTally, path: str, series: str, verdict: Verdict) -> list[dict]:
     return tally.add(Picture(Path(path), 0, series, None, ""), verdict)
 
 
 def test_a_series_is_the_mean_of_the_slices_that_are_like_those_of_training() -> None:
-    tally = answers.SeriesTally(["A", "B"])
+    tally = output_table.SeriesTally(["A", "B"])
     assert tell(tally, "s/1", "x", make_verdict([0.9, 0.1], ("A",))) == []
     assert tell(tally, "s/2", "x", make_verdict([0.7, 0.3], ("A",))) == []
     assert tell(tally, "s/3", "x", make_verdict([0.0, 1.0], ("B",), unlike=True)) == []
@@ -182,7 +182,7 @@ def test_a_series_is_the_mean_of_the_slices_that_are_like_those_of_training() ->
 
 
 def test_a_series_in_doubt_is_referred() -> None:
-    tally = answers.SeriesTally(["A", "B"])
+    tally = output_table.SeriesTally(["A", "B"])
     tell(tally, "s/1", "x", make_verdict([0.9, 0.1], ("A",)))
     tell(tally, "s/2", "x", make_verdict([0.6, 0.4], ("A", "B")))
     # another folder: the rows of the first one are given away
@@ -192,7 +192,7 @@ def test_a_series_in_doubt_is_referred() -> None:
 
 
 def test_a_series_unlike_training_says_so() -> None:
-    tally = answers.SeriesTally(["A", "B"])
+    tally = output_table.SeriesTally(["A", "B"])
     for number in range(3):
         tell(tally, f"s/{number}", "x", make_verdict([0.2, 0.8], ("B",), unlike=True))
     (row,) = tally.close()
@@ -201,7 +201,7 @@ def test_a_series_unlike_training_says_so() -> None:
 
 
 def test_slices_that_cannot_be_read_count_in_their_series() -> None:
-    tally = answers.SeriesTally(["A", "B"])
+    tally = output_table.SeriesTally(["A", "B"])
     tell(tally, "s/1", "x", make_verdict([0.9, 0.1], ("A",)))
     tell(tally, "s/2", "x", make_verdict([0.9, 0.1], ("A",)))
     tally.add(Picture(Path("s/3"), 0, "x", None, "cut short"), None)
@@ -211,7 +211,7 @@ def test_slices_that_cannot_be_read_count_in_their_series() -> None:
 
 
 def test_a_series_does_not_say_what_was_not_fitted() -> None:
-    tally = answers.SeriesTally(["A", "B"])
+    tally = output_table.SeriesTally(["A", "B"])
     unknown = Verdict(np.array([0.9, 0.1]), "A", 0.9, None, None, None, None, ())
     tell(tally, "s/1", "x", unknown)
     tell(tally, "s/2", "x", unknown)

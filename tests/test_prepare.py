@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fixtures_four_classes import CLASSES, write_four_class_folder
-from fixtures_sources import build_files, picture, refuse, run, take_snapshot, write_zip
 
 import prepare
 from helper import UserError
-from imaging.manifest import COLUMNS, load_manifest, manifest_path, read_groups
-from imaging.read import read_grey
-from imaging.sheets import PICTURES
+from imaging.reader import read_grey
+from preparation.contact_sheets import PICTURES
+from preparation.manifest import COLUMNS, load_manifest, manifest_path, read_groups
+from tests.support.four_classes import CLASSES, write_four_class_folder
+from tests.support.sources import build_files, picture, refuse, run, take_snapshot, write_zip
 
 
 def test_archive_becomes_classes_manifest_and_audit(

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import prepare
-from imaging import duplicates
-from imaging.manifest import load_manifest
-from imaging.phantom import PhantomPlan, plan_phantoms, render_phantom
-from studies.planted_copies import plant_copy
+from duplicates import finder
+from experiments.planted_duplicates import plant_copy
+from phantoms.generator import PhantomPlan, plan_phantoms, render_phantom
+from preparation.manifest import load_manifest
 
 N_PATIENTS = 18
 CLASSES = ("A", "B", "C")
@@ -88,7 +88,7 @@ def test_copies_share_slice_group_and_split(source: Path, tmp_path: Path) -> Non
     assert frame.groupby("group")["split"].nunique().eq(1).all()
     assert frame["slice"].str.match("s[0-9a-f]{12}").all()
     links = pd.read_csv(tmp_path / "data/CSV/links.csv")
-    assert set(links.columns) == set(duplicates.LINK_COLUMNS)
+    assert set(links.columns) == set(finder.LINK_COLUMNS)
     assert set(links["first"]) | set(links["second"]) <= set(frame["path"])
     assert (links["kind"] == "slice").sum() == N_PATIENTS
     audit = json.loads((tmp_path / "data/CSV/audit.json").read_text("utf-8"))
@@ -122,7 +122,7 @@ def test_a_second_run_compares_nothing(
     frame = run(source, data)
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     for name in ("register_pairs", "extract_features", "propose_pairs"):
-        monkeypatch.setattr(duplicates, name, lambda *_: pytest.fail("worked out again"))
+        monkeypatch.setattr(finder, name, lambda *_: pytest.fail("worked out again"))
     pd.testing.assert_frame_equal(run(source, data), frame)
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
 
@@ -196,4 +196,4 @@ def test_a_damaged_cache_is_made_again(source: Path, tmp_path: Path) -> None:
     cache = data / "cache/copies.npz"
     cache.write_bytes(cache.read_bytes()[:1000])
     pd.testing.assert_frame_equal(run(source, data), frame)
-    assert duplicates.load_copies(cache) is not None
+    assert finder.load_copies(cache) is not None

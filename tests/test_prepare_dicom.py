@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from fixtures_dicom import (
+
+from imaging.dicom import hash_patient
+from imaging.reader import read_grey, read_patient
+from preparation.manifest import list_images, load_manifest
+from tests.support.dicom_files import (
     HIDDEN,
     SECRETS,
     build_dataset,
     encode_dataset,
     encode_dicom,
 )
-from fixtures_sources import picture, refuse, run, take_snapshot, write_zip
-
-from imaging.dicom import hash_patient
-from imaging.manifest import list_images, load_manifest
-from imaging.read import read_grey, read_patient
+from tests.support.sources import picture, refuse, run, take_snapshot, write_zip
 
 NAMES = ("IM{:06d}", "{}.dcm", "1.2.840.4.{}", "{}.IMA")  # as scanners and archives name files
 

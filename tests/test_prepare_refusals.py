@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fixtures_sources import build_files, picture, refuse, write_zip
 from PIL import Image
+
+from tests.support.sources import build_files, picture, refuse, write_zip
 
 
 def cut(path: Path, share: float) -> None:

@@ -8,18 +8,18 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import make_trainer
 from torch import nn
 
-import checkpoint
 import model
 import trainer
-from batches import Batch
 from helper import UserError
-from imaging.augment import Augmentation
-from losses import STEPS_PER_LOOK, LossWatch
-from optim import set_learning_rate, update_average
+from loading.image_source import Batch
+from modeling import checkpoint
+from tests.support.builders import make_trainer
 from trainer import Trainer
+from training.augmentation import Augmentation
+from training.loss_tracker import STEPS_PER_LOOK, LossWatch
+from training.optimizer import set_learning_rate, update_average
 
 TIMINGS = ["images_per_s", "time_s"]
 
@@ -34,7 +34,12 @@ def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_loss_falls(tmp_path: Path, precision: str) -> None:
-    plain = {"quarter_turns": False, "rotation": 0.0, "contrast": 0.0, "label_smoothing": 0.0}
+    plain: dict[str, Any] = {
+        "quarter_turns": False,
+        "rotation": 0.0,
+        "contrast": 0.0,
+        "label_smoothing": 0.0,
+    }
     trainer = make_trainer(tmp_path, epochs=15, precision=precision, lr=3e-3, dropout=0.0, **plain)
     trainer.fit()
     losses = [row["train_loss"] for row in trainer.history]
@@ -199,7 +204,7 @@ def test_the_training_loss_is_the_mean_over_slices(
     assert trainer.train_epoch() == pytest.approx((0 * 6 + 1 * 6 + 2 * 5) / 17)
 
 
-OPTIONS = {"dropout": 0.5, "mixup": 0.4, "freeze_epochs": 1, "start": "weights"}
+OPTIONS: dict[str, Any] = {"dropout": 0.5, "mixup": 0.4, "freeze_epochs": 1, "start": "weights"}
 
 
 @pytest.mark.parametrize("stop_after", [1, 2])

@@ -1,1 +1,0 @@
-"""After the network: numbers, pictures and pages from logits, labels and groups."""

@@ -1,0 +1,1 @@
+"""What benchmark.py measures: training beside its own limit and a DataLoader baseline."""

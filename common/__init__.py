@@ -1,0 +1,1 @@
+"""Command-line parser from dataclasses, atomic files and locks, signals."""

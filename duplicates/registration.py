@@ -1,0 +1,144 @@
+"""Whether one slice lies on another: matched features that agree on one similarity transform.
+
+Source: Lowe 2004 (ratio test); Fischler and Bolles 1981, Random sample consensus.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from duplicates.retrieval import Pairs
+from duplicates.sift_features import MIRROR, Features, mirror_points
+
+MAX_RATIO = 0.8  # of the distances to the nearest and to the second nearest descriptor
+TOLERANCE_PX = 2.25  # 1.2 % of the thumbnail's side
+ZOOM_RANGE = (0.75, 1 / 0.75)
+MAX_TRIALS = 500
+CONFIDENCE = 0.999
+MIN_MATCHES = 8  # fewer cannot make a link; a fit is not tried
+
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Registrations:
+    """Compared pairs.
+
+    Attributes:
+        pairs: [P, 3] rows of the two slices, and whether the first is mirrored.
+        scores: Matched features that agree on one transform, int16 [P]; 0 where none was found.
+        matrices: From the first thumbnail (mirrored where said) to the second, float32 [P, 2, 3].
+    """
+
+    pairs: Pairs
+    scores: npt.NDArray[np.int16]
+    matrices: Matrix
+
+    def join(self, other: "Registrations") -> "Registrations":
+        """Both, in the order of their pairs."""
+        pairs = np.concatenate([self.pairs, other.pairs])
+        order = np.lexsort(pairs.T[::-1])
+        scores = np.concatenate([self.scores, other.scores])[order]
+        matrices = np.concatenate([self.matrices, other.matrices])[order]
+        return Registrations(pairs[order], scores, matrices)
+
+    def take(self, chosen: npt.NDArray) -> "Registrations":
+        """Some of them."""
+        return Registrations(self.pairs[chosen], self.scores[chosen], self.matrices[chosen])
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def register_pairs(
+    features: Features, pairs: Pairs, min_matches: int = MIN_MATCHES
+) -> Registrations:
+    """Compare pairs of slices on all cores; each pair's outcome depends on that pair alone.
+
+    Args:
+        features: Of all slices.
+        pairs: Sorted by the first row.
+        min_matches: With fewer matched features the score is 0.
+    """
+    scores = np.zeros(len(pairs), np.int16)
+    matrices = np.zeros((len(pairs), 2, 3), np.float32)
+    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
+    ends = np.append(starts, len(pairs))[1:]
+
+    def compare(span: tuple[int, int]) -> int:
+        start, end = span
+        row = int(pairs[start, 0])
+        count = features.counts[row]
+        points, descriptors = features.points[row, :count], features.descriptors[row, :count]
+        views = (
+            _View.build(points, descriptors),
+            _View.build(mirror_points(points), descriptors[:, MIRROR]),
+        )
+        for place in range(start, end):
+            other, flip = pairs[place, 1:]
+            count = features.counts[other]
+            fixed = _View.build(features.points[other, :count], features.descriptors[other, :count])
+            scores[place], matrices[place] = _register(views[flip], fixed, min_matches)
+        return end - start
+
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        with tqdm(total=len(pairs), desc="comparing", unit="pair", disable=None) as bar:
+            for n_done in pool.map(compare, spans):
+                bar.update(n_done)
+    return Registrations(pairs, scores, matrices)
+
+
+class _View(NamedTuple):
+    """A slice as it is compared: whole float32 numbers, so that their products are exact."""
+
+    points: npt.NDArray[np.float32]  # [M, 2]
+    values: npt.NDArray[np.float32]  # [M, 128]
+    norms: npt.NDArray[np.float32]  # [M], squared
+
+    @classmethod
+    def build(cls, points: npt.NDArray[np.float32], descriptors: npt.NDArray[np.uint8]) -> "_View":
+        values = descriptors.astype(np.float32)
+        return cls(points, values, np.einsum("md,md->m", values, values))
+
+
+def _register(moved: _View, fixed: _View, min_matches: int) -> tuple[int, Matrix]:
+    """How many places agree on one transform from `moved` to `fixed`, and that transform."""
+    nothing = 0, np.zeros((2, 3), np.float32)
+    if min(len(moved.points), len(fixed.points)) < max(2, min_matches):
+        return nothing
+    distances = fixed.norms - 2 * (moved.values @ fixed.values.T)  # squared, less moved.norms
+    rows = np.arange(len(moved.points))
+    nearest = distances.argmin(axis=1)
+    first = distances[rows, nearest] + moved.norms
+    distances[rows, nearest] = np.inf
+    second = distances.min(axis=1) + moved.norms
+    matched = np.flatnonzero(first < MAX_RATIO**2 * second)
+    if len(matched) < min_matches:
+        return nothing
+    start, end = moved.points[matched], fixed.points[nearest[matched]]
+    matrix, inliers = cv2.estimateAffinePartial2D(
+        start,
+        end,
+        method=cv2.RANSAC,
+        ransacReprojThreshold=TOLERANCE_PX,
+        maxIters=MAX_TRIALS,
+        confidence=CONFIDENCE,
+    )
+    if matrix is None or not ZOOM_RANGE[0] < np.hypot(*matrix[:, 0]) < ZOOM_RANGE[1]:
+        return nothing
+    agree = inliers.ravel() > 0
+    # one place may carry several features, or many be matched to one: places count, once each
+    score = min(_count_places(start[agree]), _count_places(end[agree]))
+    return score, matrix.astype(np.float32)
+
+
+def _count_places(points: npt.NDArray[np.float32]) -> int:
+    return len({tuple(point) for point in points.round(1).tolist()})

@@ -1,0 +1,1 @@
+"""Predictions of checkpoints on a split, and metrics, intervals and calibration of them."""

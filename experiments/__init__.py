@@ -1,0 +1,1 @@
+"""Measurements quoted in docs/, each a command: `python -m experiments.NAME`."""

@@ -1,0 +1,1 @@
+"""Heat maps of what a network's prediction rests on, and their overlay on the slice."""

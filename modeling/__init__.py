@@ -1,0 +1,1 @@
+"""Weights, checkpoints, forward passes and arithmetic of networks."""

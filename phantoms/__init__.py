@@ -1,0 +1,1 @@
+"""Generated MRI slices with known patient, slice, plane and lesion mask."""

@@ -1,0 +1,1 @@
+"""The files of results/RUN: metrics.json, tables, plots, report and model card."""

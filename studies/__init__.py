@@ -1,1 +1,0 @@
-"""Measurements that the documents quote: each a command, run as `python -m studies.NAME`."""

@@ -1,0 +1,1 @@
+"""Tests, mirroring the packages; `support` holds fixtures, workers and corpora."""

@@ -1,0 +1,1 @@
+"""Builders, workers and corpora that tests share."""

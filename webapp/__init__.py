@@ -1,0 +1,1 @@
+"""The local page that predicts dropped pictures."""
