@@ -1,31 +1,44 @@
-# make demo    install, train the custom CNN on generated phantoms, evaluate it
-# make test    install, then lint, types and quick tests
-# make test-all  the slow tests too
-# make test-oldest  the quick tests with the oldest packages that requirements.txt allows
-# make test-app  the page, also in Chromium, in an environment of its own (requirements-app.txt)
+# make demo              install, train the custom CNN on generated phantoms, evaluate it
+# make test              install, then lint, types and quick tests
+# make test-integration  tests that start processes, export, run the notebook or a benchmark
+# make test-all          every test, the slow ones too
+# make test-cpus         quick tests with other CPU instructions and threads, and on a busy machine
+# make test-oldest       quick tests with the oldest packages that requirements.txt allows
+# make test-app          the page, also in Chromium, in its own environment (requirements-app.txt)
 # Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-all test-oldest test-app lint format clean
+QUICK := -m pytest -n auto -m "not slow and not integration"
+
+.PHONY: demo test test-integration test-all test-cpus test-oldest test-app lint format clean
 
 demo: .venv/installed
 	$(BIN)/python prepare.py --phantom 900
 	$(BIN)/python main.py --phantom --model net --image-size 96 --batch-size 16 --epochs 50 --name $(DEMO)
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python $(QUICK)
+
+test-integration: .venv/installed-dev
+	$(BIN)/python -m pytest -n auto -m "integration and not slow"
 
 test-all: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n auto
 
+test-cpus: .venv/installed-dev
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python $(QUICK)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python $(QUICK)
+	yes > /dev/null & first=$$!; yes > /dev/null & second=$$!; \
+	  trap "kill $$first $$second" EXIT; $(BIN)/python $(QUICK)
+
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest -n auto -m "not slow" -W ignore
+	.venv-oldest/bin/python $(QUICK) -W ignore
 
 test-app: .venv-app/installed
-	.venv-app/bin/python -m pytest tests/test_app.py tests/test_uploads.py
+	.venv-app/bin/python -m pytest tests/webapp
 
 lint: .venv/installed-dev
 	$(BIN)/python -m ruff check .

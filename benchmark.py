@@ -1,4 +1,4 @@
-"""How fast the program is, beside its own limit and the usual way: `python benchmark.py`."""
+"""Command `python benchmark.py`: measure speed and memory of the program."""
 
 import sys
 import tempfile
@@ -14,23 +14,24 @@ from helper import UserError, log
 if TYPE_CHECKING:
     from benchmarking.task import Task
 
-# torch is imported inside the functions: `--help` and a wrong option answer without it.
+# torch is imported inside the functions, so that `--help` and option errors are quick.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     config = args.parse_benchmark(argv)
-    return helper.run_verb(benchmark, config, config.debug)
+    return helper.run_command(benchmark, config, config.debug)
 
 
 def benchmark(config: args.BenchmarkConfig) -> None:
-    """Measure in a temporary folder, print the figures, and write them where asked to.
+    """Measure in a temporary folder, print the figures and write them to `--json`.
 
     Raises:
-        UserError: No such model, device or data folder, or the figures cannot be written there.
+        UserError: The model, device or data folder is invalid, or `--json` cannot be written.
     """
     import model
-    from benchmarking import process_start, report, task
+    from benchmarking import report
+    from benchmarking.task import choose_slices, make_phantoms, open_task
     from modeling import precision
 
     model.check_model(config.model, config.image_size, pretrained=False)
@@ -41,12 +42,11 @@ def benchmark(config: args.BenchmarkConfig) -> None:
         work = Path(folder)
         data_dir = config.data or work / "phantoms"
         if config.data is None:
-            log.info("making %d phantoms", config.slices)
-            task.make_phantoms(config.slices, data_dir, config.seed)
-        task.choose_slices(data_dir, work, config)
-        process_start.write_config(config, work)
-        whole = task.open_task(config, work)
-        figures = report.build_report(whole, measure(whole))
+            log.info("generating %d phantoms", config.slices)
+            make_phantoms(config.slices, data_dir, config.seed)
+        choose_slices(data_dir, work, config)
+        task = open_task(config, work)
+        figures = report.build_report(task, measure(task))
     report.print_table(figures)
     if config.json:
         atomic_files.write_json(config.json, figures)
@@ -54,33 +54,32 @@ def benchmark(config: args.BenchmarkConfig) -> None:
 
 
 def measure(task: "Task") -> dict[str, list[float]]:
-    """Every figure of every round; what is compared takes turns."""
-    from benchmarking import dataloader_baseline, pipeline, process_start, stages, synthetic_step
-    from benchmarking.rounds import measure_in_turn
+    """Measure every figure in every round: first training, then the other stages."""
+    from benchmarking import dataloader_baseline, process_start, stages, training_speed
+    from benchmarking.rounds import measure_interleaved
 
-    repeats = task.config.repeats
     training = {
-        "limit": synthetic_step.build_limit(task),
-        "pipeline": pipeline.build_pipeline(task),
-        "usual": dataloader_baseline.build_usual(task),
+        "synthetic step": training_speed.build_synthetic_step(task),
+        "pipeline": training_speed.build_pipeline(task),
+        "DataLoader baseline": dataloader_baseline.build_dataloader_baseline(task),
     }
-    measured = measure_in_turn(training, repeats)
-    del training  # its workers and networks go
+    measured = measure_interleaved(training, task.config.repeats)
+    del training  # end the workers and free the networks
     others = {
         "inference": stages.build_inference(task),
         "reading": stages.build_reading(task),
-        "copies": stages.build_copy_search(task),
+        "duplicates": stages.build_duplicate_search(task),
         "cache": stages.build_cache(task),
-        "new process": process_start.build_start(task.work),
+        "new process": process_start.build_start(task),
     }
-    return measured | measure_in_turn(others, repeats)
+    return measured | measure_interleaved(others, task.config.repeats)
 
 
 def check_target(path: Path | None) -> None:
-    """Find out before the measurements whether their figures can be written.
+    """Check before the measurements that `--json` can be written.
 
     Raises:
-        UserError: They cannot.
+        UserError: It cannot.
     """
     if path is None:
         return

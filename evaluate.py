@@ -11,71 +11,66 @@ from helper import log
 
 RESULTS_DIR = Path("results")
 
-# torch is imported inside the functions: `--help` and a wrong option answer without it.
+# torch is imported inside the functions, so that `--help` and a wrong option respond without it.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     config = args.parse_evaluate(argv)
-    return helper.run_verb(evaluate, config, config.debug)
+    return helper.run_command(evaluate, config, config.debug)
 
 
 def evaluate(config: args.EvaluateConfig) -> None:
-    """The figures of checkpoints on one split, as files under results/ and a summary on screen.
+    """Evaluate checkpoints on one split; write results/RUN and print a summary.
 
-    Of a run with --folds, the figures of all its folds together. Of several checkpoints, those of
-    their ensemble, with a comparison of all.
+    The folds of a run with --folds are pooled. Several checkpoints are compared, and the metrics
+    are those of their ensemble.
     """
     from evaluation import predictions, robustness
     from reporting import results
 
-    judged = [
-        predictions.judge_run(
-            path,
-            config.split,
-            config.data,
-            device=config.device,
-            batch_size=config.batch_size,
-            threads=config.threads,
-        )
+    options: dict[str, Any] = {
+        name: getattr(config, name) for name in ("device", "batch_size", "threads")
+    }
+    members = [
+        predictions.predict_run(path, config.split, config.data, **options)
         for path in config.checkpoints
     ]
-    names = [name_run(each.path, each.checkpoints[0]["run"]) for each in judged]
-    trained_on = Path(judged[0].checkpoints[0]["data"])
+    names = [name_run(each.path, each.checkpoints[0]["run"]) for each in members]
+    trained_on = Path(members[0].checkpoints[0]["data"])
     identity: dict[str, Any] = {
         "run": "+".join(names),
-        "checkpoint": " ".join(each.path.as_posix() for each in judged),
+        "checkpoint": " ".join(each.path.as_posix() for each in members),
         "data": (config.data or trained_on).as_posix(),
         "split": config.split,
         "environment": helper.describe_environment(helper.resolve_device(config.device), sys.argv),
     }
-    if len(judged) == 1:
-        whole, comparison = judged[0], None
+    if len(members) == 1:
+        [whole] = members
+        report = results.build_report(whole, identity)
     else:
-        members = predictions.align(judged)
-        whole = predictions.average_members(members)
-        comparison = results.compare(members, names, whole)
-    report = results.build_report(whole, identity)
-    if comparison:
-        report["comparison"] = comparison
+        members = predictions.align(members)
+        whole = predictions.average_predictions(members)
+        report = results.build_report(whole, identity)
+        report["comparison"] = results.compare(members, names, whole)
     results_dir = RESULTS_DIR / name_results(config, identity["run"], trained_on)
     results.check_results_dir(results_dir, report)
     if config.stress:
         report["stress"] = robustness.run_stress(whole, config.batch_size)
         report["notes"] = [*robustness.describe_shortcut(report["stress"]), *report["notes"]]
     results.write_results(results_dir, report, whole, config.gallery)
-    summarise(report, results_dir)
+    print_summary(report, results_dir)
 
 
 def name_run(path: Path, run: str) -> str:
-    """What a checkpoint is called: its run's name, the folder's for folds, last.pt marked."""
+    """Return the run's name, the folder's name for folds, or the name of another checkpoint."""
     if path.is_dir():
         return path.resolve().name
     return run if path.stem == "best" else f"{run}-{path.stem}"
 
 
 def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str:
-    """The folder under results/: the run's own for its test split alone."""
+    """Return the folder under results/; other data and other splits get folders of their own."""
     name = config.name or run
     data_dir = config.data or trained_on
     if data_dir.resolve() != trained_on.resolve():
@@ -83,57 +78,38 @@ def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str
     return name if config.split == "test" else f"{name}-{config.split}"
 
 
-def summarise(report: dict[str, Any], results_dir: Path) -> None:
-    """The headline on the screen, its warnings first."""
-    from reporting.wording import show_figure
+def print_summary(report: dict[str, Any], results_dir: Path) -> None:
+    """Print notes, the comparison of runs, the main metrics and the baselines."""
+    from reporting.wording import HEADLINE, format_estimate
 
+    accuracy = "accuracy %s, per distinct slice %s, macro-F1 %s"
     for note in report["notes"]:
         log.info("note: %s", note)
-    if "comparison" in report:
-        print_comparison(report["comparison"])
+    if comparison := report.get("comparison"):
+        for row in comparison["rows"]:
+            values = (*(format_estimate(row[key]) for key in HEADLINE), row["ece"], row["nll"])
+            log.info(f"%-24s {accuracy}, ECE %.4f, NLL %.4f", row["run"], *values)
+        for pair in comparison["pairs"]:
+            log.info(
+                "%(first)s minus %(second)s: %(difference)+.4f [%(low)+.4f, %(high)+.4f], "
+                "p = %(p_value).3g by groups (%(n_first)d better, %(n_second)d worse)",
+                pair | {"low": pair["ci95"][0], "high": pair["ci95"][1]},
+            )
+        log.info(
+            "over the runs: accuracy %(mean).4f, standard deviation %(standard_deviation).4f, "
+            "from %(least).4f to %(greatest).4f",
+            comparison["spread"],
+        )
     log.info(
-        "%s, %s split: accuracy %s, per slice %s, macro-F1 %s on %d images of %d groups; "
-        "commonest class of training %.4f, brightness alone %.4f",
-        report["run"],
-        report["split"],
-        *(show_figure(report[key]) for key in ("accuracy", "accuracy_per_slice", "f1_macro")),
-        report["n_images"],
-        report["n_groups"],
-        report["baselines"]["majority"],
-        report["baselines"]["brightness"],
+        f"%s, %s split: {accuracy} on %d images of %d groups; "
+        "majority-class baseline %.4f, brightness baseline %.4f",
+        *(report["run"], report["split"]),
+        *(format_estimate(report[key]) for key in HEADLINE),
+        *(report["n_images"], report["n_groups"]),
+        *(report["baselines"]["majority"], report["baselines"]["brightness"]),
     )
     log.info("%s", helper.NOTICE)
     log.info("open %s and %s", results_dir / "report.html", results_dir / "plots")
-
-
-def print_comparison(comparison: dict[str, Any]) -> None:
-    """A row a run, the ensemble last, then every pair."""
-    from reporting.wording import show_figure
-
-    for row in comparison["rows"]:
-        log.info(
-            "%-24s accuracy %s  per slice %s  macro-F1 %s  ECE %.4f  NLL %.4f",
-            row["run"],
-            *(show_figure(row[key]) for key in ("accuracy", "accuracy_per_slice", "f1_macro")),
-            row["ece"],
-            row["nll"],
-        )
-    for pair in comparison["pairs"]:
-        log.info(
-            "%s less %s: %+.4f [%+.4f, %+.4f], p = %.3g by groups (%d ahead, %d behind)",
-            pair["first"],
-            pair["second"],
-            pair["difference"],
-            *pair["ci95"],
-            pair["p_value"],
-            pair["n_first"],
-            pair["n_second"],
-        )
-    spread = comparison["spread"]
-    log.info(
-        "over the runs: accuracy %.4f, standard deviation %.4f, from %.4f to %.4f",
-        *(spread[key] for key in ("mean", "standard_deviation", "least", "greatest")),
-    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What every verb needs and no picture or class enters: errors, seeds, devices, environment.
+"""Errors, seeds, devices and the environment record; knows nothing of images or classes.
 
-Standard library and numpy alone at import time: torch is imported inside the functions that use it,
-so that `--help` and prepare.py start at once.
+Imports numpy and the standard library only; torch is imported inside the functions that use it, so
+that `--help` and prepare.py start quickly.
 """
 
 import contextlib
@@ -27,10 +27,9 @@ NOTICE = "Research use only: not a medical device. The published classes hold no
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names what, where and what to do.
+    """An error that the user can fix; its message is one line: what, where and what to do.
 
-    `status` is the exit status of the contracts: 2 when the command line alone was wrong, 1 when
-    the disk or the data had been touched.
+    `status` is the exit status: 2 if only the command line was read, 1 if also disk or data.
     """
 
     def __init__(self, message: str, status: int = 1) -> None:
@@ -38,15 +37,15 @@ class UserError(Exception):
         self.status = status
 
 
-def run_verb(verb: Callable[[Config], None], config: Config, debug: bool = False) -> int:
-    """Run a verb and return its exit status; errors become one line unless `debug` is set."""
+def run_command(command: Callable[[Config], None], config: Config, debug: bool = False) -> int:
+    """Run a command and return its exit status; print an error as one line unless `debug`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
-        verb(config)
+        command(config)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        with contextlib.suppress(OSError):  # nobody reads it
+        with contextlib.suppress(OSError):  # stderr may be closed
             print(f"error: {describe_error(error)}", file=sys.stderr, flush=True)
         if isinstance(error, KeyboardInterrupt):
             return getattr(error, "status", 130)  # 143 after SIGTERM
@@ -55,7 +54,7 @@ def run_verb(verb: Callable[[Config], None], config: Config, debug: bool = False
 
 
 def describe_error(error: BaseException) -> str:
-    """One line for any error; of the operating system's, the file it concerns and the reason."""
+    """Return one line for any error; for an OSError the file and the reason."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
@@ -63,42 +62,42 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+    if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported here
         return f"{first_line(error)}; try a smaller --batch-size or --image-size, or --device cpu"
     return f"{type(error).__name__}: {first_line(error)} (run again with --debug to see where)"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """Return the first line of an error's message, or its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def derive_seed(seed: int, *purpose: int | str) -> int:
-    """A 63-bit seed that depends on `seed` and on every part of `purpose`, and on nothing else."""
+    """Return a 63-bit seed that depends on `seed` and every part of `purpose` only."""
     words = [int.from_bytes(str(part).encode(), "little") for part in purpose]
     state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
 def build_generator(seed: int, *purpose: int | str) -> "torch.Generator":
-    """A torch generator on the CPU for one purpose, such as `(seed, "augment", epoch, step)`."""
+    """Return a torch generator on the CPU for one purpose, e.g. `(seed, "augment", step)`."""
     import torch
 
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))
 
 
 def seed_everything(seed: int, *purpose: int | str) -> None:
-    """Seed torch globally: initial weights and dropout take no generator of their own."""
+    """Seed torch's global generator, which initial weights and dropout use."""
     import torch
 
     torch.manual_seed(derive_seed(seed, *purpose))
 
 
 def resolve_device(name: str) -> "torch.device":
-    """The device called `name`; `auto` is CUDA where there is one, else the CPU.
+    """Return the device called `name`; `auto` is CUDA if available, else the CPU.
 
     Raises:
-        UserError: The name is no device, or this machine has no such device.
+        UserError: The name is not a device, or this machine does not have it.
     """
     import torch
 
@@ -115,7 +114,7 @@ def resolve_device(name: str) -> "torch.device":
 
 
 def set_threads(threads: int) -> int:
-    """Use `threads` CPU threads (0: as many as torch finds) and return how many are in use."""
+    """Use `threads` CPU threads (0: torch's default) and return how many are in use."""
     import torch
 
     if threads:
@@ -124,14 +123,14 @@ def set_threads(threads: int) -> int:
 
 
 def describe_environment(device: "torch.device", argv: list[str]) -> dict[str, Any]:
-    """The environment record of metrics.json and the checkpoints: versions, device, commit."""
+    """Return the environment for metrics.json and checkpoints: versions, device, commit."""
     import torch
     import torchvision
 
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a TorchVersion, which a checkpoint cannot hold
+        "torch": str(torch.__version__),  # checkpoints cannot hold a TorchVersion
         "torchvision": str(torchvision.__version__),
         "device": device_name,
         "threads": torch.get_num_threads(),
@@ -141,7 +140,7 @@ def describe_environment(device: "torch.device", argv: list[str]) -> dict[str, A
 
 
 def read_commit() -> str | None:
-    """The commit of the program, with `-dirty` where files differ from it; None outside git."""
+    """Return the commit, with `-dirty` if files differ from it; None outside git."""
     command = ["git", "-C", str(PROJECT_DIR), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -1,4 +1,4 @@
-"""The custom CNN: a small residual network for one-channel slices, trained from scratch."""
+"""Custom CNN: a small residual network for one-channel slices, trained from scratch."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ BLOCKS_PER_STAGE = 2
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut; the block starts as identity.
+    """Two 3 x 3 convolutions and a shortcut; the residual starts at zero.
 
-    Source: He et al. 2016, Deep residual learning for image recognition; zero start from Goyal
-    et al. 2017, Accurate, large minibatch SGD.
+    Source: He et al. 2016, Deep residual learning for image recognition; zero initialisation from
+    Goyal et al. 2017, Accurate, large minibatch SGD.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -30,22 +30,22 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.norm2.weight)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         residual = F.relu(self.norm1(self.conv1(features)))
         residual = self.norm2(self.conv2(residual))
         return F.relu(self.shortcut(features) + residual)
 
 
 class SliceNet(nn.Module):
-    """About 1.1 million weights and 0.2 billion multiply-adds at 224 px.
+    """Residual network of 1.1 million weights and 0.2 billion multiply-adds at 224 px.
 
-    The stem quarters the side at once, for a slice is smooth and most of it background. The head
-    sees the mean and the maximum of every channel: a lesion may fill one cell of the last grid, and
-    a mean alone would dilute it.
+    The stem reduces the side to a quarter, because slices are smooth and mostly background. The
+    head uses mean and maximum of every channel: a lesion may fill one cell of the last grid, and
+    the mean alone would dilute it.
 
     Args:
         n_classes: Number of classes K.
-        dropout: Share of the pooled features dropped before the last layer.
+        dropout: Dropout probability of the pooled features.
     """
 
     def __init__(self, n_classes: int, dropout: float = 0.2) -> None:
@@ -70,7 +70,7 @@ class SliceNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, slices: Tensor) -> Tensor:
-        """Normalised slices [B, 1, S, S] to logits [B, K]."""
+        """Compute logits [B, K] of normalised slices [B, 1, S, S]."""
         features = self.blocks(self.stem(slices))  # [B, 144, S / 32, S / 32]
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)  # [B, 288]
         return self.head(self.dropout(pooled))

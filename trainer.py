@@ -1,245 +1,244 @@
-"""The training loop: schedule, mixed precision, averaging, early stop, checkpoints, resume."""
+"""The training loop: steps, EMA, validation, early stopping, checkpoints and resume."""
 
 import contextlib
 import copy
-import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from common.atomic_files import atomic_path
-from common.signals import Stop, postpone
+from common.signals import StopRequest, defer_signals
 from evaluation.metrics import compute_confusion, compute_macro_f1
 from helper import UserError, build_generator, log, seed_everything
-from model import Classifier, full_precision, infer, to_unit_range
+from model import Classifier
 from modeling.checkpoint import load_checkpoint, save_checkpoint
-from modeling.precision import build_forward, decides_to_compile
+from modeling.forward import disable_tf32, predict_logits, to_unit_range
+from modeling.precision import build_forward, should_compile
 from training import distributed
 from training.augmentation import Augmentation
-from training.loss_tracker import STEPS_PER_LOOK, LossWatch
-from training.optimizer import (
-    build_optimizer,
-    compute_rate_share,
-    set_learning_rate,
-    update_average,
-)
+from training.history import History
+from training.loss_tracker import STEPS_PER_READ, LossTracker
+from training.optimizer import build_optimizer, compute_lr_factor, set_learning_rate, update_ema
 from training.progressive_resizing import compute_size, shrink
 
 if TYPE_CHECKING:
     from args import TrainConfig
-    from loading.image_source import Batch, Slices
+    from loading.image_source import Batch, SliceSource
 
-SCRATCH_LR, TRAINED_LR = 3e-3, 1e-3
-# Training slices that batch norm's statistics are taken from before val.
-STATISTICS_SLICES = 512
-SMALLEST_MICRO_BATCH = 2  # batch norm needs two
+SCRATCH_LR, PRETRAINED_LR = 3e-3, 1e-3
+BATCH_NORM_SLICES = 512  # training slices used to recalibrate batch norm
+SMALLEST_MICRO_BATCH = 2  # batch norm needs two slices
 
 
 class Trainer:
-    """Fits a network and keeps the best and the last checkpoint.
+    """Trains a network, validates its EMA weights after every epoch and saves the best.
 
-    Two sets of weights walk along. The optimiser's own are trained; their exponential moving
-    average is what val looks at and what best.pt holds. The decay of step t is at most
-    (1 + t) / (10 + t), so a short run is not held back by its random start. Batch norm's running
-    statistics are of augmented slices and of weights that have moved on; those of the averaged
-    weights are taken anew from plain training slices before every look at val.
+    The optimizer updates the trained weights; after each step the EMA weights follow them. Only the
+    EMA weights are validated and stored in best.pt. Before each validation their batch norm is
+    recalibrated on training slices without augmentation.
 
     Args:
-        network: On the device, with the weights to start from.
-        train: Slices to learn from.
-        val: Slices that choose the best epoch and the end.
-        config: Every option of the run.
-        record: What else the checkpoints hold: model, classes, preprocessing, split, …
-        run_dir: session/RUN.
+        network: Network with its initial weights, on the training device.
+        train: Training slices.
+        val: Validation slices, which decide the best epoch and early stopping.
+        config: All options of the run.
+        record: What the checkpoints hold besides training progress, see `lifecycle.build_record`.
+        run_dir: Folder of the run, session/RUN.
         class_weights: Loss weight of each class [K], or None.
     """
 
     def __init__(
         self,
         network: Classifier,
-        train: "Slices",
-        val: "Slices",
+        train: "SliceSource",
+        val: "SliceSource",
         config: "TrainConfig",
         record: dict[str, Any],
         run_dir: Path,
         class_weights: Tensor | None = None,
     ) -> None:
         self.network = network.to(memory_format=torch.channels_last)
-        self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
-        distributed.share_batch_norm(self.network)
+        self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
+        distributed.convert_sync_batch_norm(self.network)
         self.train, self.val = train, val
-        self.config, self.options = config, config.train
+        self.config, self.options, self.seed = config, config.train, config.run.seed
         self.record, self.run_dir = record, run_dir
         self.device = next(network.parameters()).device
         self.precision = record["precision"]
         self.class_weights = class_weights
         self.n_classes = len(record["classes"])
-        self.augmentation = Augmentation(**dataclasses.asdict(config.augment))
-        self.starts_trained = record["start"] != "scratch"
-        self.peak_lr = self.options.lr or (TRAINED_LR if self.starts_trained else SCRATCH_LR)
+        self.augmentation = Augmentation(config.augment)
+        self.is_pretrained = record["start"] != "scratch"
+        self.peak_lr = self.options.lr or (PRETRAINED_LR if self.is_pretrained else SCRATCH_LR)
         self.optimizer = build_optimizer(
             network,
             network.head,
             self.peak_lr,
-            self.options.body_lr_factor if self.starts_trained else 1.0,
+            self.options.backbone_lr_factor if self.is_pretrained else 1.0,
             self.options.weight_decay,
         )
         self.steps_per_epoch = train.count_steps(self.options.batch_size)
         self.n_steps = self.options.epochs * self.steps_per_epoch
         choice = config.run.compile
         if choice == "auto" and self.options.first_size < 1:
-            choice = "off"  # every size would be compiled for itself
-        self.compiles = decides_to_compile(choice, self.device, self.n_steps, distributed.count())
-        self.forward = build_forward(self.network, self.compiles, is_wanted=choice == "on")
+            choice = "off"  # each input size would be compiled separately
+        n_processes = distributed.get_world_size()
+        self.compiles = should_compile(choice, self.device, self.n_steps, n_processes)
+        self.forward = build_forward(self.network, self.compiles, is_required=choice == "on")
         self.micro_batch = self.options.batch_size
-        self.epoch = 0
-        self.stop = Stop()
-        self.begun: dict[str, Any] | None = None  # of `save`, where an epoch is taken up within
-        self.saved_steps = 0  # of the epoch that is under way
+        self.epoch = 0  # finished epochs
+        self.stop = StopRequest()
+        self.partial_epoch: dict[str, Any] | None = None  # steps of a resumed epoch, see `save`
+        self.saved_steps = 0  # steps of the current epoch in last.pt
         self._saved_s = time.monotonic()
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, float] = {}
-        writes_curves = config.run.tensorboard and distributed.is_first()
-        self.tensorboard = _open_tensorboard(run_dir) if writes_curves else None
+        self.history = History(run_dir, config.run.tensorboard and distributed.is_main_process())
 
     @property
     def step(self) -> int:
-        """Optimiser steps taken before this epoch."""
+        """Optimizer steps before this epoch."""
         return self.epoch * self.steps_per_epoch
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the pretrained body stands still in this epoch."""
-        return self.starts_trained and self.epoch < self.options.freeze_epochs
+        """True while the backbone is frozen."""
+        return self.is_pretrained and self.epoch < self.options.freeze_epochs
 
     def fit(self) -> None:
         """Train until the last epoch, or until val has not improved for `--patience` epochs."""
-        # processes of one run would each stop at another step: those end at once
-        with (
-            postpone() if distributed.count() == 1 else contextlib.nullcontext(Stop()) as self.stop
-        ):
-            while self.epoch < self.options.epochs and not self.is_stale():
+        # several processes would stop at different steps, so there a signal ends the run at once
+        is_alone = distributed.get_world_size() == 1
+        signals = defer_signals() if is_alone else contextlib.nullcontext(StopRequest())
+        n_epochs, patience = self.options.epochs, self.options.patience
+        with signals as self.stop:
+            while self.epoch < n_epochs and not self.history.is_stale(patience):
                 started_s = time.perf_counter()
-                n_trained = len(self.train) - (sum(self.begun["weights"]) if self.begun else 0)
+                n_slices = len(self.train) - self._count_resumed_slices()
                 train_loss = self.train_epoch()
                 train_time_s = time.perf_counter() - started_s
-                self.estimate_statistics()
+                self.recalibrate_batch_norm()
                 scores = self.validate()
                 self.epoch += 1
-                improved = self.record_epoch(train_loss, scores, train_time_s, n_trained)
+                improved = self.history.add(
+                    {
+                        "epoch": self.epoch,
+                        "train_loss": train_loss,
+                        **scores,
+                        "lr": self.peak_lr * self._compute_lr_factor(self.step - 1),
+                        "images_per_s": n_slices / train_time_s,
+                        "time_s": train_time_s,
+                    }
+                )
                 self.save(improved)
-                self.report_epoch(improved, time.perf_counter() - started_s)
-                self.stop.heed()
-        if self.epoch < self.options.epochs:
-            log.info("stopped early: no better val macro-F1 for %d epochs", self.options.patience)
-        if distributed.is_first():
+                self.history.log_epoch(n_epochs, time.perf_counter() - started_s)
+                self.stop.raise_if_requested()
+        if self.epoch < n_epochs:
+            log.info("stopped early: no better val macro-F1 for %d epochs", patience)
+        if distributed.is_main_process():
             best = load_checkpoint(self.run_dir / "best.pt")
-            save_checkpoint(self.run_dir / "best.pt", {**best, "history": self.history})
+            save_checkpoint(self.run_dir / "best.pt", {**best, "history": self.history.rows})
 
     def train_epoch(self) -> float:
-        """One pass over the training slices, or what is left of it; the mean loss of a slice.
+        """Train on every slice once, or on the rest of a resumed epoch; return the mean loss.
 
-        An end that was asked for comes between two steps, when they have been saved.
+        A requested stop is raised between two steps, after they are saved.
         """
-        begun, self.begun = self.begun, None
-        # of one process alone, for those of all are added up
-        before = begun["losses"] * distributed.is_first() if begun else None
-        watch = LossWatch(self.epoch + 1, self.steps_per_epoch, before)
-        weights: list[int] = list(begun["weights"]) if begun else []
+        sizes: list[int] = []  # slices of each step
+        restored_losses = None
+        if self.partial_epoch:
+            sizes = list(self.partial_epoch["weights"])
+            # losses are summed over processes, so only one of them may count the restored ones
+            restored_losses = self.partial_epoch["losses"] * distributed.is_main_process()
+            self.partial_epoch = None
+        losses = LossTracker(self.epoch + 1, self.steps_per_epoch, restored_losses)
         self.network.train()
-        self._freeze_body(self.is_frozen)
+        self._freeze_backbone(self.is_frozen)
+        rank, n_processes = distributed.get_rank(), distributed.get_world_size()
         batches = self.train.shuffle(
-            self.options.batch_size,
-            self.config.run.seed,
-            self.epoch,
-            distributed.get_rank(),
-            distributed.count(),
-            len(weights),
+            self.options.batch_size, self.seed, self.epoch, rank, n_processes, len(sizes)
         )
-        title = f"epoch {self.epoch + 1}/{self.options.epochs}"
         with tqdm(
             total=len(self.train),
-            initial=sum(weights),
-            desc=title,
+            initial=sum(sizes),
+            desc=f"epoch {self.epoch + 1}/{self.options.epochs}",
             unit="slice",
             leave=False,
-            disable=None if distributed.is_first() else True,
+            disable=None if rank == 0 else True,  # None: only on a terminal
         ) as bar:
             for batch in batches:
-                watch.add(self.train_step(batch, self.step + len(weights)))
-                weights.append(batch.whole)
-                bar.update(batch.whole)
+                losses.add(self.train_step(batch, self.step + len(sizes)))
+                sizes.append(batch.global_size)
+                bar.update(batch.global_size)
                 if self.stop.kind is not None or self._is_save_due():
-                    self.save(improved=False, begun={"losses": watch.read(), "weights": weights})
-                    self.stop.heed()
-                if len(weights) % STEPS_PER_LOOK == 0:
-                    recent = watch.look()
-                    if recent is not None:
-                        bar.set_postfix(loss=f"{recent * distributed.count():.3f}")
-        shares = torch.tensor(weights, dtype=torch.float64) / len(self.train)
-        return float(distributed.add_up(watch.read().double()) @ shares)
+                    partial_epoch = {"losses": losses.read(), "weights": sizes}
+                    self.save(improved=False, partial_epoch=partial_epoch)
+                    self.stop.raise_if_requested()
+                if len(sizes) % STEPS_PER_READ == 0:
+                    recent_loss = losses.read_delayed()
+                    if recent_loss is not None:
+                        bar.set_postfix(loss=f"{recent_loss * n_processes:.3f}")
+        weights = torch.tensor(sizes, dtype=torch.float64) / len(self.train)
+        return float(distributed.all_reduce(losses.read().double()) @ weights)
 
     def train_step(self, batch: "Batch", step: int) -> Tensor:
-        """One batch forward and backward and one step of the optimiser.
+        """Run forward, backward and optimizer for one batch, and update the EMA weights.
 
         Args:
-            batch: The slices of this step, or this process's part of them.
-            step: Optimiser steps taken before; with the seed it decides all that is random here.
+            batch: Slices of this step, or this process's part of them.
+            step: Optimizer steps before this one; all random numbers depend on it and the seed.
 
         Returns:
-            The part that these slices have in the mean loss of the step, still on the device.
+            Sum of these slices' losses divided by the size of the global batch, on the device.
         """
-        set_learning_rate(self.optimizer, self.peak_lr * self._schedule(step))
+        set_learning_rate(self.optimizer, self.peak_lr * self._compute_lr_factor(step))
         loss = self.accumulate_gradients(batch, step)
-        distributed.add_gradients(self.network.parameters())
+        distributed.all_reduce_gradients(self.network.parameters())
         if self.options.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        update_average(self.averaged, self.network, self.options.ema_decay, step)
+        update_ema(self.ema, self.network, self.options.ema_decay, step)
         return loss
 
     def accumulate_gradients(self, batch: "Batch", step: int) -> Tensor:
-        """Gradients of the loss, by micro-batches; by smaller ones where memory is too small.
+        """Compute the gradients in micro-batches, which are halved when memory runs out.
 
-        What is random about a slice depends on its place in the batch, not on how it is divided;
-        dropout and mixing are of a part.
+        Augmentation depends on a slice's position in the batch, not on the division into
+        micro-batches; dropout and mixing are drawn per micro-batch.
         """
         draws = self.augmentation.draw(
-            batch.whole, build_generator(self.config.run.seed, "augment", step)
+            batch.global_size, build_generator(self.seed, "augment", step)
         )
         try:
-            losses = [self._backward(part, draws, step) for part in batch.divide(self.micro_batch)]
+            losses = [self._backward(part, draws, step) for part in batch.split(self.micro_batch)]
         except torch.OutOfMemoryError:
-            if not self._can_halve(len(batch)):
+            # processes must run equally many forward passes, so none may halve alone
+            is_alone = distributed.get_world_size() == 1
+            if not is_alone or min(self.micro_batch, len(batch)) < 2 * SMALLEST_MICRO_BATCH:
                 raise
         else:
             return torch.stack(losses).sum()
-        # out of the except block, whose traceback holds on to the memory of the failed step
-        self._halve(len(batch))
+        # outside the except block, whose traceback holds the memory of the failed step
+        self._halve_micro_batch(len(batch))
         return self.accumulate_gradients(batch, step)
 
     def _backward(self, part: "Batch", draws: Tensor, step: int) -> Tensor:
-        """Add a part's gradients; its part in the mean loss of the step."""
-        seed = self.config.run.seed
-        seed_everything(seed, "step", step, part.start)  # dropout draws from the global generator
-        own = draws[part.start : part.start + len(part)]
-        slices = shrink(to_unit_range(part.pixels), self._compute_size(step))
-        images = self.augmentation.augment(slices, own)
+        """Add the gradients of a micro-batch; return its contribution to the mean loss."""
+        seed_everything(self.seed, "step", step, part.offset)  # dropout uses the global generator
+        full_px = self.record["preprocess"]["image_size"]
+        size_px = compute_size(step, self.n_steps, full_px, self.options.first_size)
+        slices = shrink(to_unit_range(part.pixels), size_px)  # [B, 1, S, S]
+        images = self.augmentation.augment(slices, draws[part.offset : part.offset + len(part)])
         targets = F.one_hot(part.labels, self.n_classes).float()  # [B, K]
-        generator = build_generator(seed, "mix", step, part.start)
+        generator = build_generator(self.seed, "mix", step, part.offset)
         images, targets = self.augmentation.mix(images, targets, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.forward(images)
-        loss = part.share * F.cross_entropy(
+            logits = self.forward(images)  # [B, K]
+        loss = part.loss_weight * F.cross_entropy(
             logits.float(),
             targets,
             weight=self.class_weights,
@@ -248,58 +247,51 @@ class Trainer:
         loss.backward()
         return loss.detach()
 
-    def _can_halve(self, n_slices: int) -> bool:
-        """Whether a batch can be had in smaller parts; processes that share one cannot."""
-        return (
-            distributed.count() == 1 and min(self.micro_batch, n_slices) >= 2 * SMALLEST_MICRO_BATCH
-        )
-
-    def _halve(self, n_slices: int) -> None:
-        """Go on with micro-batches of half the size, and say so."""
+    def _halve_micro_batch(self, n_slices: int) -> None:
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.micro_batch = -(-min(self.micro_batch, n_slices) // 2)
         log.info(
-            "out of memory: going on with micro-batches of %d slices, whose gradients are added up "
-            "to batches of %d; batch norm then normalises by %d slices at a time",
-            self.micro_batch,
-            self.options.batch_size,
-            self.micro_batch,
+            f"out of memory: continuing with micro-batches of {self.micro_batch} slices; gradients "
+            f"are summed over batches of {self.options.batch_size}, batch norm uses micro-batches"
         )
 
     @torch.no_grad()
-    def estimate_statistics(self) -> None:
-        """Take batch norm's statistics of the averaged weights from plain training slices, in fp32.
+    def recalibrate_batch_norm(self) -> None:
+        """Compute batch norm statistics of the EMA weights on plain training slices, in fp32.
 
         Source: Izmailov et al. 2018, Averaging weights leads to wider optima and better
         generalization; Touvron et al. 2019, Fixing the train-test resolution discrepancy.
         """
-        norms = [part for part in self.averaged.modules() if isinstance(part, _BatchNorm)]
+        norms = [part for part in self.ema.modules() if isinstance(part, _BatchNorm)]
         if not norms or self.is_frozen:
             return
-        generator = build_generator(self.config.run.seed, "statistics", self.epoch)
-        chosen = torch.randperm(len(self.train), generator=generator)[:STATISTICS_SLICES]
+        generator = build_generator(self.seed, "statistics", self.epoch)
+        chosen = torch.randperm(len(self.train), generator=generator)[:BATCH_NORM_SLICES]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over the batches
+            norm.momentum = None  # average over the batches with equal weights
             norm.train()
         n_batches = -(-len(chosen) // self.micro_batch)
         for slices in self.train.read(chosen.tensor_split(n_batches)):
-            with full_precision():
-                self.averaged(to_unit_range(slices))
+            with disable_tf32():
+                self.ema(to_unit_range(slices))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
 
     def validate(self) -> dict[str, float]:
-        """Loss, accuracy and macro-F1 of the averaged weights on val, in fp32."""
-        own = self.val.iterate(self.micro_batch, distributed.get_rank(), distributed.count())
-        logits = distributed.gather_rows(infer(self.averaged, own)[0], len(self.val))
+        """Compute loss, accuracy and macro-F1 of the EMA weights on val, in fp32."""
+        batches = self.val.iterate(
+            self.micro_batch, distributed.get_rank(), distributed.get_world_size()
+        )
+        logits = predict_logits(self.ema, batches)[0]
+        logits = distributed.all_gather_rows(logits, len(self.val))  # [N, K]
         if not logits.isfinite().all():
             raise UserError(
-                f"the averaged weights are not finite after epoch {self.epoch + 1}: lower --lr or "
+                f"the EMA weights are not finite after epoch {self.epoch + 1}: lower --lr or "
                 "try --precision fp32"
             )
         labels = self.val.labels.cpu()
@@ -310,150 +302,74 @@ class Trainer:
             "val_macro_f1": float(compute_macro_f1(confusion)),
         }
 
-    def record_epoch(
-        self, train_loss: float, scores: dict[str, float], time_s: float, n_trained: int
-    ) -> bool:
-        """Add an epoch to the history; True when it is the best so far.
+    # ---- checkpoints
 
-        Better is a higher val macro-F1, or the same with a lower val loss.
-
-        Args:
-            train_loss: Mean of a slice.
-            scores: Of `validate`.
-            time_s: Of training alone, and since the run was taken up.
-            n_trained: Slices in that time.
-        """
-        row = {
-            "epoch": self.epoch,
-            "train_loss": train_loss,
-            **scores,
-            "lr": self.peak_lr * self._schedule(self.step - 1),
-            "images_per_s": n_trained / time_s,
-            "time_s": time_s,
-        }
-        self.history.append(row)
-        if self.tensorboard is not None:
-            for name, value in row.items():
-                self.tensorboard.add_scalar(name, value, self.epoch)
-            self.tensorboard.flush()
-        improved = not self.best or (row["val_macro_f1"], -row["val_loss"]) > (
-            self.best["val_macro_f1"],
-            -self.best["val_loss"],
-        )
-        if improved:
-            self.best = row
-        return improved
-
-    def is_stale(self) -> bool:
-        """Whether the best epoch lies `--patience` epochs back."""
-        patience = self.options.patience
-        return bool(patience and self.best and self.epoch - self.best["epoch"] >= patience)
-
-    def report_epoch(self, improved: bool, epoch_time_s: float) -> None:
-        """One line an epoch, on a terminal and in a log alike."""
-        row = self.history[-1]
-        left_s = epoch_time_s * (self.options.epochs - self.epoch)
-        log.info(
-            "epoch %3d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  val macro-F1 %.4f  "
-            "%.0f images/s  %s left%s",
-            self.epoch,
-            self.options.epochs,
-            row["train_loss"],
-            row["val_loss"],
-            row["val_accuracy"],
-            row["val_macro_f1"],
-            row["images_per_s"],
-            tqdm.format_interval(left_s),
-            "  * best" if improved else "",
-        )
-
-    # ---- files
-
-    def _is_save_due(self) -> bool:
-        """Whether `--save-every` has passed; several processes save at the end of epochs alone."""
-        wait_s = 60 * self.config.run.save_every
-        return distributed.count() == 1 and 0 < wait_s <= time.monotonic() - self._saved_s
-
-    def save(self, improved: bool, begun: dict[str, Any] | None = None) -> None:
-        """Write last.pt and history.csv, and best.pt when this epoch is the best.
+    def save(self, improved: bool, partial_epoch: dict[str, Any] | None = None) -> None:
+        """Write last.pt and history.csv, and best.pt if the last epoch is the best.
 
         Args:
             improved: Whether it is.
-            begun: Of an epoch that is not at its end, the losses [steps] and the slices of the
-                steps that were taken.
+            partial_epoch: Finished steps of an unfinished epoch: their `losses` [steps] and their
+                numbers of slices, `weights`.
         """
-        if not distributed.is_first():
+        if not distributed.is_main_process():
             return
-        averaged = {
+        best = {
             **self.record,
             "epoch": self.epoch,
             "step": self.step,
-            "history": self.history,
-            "best": self.best,
-            "weights": self.averaged.state_dict(),
+            "history": self.history.rows,
+            "best": self.history.best,
+            "weights": self.ema.state_dict(),
         }
-        trained = {
+        progress = {
             "trained_weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "micro_batch": self.micro_batch,
             "compiles": self.compiles,
-            "begun": begun,
+            "partial_epoch": partial_epoch,
         }
-        save_checkpoint(self.run_dir / "last.pt", {**averaged, **trained})
+        save_checkpoint(self.run_dir / "last.pt", {**best, **progress})
         if improved:
-            save_checkpoint(self.run_dir / "best.pt", averaged)
-        if self.history:
-            with atomic_path(self.run_dir / "history.csv") as temporary:
-                pd.DataFrame(self.history).to_csv(temporary, index=False)
-        self.saved_steps = len(begun["weights"]) if begun else 0
+            save_checkpoint(self.run_dir / "best.pt", best)
+        self.history.write_csv()
+        self.saved_steps = len(partial_epoch["weights"]) if partial_epoch else 0
         self._saved_s = time.monotonic()
 
     def resume(self, last: dict[str, Any]) -> None:
-        """Take up the state of last.pt; on the CPU, training goes on to the same bits.
-
-        Args:
-            last: Its content.
-        """
+        """Restore the content of last.pt; on the CPU, training continues to the same bits."""
         self.network.load_state_dict(last["trained_weights"])
-        self.averaged.load_state_dict(last["weights"])
+        self.ema.load_state_dict(last["weights"])
         self.optimizer.load_state_dict(last["optimizer"])
         if last.get("compiles", self.compiles) != self.compiles:
             self.compiles = last["compiles"]
-            self.forward = build_forward(self.network, self.compiles, is_wanted=False)
-        if distributed.count() == 1:  # several could divide their parts into different numbers
+            self.forward = build_forward(self.network, self.compiles, is_required=False)
+        if distributed.get_world_size() == 1:  # processes must run equally many forward passes
             self.micro_batch = last["micro_batch"]
-        self.epoch, self.history, self.best = last["epoch"], last["history"], last["best"]
-        self.begun = last.get("begun")
-        if self.history and not self.begun:  # a kill may have come between last.pt and the rest
-            self.save(improved=self.best["epoch"] == self.epoch)
+        self.epoch, self.partial_epoch = last["epoch"], last.get("partial_epoch")
+        self.history.rows, self.history.best = last["history"], last["best"]
+        if self.history.rows and not self.partial_epoch:
+            # the run may have been killed after last.pt was written and before the other files
+            self.save(improved=self.history.best["epoch"] == self.epoch)
+
+    def _is_save_due(self) -> bool:
+        """Return whether `--save-every` has passed; several processes save after epochs only."""
+        wait_s = 60 * self.config.run.save_every
+        return distributed.get_world_size() == 1 and 0 < wait_s <= time.monotonic() - self._saved_s
+
+    def _count_resumed_slices(self) -> int:
+        return sum(self.partial_epoch["weights"]) if self.partial_epoch else 0
 
     # ---- parts of a step
 
-    def _schedule(self, step: int) -> float:
-        """Share of the peak rate."""
+    def _compute_lr_factor(self, step: int) -> float:
         n_warmup = self.options.warmup_epochs * self.steps_per_epoch
-        return compute_rate_share(step, self.n_steps, n_warmup)
+        return compute_lr_factor(step, self.n_steps, n_warmup)
 
-    def _compute_size(self, step: int) -> int:
-        """Side of the training slices, px."""
-        full_px = self.record["preprocess"]["image_size"]
-        return compute_size(step, self.n_steps, full_px, self.options.first_size)
-
-    def _freeze_body(self, frozen: bool) -> None:
-        """Hold everything but the head still, batch norm's statistics too."""
+    def _freeze_backbone(self, frozen: bool) -> None:
+        """Freeze or unfreeze all but the head; frozen batch norm keeps its statistics."""
         for parameter in self.network.parameters():
             parameter.requires_grad_(not frozen)
         if frozen:
             self.network.eval()
             self.network.head.train().requires_grad_(True)
-
-
-def _open_tensorboard(run_dir: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "--tensorboard: not installed; "
-            f"{Path(sys.executable).name} -m pip install -r requirements-tensorboard.txt"
-        ) from error
-    return SummaryWriter(run_dir / "tensorboard")

@@ -1,1 +1,1 @@
-"""What benchmark.py measures: training beside its own limit and a DataLoader baseline."""
+"""Measurements of benchmark.py: training speed beside an upper bound and a baseline, and stages."""

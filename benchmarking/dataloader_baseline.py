@@ -1,19 +1,18 @@
-"""The usual pipeline: ImageFolder, a DataLoader with workers, transforms an image, fp32."""
+"""DataLoader baseline: ImageFolder, worker processes, transforms per image, fp32."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarking.rounds import Figures, Measure, time_run
-from benchmarking.task import Task, count_cores
-from model import CUSTOM_NET
+import model
+from benchmarking.machine import count_cores
+from benchmarking.rounds import Measure, time_run
+from benchmarking.task import Task
 from net import SliceNet
 
 LR = 1e-3
@@ -21,16 +20,13 @@ RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.5,), (0.5,)
 
 
-def build_usual(task: Task) -> Measure:
-    """Images/s of an epoch as tutorials train: every image decoded and changed anew by workers.
+def build_dataloader_baseline(task: Task) -> Measure:
+    """Measure an epoch in which workers decode and transform every image (images/s).
 
-    The workers live on between epochs; an epoch is timed as a whole, its first batch's wait
-    included, as the program's is.
+    The workers persist between epochs. The time of an epoch includes the wait for its first batch.
     """
-    paths = task.rows["path"].head(task.n_short_steps * task.config.batch_size).tolist()
-    images = open_folder(task, Path(paths[0]).parents[1])
-    loader = build_loader(task, images, paths)
-    network = build_usual_network(task, len(images.classes)).to(task.device).train()
+    loader, n_classes = build_loader(task)
+    network = build_baseline_network(task, n_classes).to(task.device).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=LR)
     on_cuda = task.device.type == "cuda"
 
@@ -40,25 +36,20 @@ def build_usual(task: Task) -> Measure:
             images = images.to(task.device, non_blocking=on_cuda)
             labels = labels.to(task.device, non_blocking=on_cuda)
             optimizer.zero_grad()
-            logits = network(images)
-            if not isinstance(logits, Tensor):
-                logits = logits[0]  # Inception and GoogLeNet have auxiliary outputs behind it
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(network(images), labels)
             loss.backward()
             optimizer.step()
             total += loss.item()
         return total
 
-    def measure() -> Figures:
-        return {"usual_images_per_s": len(paths) / time_run(run, task.device)}
-
-    return measure
+    n_images = len(loader) * task.config.batch_size
+    return lambda: {"dataloader_baseline_images_per_s": n_images / time_run(run, task.device)}
 
 
-def open_folder(task: Task, root: Path) -> ImageFolder:
-    """The class folders below `root`, with the transforms of an image."""
-    size, is_net = task.config.image_size, task.config.model == CUSTOM_NET
-    change = transforms.Compose(
+def build_loader(task: Task) -> tuple[DataLoader, int]:
+    """Return a loader of the slices of a short epoch with one worker per core, and K classes."""
+    size, is_net = task.config.image_size, task.config.model == model.CUSTOM_NET
+    transform = transforms.Compose(
         [
             transforms.Resize((size, size)),
             *([transforms.Grayscale(1)] if is_net else []),
@@ -69,30 +60,24 @@ def open_folder(task: Task, root: Path) -> ImageFolder:
             transforms.Normalize(*((GREY_MEAN, GREY_STD) if is_net else (RGB_MEAN, RGB_STD))),
         ]
     )
-    return ImageFolder(str(root), change, allow_empty=True)
-
-
-def build_loader(task: Task, images: ImageFolder, paths: list[str]) -> DataLoader:
-    """Shuffled batches of the files at `paths`, a worker on every core."""
-    place = {Path(path).as_posix(): index for index, (path, _) in enumerate(images.samples)}
-    return DataLoader(
-        Subset(images, [place[path] for path in paths]),
+    paths = task.rows["path"].head(task.n_short_steps * task.config.batch_size).tolist()
+    images = ImageFolder(str(Path(paths[0]).parents[1]), transform, allow_empty=True)
+    index_of = {Path(path).as_posix(): index for index, (path, _) in enumerate(images.samples)}
+    loader: DataLoader = DataLoader(
+        Subset(images, [index_of[path] for path in paths]),
         task.config.batch_size,
         shuffle=True,
         num_workers=count_cores(),
         persistent_workers=True,
         pin_memory=task.device.type == "cuda",
     )
+    return loader, len(images.classes)
 
 
-def build_usual_network(task: Task, n_classes: int) -> nn.Module:
-    """Torchvision's network of that name for RGB; the custom one is the program's own."""
-    name, size = task.config.model, task.config.image_size
-    if name == CUSTOM_NET:
+def build_baseline_network(task: Task, n_classes: int) -> nn.Module:
+    """Build torchvision's network for RGB images, or the custom CNN."""
+    if task.config.model == model.CUSTOM_NET:
         return SliceNet(n_classes)
-    options: dict[str, Any] = {}
-    if name.startswith("vit_"):
-        options["image_size"] = size
-    if name.startswith("maxvit"):
-        options["input_size"] = (size, size)
-    return torchvision.models.get_model(name, weights=None, num_classes=n_classes, **options)
+    backbone = model.build_backbone(task.config.model, task.config.image_size)
+    model.replace_head(backbone, n_classes)
+    return backbone

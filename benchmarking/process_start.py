@@ -1,9 +1,8 @@
-"""What a training costs that has just been started: seconds to its first step, memory.
+"""Time to the first training step and peak memory of a new process.
 
-    python -m benchmarking.process_start WORK
-
-is the process that is measured: it takes up the task of a folder, prints an empty line after its
-first step, and its peaks of memory as JSON after some more.
+`python -m benchmarking.process_start WORK CONFIG` is the measured process: it trains on the task
+in the folder WORK with the BenchmarkConfig CONFIG (JSON), prints an empty line after its first
+step, and its peak memory as JSON after a few more steps.
 """
 
 import json
@@ -13,26 +12,31 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from args import BenchmarkConfig
+from benchmarking.machine import read_peak_memory_mib
 from benchmarking.rounds import Figures, Measure, synchronise
-from common.atomic_files import write_json
+from benchmarking.task import Task, open_task
+from benchmarking.training_speed import build_trainer
 from common.cli import restore_dataclass
 from helper import PROJECT_DIR, UserError
 
-CONFIG_FILE = "benchmark.json"
-STEPS = 5  # until memory is read; the optimiser's state is there after the first
+STEPS = 5  # before memory is read; the optimizer state exists after the first
 
 
-def build_start(work: Path) -> Measure:
-    """A training in a new process, its pixel cache warm, beside one that imports torch alone.
+def build_start(task: Task) -> Measure:
+    """Measure a new training process with a warm pixel cache, and one that only imports torch.
 
-    Seconds to the end of its first step, torch's share and the rest of them, and its peak memory in
-    MiB, on the device too where it tells.
+    The figures are seconds to the end of the first step, seconds to import torch, their
+    difference, and peak memory in MiB on the host and on the device.
     """
+    config = json.dumps(task.config.to_dict())
+    command = ["-m", "benchmarking.process_start", str(task.work), config]
 
     def measure() -> Figures:
         torch_s, _ = time_process(["-c", "import torch; print()"])
-        step_s, rest = time_process(["-m", "benchmarking.process_start", str(work)])
+        step_s, rest = time_process(command)
         peaks = json.loads(rest)
         return {
             "import_torch_s": torch_s,
@@ -45,10 +49,10 @@ def build_start(work: Path) -> Measure:
 
 
 def time_process(arguments: list[str]) -> tuple[float, str]:
-    """Seconds from the start of a Python process to its first line, and what it says after that.
+    """Return the seconds from the start of a Python process to its first line, and later output.
 
     Raises:
-        UserError: It failed; with its last words.
+        UserError: The process failed; gives the last line of its error output.
     """
     with tempfile.TemporaryFile() as errors:
         started_s = time.perf_counter()
@@ -65,30 +69,19 @@ def time_process(arguments: list[str]) -> tuple[float, str]:
             rest = process.stdout.read()
         if process.returncode:
             errors.seek(0)
-            words = errors.read().decode(errors="replace").strip().splitlines()
+            lines = errors.read().decode(errors="replace").strip().splitlines()
             raise UserError(
-                f"python {' '.join(arguments)} ended with status {process.returncode}: "
-                f"{words[-1] if words else 'it said nothing'}"
+                f"python {' '.join(arguments[:2])} ended with status {process.returncode}: "
+                f"{lines[-1] if lines else 'no error output'}"
             )
     return time_s, rest
 
 
-def train(work: Path) -> None:
-    """Begin as a run does, its baselines and first checkpoint included, and train a few steps."""
-    import torch
-
-    from benchmarking.pipeline import build_config
-    from benchmarking.task import open_task
-    from runs import lifecycle
-
-    task = open_task(read_config(work), work)
-    network, config, run_dir = task.build_network(), build_config(task), work / "fresh"
-    table = task.rows.assign(
-        split=["val" if row == 0 else "train" for row in range(len(task.rows))]
-    )
+def train(task: Task) -> None:
+    """Start as a run does, with baselines and first checkpoint, and train for a few steps."""
+    run_dir = task.work / "fresh"
     run_dir.mkdir(exist_ok=True)
-    record = lifecycle.build_record(config, network, table, work, "benchmark", task.device)
-    trainer = lifecycle.prepare(config, record, network, table, task.device, run_dir)
+    trainer = build_trainer(task, run_dir)
     trainer.save(improved=False)
     batches = trainer.train.shuffle(task.config.batch_size, seed=0, epoch=0)
     for step, batch in zip(range(STEPS), batches, strict=False):
@@ -104,33 +97,6 @@ def train(work: Path) -> None:
     print(json.dumps(peaks))
 
 
-def write_config(config: BenchmarkConfig, work: Path) -> None:
-    """Leave the options for the processes that take the task up."""
-    write_json(work / CONFIG_FILE, config.to_dict())
-
-
-def read_config(work: Path) -> BenchmarkConfig:
-    """The options that `write_config` left."""
-    return restore_dataclass(BenchmarkConfig, json.loads((work / CONFIG_FILE).read_text("utf-8")))
-
-
-def read_peak_memory_mib() -> float | None:
-    """The most memory that this process has held; None where the system does not tell.
-
-    Linux counts in `getrusage` the memory of the process that started this one, so its own file is
-    read there.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) / 2**10
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 if __name__ == "__main__":
-    train(Path(sys.argv[1]))
+    options = restore_dataclass(BenchmarkConfig, json.loads(sys.argv[2]))
+    train(open_task(options, Path(sys.argv[1])))

@@ -1,6 +1,5 @@
-"""Fair timing: what is compared takes turns, after a round that is left out."""
+"""Time measurements in interleaved rounds."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,15 +12,13 @@ Measure = Callable[[], Figures]
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was told; the CPU has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    """Wait until the device has finished its queue; CPU operations are synchronous."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def time_run(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds from the call until its work on the device is done."""
+    """Return the seconds from the call until its work on the device is finished."""
     synchronise(device)
     started_s = time.perf_counter()
     run()
@@ -29,16 +26,16 @@ def time_run(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started_s
 
 
-def measure_in_turn(measures: Mapping[str, Measure], repeats: int) -> dict[str, list[float]]:
-    """Measure one after the other, round by round: a machine that slows down slows all of them.
+def measure_interleaved(measures: Mapping[str, Measure], repeats: int) -> dict[str, list[float]]:
+    """Run all measures once per round, so that a change of the machine's speed affects them all.
 
     Args:
-        measures: By name; each gives one or more figures.
-        repeats: Rounds that count. One more comes before them and is left out: it compiles, starts
-            workers and fills caches.
+        measures: Functions by name; each returns one or more figures.
+        repeats: Counted rounds. One warm-up round precedes them: it compiles, starts workers and
+            fills caches.
 
     Returns:
-        Each figure of every round, in their order.
+        The values of each figure, one per counted round.
     """
     rounds: dict[str, list[float]] = {}
     for number in range(repeats + 1):
@@ -50,18 +47,3 @@ def measure_in_turn(measures: Mapping[str, Measure], repeats: int) -> dict[str, 
                 for key, value in figures.items():
                     rounds.setdefault(key, []).append(value)
     return rounds
-
-
-def divide_rounds(above: list[float], below: list[float]) -> list[float]:
-    """The ratio of two figures in each round."""
-    return [first / second for first, second in zip(above, below, strict=True)]
-
-
-def find_median(values: list[float]) -> float:
-    """The median over the rounds."""
-    return float(statistics.median(values))
-
-
-def find_spread(values: list[float]) -> list[float]:
-    """The least and the greatest of the rounds."""
-    return [min(values), max(values)]

@@ -1,75 +1,70 @@
-"""The stages beside training: files read, copies found, cache built, slices judged."""
+"""Speed of the other stages: reading, duplicate search, pixel cache, inference."""
 
 import tempfile
 from pathlib import Path
 
-import dataset
-import model
 from benchmarking.rounds import Figures, Measure, time_run
 from benchmarking.task import Task
-from duplicates.finder import find_copies
-from loading.image_source import Slices
+from duplicates.finder import find_duplicates
+from loading.image_source import SliceSource
+from loading.pixel_cache import open_pixels
+from modeling.forward import predict_logits
 from preparation.manifest import ImageFacts, collect_thumbnails, measure_images
 
 
-def build_reading(task: Task) -> Measure:
-    """Seconds in which every slice is read, hashed, checked and shrunk for the manifest."""
-
-    def measure() -> Figures:
-        return {"read_slices_s": time_run(lambda: read_slices(task), task.device)}
-
-    return measure
-
-
 def read_slices(task: Task) -> dict[str, ImageFacts]:
-    """What the manifest says of each slice, from its file."""
+    """Read, hash, check and shrink every slice, as prepare.py does for the manifest."""
     paths = task.distinct["path"]
     return measure_images(((path, Path(path).read_bytes()) for path in paths), len(paths))
 
 
-def build_copy_search(task: Task) -> Measure:
-    """Seconds in which copies and neighbours are found, and slices and groups numbered."""
+def build_reading(task: Task) -> Measure:
+    """Measure `read_slices` (s)."""
+    return lambda: {"read_slices_s": time_run(lambda: read_slices(task), task.device)}
+
+
+def build_duplicate_search(task: Task) -> Measure:
+    """Measure the search for duplicates and the numbering of duplicate sets and groups (s)."""
     thumbnails = collect_thumbnails(read_slices(task))
 
-    def measure() -> Figures:
-        seconds = time_run(lambda: find_copies(thumbnails).number(), task.device)
-        return {"find_copies_s": seconds}
+    def search() -> object:
+        return find_duplicates(thumbnails).cluster()
 
-    return measure
+    return lambda: {"find_duplicates_s": time_run(search, task.device)}
 
 
 def build_cache(task: Task) -> Measure:
-    """Seconds in which every slice is decoded into a pixel cache that is not there yet."""
+    """Measure decoding all slices into a new pixel cache (s)."""
 
     def measure() -> Figures:
         with tempfile.TemporaryDirectory(dir=task.work) as folder:
 
-            def run() -> object:
-                return dataset.open_pixels(task.distinct, Path(folder), task.config.image_size)
+            def build() -> object:
+                return open_pixels(task.distinct, Path(folder), task.config.image_size)
 
-            return {"build_cache_s": time_run(run, task.device)}
+            return {"build_cache_s": time_run(build, task.device)}
 
     return measure
 
 
 def build_inference(task: Task) -> Measure:
-    """Images/s of verdicts, which are fp32: from files without a cache, and from the device alone.
+    """Measure fp32 predictions (images/s): from files without a cache, and from the device.
 
-    The second is the limit of the first: pixels on the device to logits on the CPU.
+    The second goes from pixels on the device to logits on the CPU: an upper bound for the first.
     """
     network = task.build_network()
 
-    def judge(slices: Slices) -> object:
-        return model.infer(network, slices.iterate(task.config.batch_size))
+    def predict(slices: SliceSource) -> object:
+        return predict_logits(network, slices.iterate(task.config.batch_size))
 
-    def judge_files() -> None:
+    def predict_files() -> None:
         with tempfile.TemporaryDirectory(dir=task.work) as folder:
-            judge(task.take_slices(task.n_short_steps, Path(folder)))
+            predict(task.take_slices(task.n_short_steps, Path(folder)))
 
     def measure() -> Figures:
         slices = task.take_slices(task.n_short_steps)
-        files_s = time_run(judge_files, task.device)
-        device_s = time_run(lambda: judge(slices), task.device)
+        files_s = time_run(predict_files, task.device)
+        device_s = time_run(lambda: predict(slices), task.device)
         return {
             "files_images_per_s": len(slices) / files_s,
             "inference_images_per_s": len(slices) / device_s,

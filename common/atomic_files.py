@@ -1,7 +1,7 @@
-"""Files and folders that are complete or absent, whenever the program or the machine ends.
+"""Write files and folders that are complete or absent, also after a crash or power loss.
 
-What is under way has a hidden name that begins with UNFINISHED. Standard library alone, but for
-locks, whose library is imported when one is taken.
+Unfinished files have a hidden name that begins with UNFINISHED. Imports the standard library only;
+the lock library is imported when a lock is taken.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; at a clean end flush it to disk and rename it."""
+    """Yield a temporary path beside `path`; on success flush the file to disk and rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED, suffix=path.suffix)
@@ -32,9 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner may read
+        _apply_umask(temporary, 0o666)  # mkstemp lets only the owner read the file
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
@@ -46,83 +44,82 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 with plain line ends, complete or not at all."""
+    """Write `text` atomically as UTF-8 with \\n line ends."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN and infinity are refused, for JSON has none."""
+    """Write `value` atomically as indented JSON.
+
+    Raises:
+        ValueError: It contains NaN or infinity, which JSON does not have.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; at a clean end it gets that name, with all it holds.
+    """Yield a temporary folder beside `path`; on success rename it to `path`.
 
     Raises:
-        UserError: There is one already: two that are made at once never share a folder.
+        UserError: `path` exists, also when another program created it in the meantime.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    clash = UserError(f"{path} exists; continue it with --resume {path}, or choose another --name")
     if path.exists():
-        raise _describe_clash(path)
+        raise clash
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=UNFINISHED))
     try:
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
+        _apply_umask(temporary, 0o777)
         try:
             temporary.rename(path)
         except OSError as error:
             if path.exists():
-                raise _describe_clash(path) from error
+                raise clash from error
             raise
         _flush_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _describe_clash(path: Path) -> UserError:
-    return UserError(f"{path} exists; go on with it by --resume {path}, or choose another --name")
-
-
 @contextlib.contextmanager
-def lock(folder: Path, taken: str = "") -> Iterator[None]:
-    """Be the only program that does something in a folder; the system gives it back at a kill.
+def lock(folder: Path, busy_message: str = "") -> Iterator[None]:
+    """Hold an exclusive lock on a folder; the system releases it if the program is killed.
 
     Args:
-        folder: It gets a file of the name LOCK.
-        taken: What to say where another program holds it; "": wait until that has ended.
+        folder: The lock file LOCK is created here.
+        busy_message: Error message if another program holds the lock; "": wait for it instead.
 
     Raises:
-        UserError: Another program holds it, and is not waited for.
+        UserError: Another program holds the lock and `busy_message` is not empty.
     """
     from filelock import FileLock, Timeout
 
-    held = FileLock(folder / LOCK, timeout=0, mode=0o666)  # of whoever shares the folder
+    file_lock = FileLock(folder / LOCK, timeout=0, mode=0o666)  # for all users of the folder
     try:
-        held.acquire()
+        file_lock.acquire()
     except Timeout:
-        if taken:
-            raise UserError(taken) from None
-        log.info("%s: waiting for another program that is at work there", folder)
-        held.acquire(timeout=-1)
+        if busy_message:
+            raise UserError(busy_message) from None
+        log.info("%s: waiting for another program that uses this folder", folder)
+        file_lock.acquire(timeout=-1)
     try:
         yield
     finally:
-        if taken:  # nobody waits for it
+        if busy_message:  # no program waits for this lock, so its file can go
             (folder / LOCK).unlink(missing_ok=True)
-        held.release()
+        file_lock.release()
 
 
 def flush_all() -> None:
-    """Let everything that was written so far outlive a loss of power, where the system can."""
+    """Flush all written files to disk, on systems that can."""
     getattr(os, "sync", lambda: None)()
 
 
 def clear_unfinished(folder: Path, suffix: str = "") -> None:
-    """Delete what a killed program has left half-written where nobody else writes such files."""
+    """Delete unfinished files of killed programs; call it while no other program writes there."""
     for path in folder.glob(f"{UNFINISHED}*{suffix}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -130,14 +127,21 @@ def clear_unfinished(folder: Path, suffix: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
-def advise(error: OSError) -> str:
-    """What to do about an error of the system's while a file is written or read."""
+def describe_os_error(error: OSError) -> str:
+    """Return one line: the file, the reason, and what to do before the run is continued."""
     is_full = error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-    return f"{describe_error(error)}; {'make room' if is_full else 'mend that'}, and go on"
+    return f"{describe_error(error)}; {'free disk space' if is_full else 'fix that'}, and continue"
+
+
+def _apply_umask(path: Path, mode: int) -> None:
+    """Give a temporary file or folder the permissions that an ordinary one would have."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(mode & ~mask)
 
 
 def _flush_folder(folder: Path) -> None:
-    """Let a rename outlive a loss of power; not every system can."""
+    """Flush a rename to disk, on systems that can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,16 +1,16 @@
-"""Ctrl-C and SIGTERM in training: an end that waits until what is under way is saved."""
+"""Ctrl-C and SIGTERM during training: finish and save the current step, then exit."""
 
 import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, by which a system asks a program to end: as Ctrl-C, but for the exit status."""
+    """SIGTERM; handled like Ctrl-C, with another exit status."""
 
     status = 143
 
@@ -21,61 +21,60 @@ KINDS: dict[int, type[KeyboardInterrupt]] = {
 }
 
 
-@contextlib.contextmanager
-def heed_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise Terminated, so that the program ends in order."""
-    if not _can_heed():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _can_heed() -> bool:
-    """Python hands signals to the main thread alone."""
-    return threading.current_thread() is threading.main_thread()
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
-
-
-class Stop:
-    """Whether an end was asked for.
+class StopRequest:
+    """A signal that was received and not yet acted on.
 
     Attributes:
-        kind: What is raised for it; None: nobody has asked.
+        kind: The exception to raise; None while no signal has been received.
     """
 
     kind: type[KeyboardInterrupt] | None = None
 
-    def heed(self) -> None:
-        """Raise what was asked for, once nothing is lost by it."""
+    def raise_if_requested(self) -> None:
+        """Raise the requested exception; call it where nothing unsaved is lost."""
         if self.kind is not None:
             raise self.kind
 
 
 @contextlib.contextmanager
-def postpone() -> Iterator[Stop]:
-    """Keep Ctrl-C and SIGTERM until they are heeded; a second one ends the program at once."""
-    stop = Stop()
-    if not _can_heed():
-        yield stop
-        return
+def raise_on_sigterm() -> Iterator[None]:
+    """Raise Terminated on SIGTERM, so that `finally` blocks run before the program exits."""
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.kind is not None:
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    with _handle([signal.SIGTERM], stop):
+        yield
+
+
+@contextlib.contextmanager
+def defer_signals() -> Iterator[StopRequest]:
+    """Record the first Ctrl-C or SIGTERM instead of raising it; the second one raises at once."""
+    request = StopRequest()
+
+    def record(number: int, frame: FrameType | None) -> None:
+        if request.kind is not None:
             raise KINDS[number]
-        stop.kind = KINDS[number]
-        with contextlib.suppress(OSError):  # whoever read it may have ended too
-            os.write(2, b"\nending after this step; once more ends at once\n")  # safe in a handler
+        request.kind = KINDS[number]
+        with contextlib.suppress(OSError):  # stderr may be closed
+            # os.write is safe in a signal handler, print is not
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
-    before = {number: signal.signal(number, ask) for number in KINDS}
+    with _handle(KINDS, record):
+        yield request
+
+
+@contextlib.contextmanager
+def _handle(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Install a signal handler; does nothing outside the main thread, where Python forbids it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -1,1 +1,1 @@
-"""Find duplicates that no hash sees: flipped, turned, shifted, zoomed or recompressed slices."""
+"""Find duplicates that a hash misses: flipped, rotated, shifted, zoomed or recompressed slices."""

@@ -1,4 +1,4 @@
-"""From scored links to sets: copies of one slice, and slices that must stay on one side."""
+"""Cluster linked images into duplicate sets and into groups that a split must not divide."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,84 +7,72 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
-# How the bars were chosen: docs/copies.md. Scores are features that agree on one transform.
-SLICE_SCORE = 30  # copies of one slice
-GROUP_SCORE = 12  # likely neighbours
-PATIENT_IMAGES = 60  # more than a patient fills: weak links alone hold no larger group together
+# A score is the number of features that agree on one transform; docs/duplicates.md has the study
+# that the thresholds come from.
+DUPLICATE_SCORE = 30  # the same slice
+GROUP_SCORE = 12  # probably neighbouring slices
+PATIENT_IMAGES = 60  # more than one patient has: weak links alone hold no larger group together
 
 Numbers = npt.NDArray[np.intp]
 
 
-def number_slices(pairs: npt.NDArray, scores: npt.NDArray, n_images: int) -> Numbers:
-    """A number for each image; copies of one slice share it.
-
-    Args:
-        pairs: Linked images [P, 2].
-        scores: [P].
-        n_images: N.
-    """
-    return connect(pairs[scores >= SLICE_SCORE], n_images)
+def cluster_duplicates(pairs: npt.NDArray, scores: npt.NDArray, n_images: int) -> Numbers:
+    """Return the number of each image's duplicate set [N], from linked pairs [P, 2] and scores."""
+    return connect(pairs[scores >= DUPLICATE_SCORE], n_images)
 
 
-def number_groups(pairs: npt.NDArray, scores: npt.NDArray, n_images: int) -> Numbers:
-    """A number for each image; copies and likely neighbours share it.
+def cluster_groups(pairs: npt.NDArray, scores: npt.NDArray, n_images: int) -> Numbers:
+    """Return the number of each image's group [N], from linked pairs [P, 2] and scores.
 
-    Links of GROUP_SCORE join groups. One of more than PATIENT_IMAGES images is divided where it
-    hangs together least, by average linkage over its slices, until no part is larger; copies of
-    one slice are never divided.
-
-    Args:
-        pairs: Linked images [P, 2].
-        scores: [P].
-        n_images: N.
+    Links of GROUP_SCORE connect a group of duplicates and probable neighbours. A group of more
+    than PATIENT_IMAGES images is divided at its weakest links, by average linkage over its
+    duplicate sets, until no part is larger. A duplicate set is never divided.
 
     Source: Sokal and Michener 1958, A statistical method for evaluating systematic relationships.
     """
-    linked = scores >= GROUP_SCORE
-    pairs, scores = pairs[linked], scores[linked]
+    is_linked = scores >= GROUP_SCORE
+    pairs, scores = pairs[is_linked], scores[is_linked]
     groups = connect(pairs, n_images)
-    slices = number_slices(pairs, scores, n_images)
-    copies = np.bincount(slices)  # images of each slice
+    duplicate_sets = cluster_duplicates(pairs, scores, n_images)
+    set_sizes = np.bincount(duplicate_sets)
     for large in np.flatnonzero(np.bincount(groups) > PATIENT_IMAGES):
-        members = np.unique(slices[groups == large])
+        members = np.unique(duplicate_sets[groups == large])
         inside = groups[pairs[:, 0]] == large
-        ends = np.searchsorted(members, slices[pairs[inside]])
-        likeness = np.zeros((len(members), len(members)))
-        np.maximum.at(likeness, (ends.min(axis=1), ends.max(axis=1)), scores[inside])
-        likeness = np.maximum(likeness, likeness.T)
-        for part in _divide(likeness, copies[members]):
-            groups[np.isin(slices, members[part])] = groups.max() + 1
+        ends = np.searchsorted(members, duplicate_sets[pairs[inside]])
+        similarity = np.zeros((len(members), len(members)))
+        np.maximum.at(similarity, (ends.min(axis=1), ends.max(axis=1)), scores[inside])
+        similarity = np.maximum(similarity, similarity.T)
+        for part in _divide(similarity, set_sizes[members]):
+            groups[np.isin(duplicate_sets, members[part])] = groups.max() + 1
     return np.unique(groups, return_inverse=True)[1]
 
 
-def _divide(likeness: npt.NDArray[np.float64], sizes: npt.NDArray[np.intp]) -> list[list[int]]:
-    """Parts of at most PATIENT_IMAGES images, or of one slice, of one large group.
+def _divide(similarity: npt.NDArray[np.float64], sizes: npt.NDArray[np.intp]) -> list[list[int]]:
+    """Divide a group into parts of at most PATIENT_IMAGES images, or of one duplicate set.
 
     Args:
-        likeness: Best score between two slices, 0 where there is no link, symmetric [S, S].
-        sizes: Images of each slice [S].
+        similarity: Best score between two duplicate sets, 0 without a link, symmetric [S, S].
+        sizes: Images of each duplicate set [S].
     """
     if len(sizes) == 1:
         return [[0]]
-    distances = likeness.max() - likeness
+    distances = similarity.max() - similarity
     np.fill_diagonal(distances, 0)
-    waiting: list[ClusterNode] = [to_tree(linkage(squareform(distances), "average"))]
+    stack: list[ClusterNode] = [to_tree(linkage(squareform(distances), "average"))]
     parts: list[list[int]] = []
-    while waiting:
-        node = waiting.pop()
-        slices = node.pre_order()
-        if len(slices) == 1 or sizes[slices].sum() <= PATIENT_IMAGES:
-            parts.append(sorted(slices))
+    while stack:
+        node = stack.pop()
+        members = node.pre_order()
+        if len(members) == 1 or sizes[members].sum() <= PATIENT_IMAGES:
+            parts.append(sorted(members))
         else:
-            waiting += [node.left, node.right]
+            stack += [node.left, node.right]
     return parts
 
 
 def connect(pairs: npt.NDArray, n_nodes: int) -> Numbers:
-    """The number of the component that each node is in, by pairs of nodes, [N].
-
-    The ends go in as 32 bits: in a graph of 64 scipy before 1.12 finds nothing, and does not fail.
-    """
+    """Return the number of each node's connected component, [N], from pairs of nodes [P, 2]."""
+    # scipy before 1.12 silently connects nothing when the node numbers have 64 bits
     ends = (pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int32))
     graph = coo_array((np.ones(len(pairs), np.int8), ends), shape=(n_nodes, n_nodes))
     return connected_components(graph, directed=False)[1].astype(np.intp)

@@ -1,4 +1,4 @@
-"""Whether one slice lies on another: matched features that agree on one similarity transform.
+"""Register pairs of slices: count matched features that agree on one similarity transform.
 
 Source: Lowe 2004 (ratio test); Fischler and Bolles 1981, Random sample consensus.
 """
@@ -22,7 +22,7 @@ TOLERANCE_PX = 2.25  # 1.2 % of the thumbnail's side
 ZOOM_RANGE = (0.75, 1 / 0.75)
 MAX_TRIALS = 500
 CONFIDENCE = 0.999
-MIN_MATCHES = 8  # fewer cannot make a link; a fit is not tried
+MIN_MATCHES = 8  # with fewer no transform is fitted: they cannot reach the score of a link
 
 Matrix = npt.NDArray[np.float32]
 
@@ -32,9 +32,9 @@ class Registrations:
     """Compared pairs.
 
     Attributes:
-        pairs: [P, 3] rows of the two slices, and whether the first is mirrored.
+        pairs: [P, 3] rows of the two slices, and 1 where the first is mirrored.
         scores: Matched features that agree on one transform, int16 [P]; 0 where none was found.
-        matrices: From the first thumbnail (mirrored where said) to the second, float32 [P, 2, 3].
+        matrices: From the first thumbnail, mirrored or not, to the second, float32 [P, 2, 3].
     """
 
     pairs: Pairs
@@ -42,30 +42,25 @@ class Registrations:
     matrices: Matrix
 
     def join(self, other: "Registrations") -> "Registrations":
-        """Both, in the order of their pairs."""
-        pairs = np.concatenate([self.pairs, other.pairs])
-        order = np.lexsort(pairs.T[::-1])
-        scores = np.concatenate([self.scores, other.scores])[order]
-        matrices = np.concatenate([self.matrices, other.matrices])[order]
-        return Registrations(pairs[order], scores, matrices)
+        """Return both, in the order of their pairs."""
+        both = zip(vars(self).values(), vars(other).values(), strict=True)
+        joined = Registrations(*(np.concatenate(parts) for parts in both))
+        return joined.take(np.lexsort(joined.pairs.T[::-1]))
 
     def take(self, chosen: npt.NDArray) -> "Registrations":
-        """Some of them."""
+        """Return a selection of the pairs."""
         return Registrations(self.pairs[chosen], self.scores[chosen], self.matrices[chosen])
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
 
 def register_pairs(
     features: Features, pairs: Pairs, min_matches: int = MIN_MATCHES
 ) -> Registrations:
-    """Compare pairs of slices on all cores; each pair's outcome depends on that pair alone.
+    """Compare pairs of slices on all cores; each result depends on its own pair alone.
 
     Args:
         features: Of all slices.
         pairs: Sorted by the first row.
-        min_matches: With fewer matched features the score is 0.
+        min_matches: Pairs with fewer matched features score 0.
     """
     scores = np.zeros(len(pairs), np.int16)
     matrices = np.zeros((len(pairs), 2, 3), np.float32)
@@ -81,11 +76,11 @@ def register_pairs(
             _View.build(points, descriptors),
             _View.build(mirror_points(points), descriptors[:, MIRROR]),
         )
-        for place in range(start, end):
-            other, flip = pairs[place, 1:]
+        for index in range(start, end):
+            other, flip = pairs[index, 1:]
             count = features.counts[other]
             fixed = _View.build(features.points[other, :count], features.descriptors[other, :count])
-            scores[place], matrices[place] = _register(views[flip], fixed, min_matches)
+            scores[index], matrices[index] = _register(views[flip], fixed, min_matches)
         return end - start
 
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -97,7 +92,7 @@ def register_pairs(
 
 
 class _View(NamedTuple):
-    """A slice as it is compared: whole float32 numbers, so that their products are exact."""
+    """Features of one slice as whole float32 numbers, whose products are exact."""
 
     points: npt.NDArray[np.float32]  # [M, 2]
     values: npt.NDArray[np.float32]  # [M, 128]
@@ -110,11 +105,11 @@ class _View(NamedTuple):
 
 
 def _register(moved: _View, fixed: _View, min_matches: int) -> tuple[int, Matrix]:
-    """How many places agree on one transform from `moved` to `fixed`, and that transform."""
-    nothing = 0, np.zeros((2, 3), np.float32)
+    """Return the score of the best transform from `moved` to `fixed`, and the transform."""
+    no_match = 0, np.zeros((2, 3), np.float32)
     if min(len(moved.points), len(fixed.points)) < max(2, min_matches):
-        return nothing
-    distances = fixed.norms - 2 * (moved.values @ fixed.values.T)  # squared, less moved.norms
+        return no_match
+    distances = fixed.norms - 2 * (moved.values @ fixed.values.T)  # squared, minus moved.norms
     rows = np.arange(len(moved.points))
     nearest = distances.argmin(axis=1)
     first = distances[rows, nearest] + moved.norms
@@ -122,7 +117,7 @@ def _register(moved: _View, fixed: _View, min_matches: int) -> tuple[int, Matrix
     second = distances.min(axis=1) + moved.norms
     matched = np.flatnonzero(first < MAX_RATIO**2 * second)
     if len(matched) < min_matches:
-        return nothing
+        return no_match
     start, end = moved.points[matched], fixed.points[nearest[matched]]
     matrix, inliers = cv2.estimateAffinePartial2D(
         start,
@@ -133,12 +128,12 @@ def _register(moved: _View, fixed: _View, min_matches: int) -> tuple[int, Matrix
         confidence=CONFIDENCE,
     )
     if matrix is None or not ZOOM_RANGE[0] < np.hypot(*matrix[:, 0]) < ZOOM_RANGE[1]:
-        return nothing
-    agree = inliers.ravel() > 0
-    # one place may carry several features, or many be matched to one: places count, once each
-    score = min(_count_places(start[agree]), _count_places(end[agree]))
+        return no_match
+    is_inlier = inliers.ravel() > 0
+    # several features may share a location, or match the same one: count distinct locations
+    score = min(_count_locations(start[is_inlier]), _count_locations(end[is_inlier]))
     return score, matrix.astype(np.float32)
 
 
-def _count_places(points: npt.NDArray[np.float32]) -> int:
+def _count_locations(points: npt.NDArray[np.float32]) -> int:
     return len({tuple(point) for point in points.round(1).tolist()})

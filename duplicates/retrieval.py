@@ -1,4 +1,4 @@
-"""Which pairs of slices are worth comparing: those that share rare visual words.
+"""Propose pairs of slices to compare: those that share rare visual words.
 
 Source: Sivic and Zisserman 2003, Video Google: a text retrieval approach to object matching.
 """
@@ -7,21 +7,21 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array, triu
 
-NEIGHBOURS = 30  # candidates a slice, for it as it is and for its mirror image
+NEIGHBOURS = 30  # candidates for each slice, and as many for its mirror image
 ROWS_AT_ONCE = 512
-# Word vectors are integers of this length, and sums of their products stay under 2**24: float32
-# adds them without rounding, so neither cores nor the order of slices can change a rank.
+# Word vectors are integers of this length. The sums of their products stay below 2**24, so float32
+# adds them without rounding, and neither the cores nor the order of slices change the ranking.
 VECTOR_LENGTH = 3000
 
 Pairs = npt.NDArray[np.int64]  # [P, 3]: first row, second row (larger), 1 if one is mirrored
 
 
 def propose_pairs(words: npt.NDArray[np.int16], n_words: int) -> Pairs:
-    """The nearest slices of each slice and of its mirror image, by their visual words.
+    """Return the nearest slices of each slice and of its mirror image by visual words.
 
     Args:
         words: Visual words of each slice [N, M], -1 for padding.
-        n_words: How many there are, mirror images included.
+        n_words: Size of the vocabulary, mirror images included.
 
     Returns:
         Distinct pairs, sorted.
@@ -37,37 +37,36 @@ def propose_pairs(words: npt.NDArray[np.int16], n_words: int) -> Pairs:
     for flip, others in ((0, vectors), (1, mirrored)):
         for start in range(0, n_slices, ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, n_slices))
-            likeness = vectors[rows] @ others.T  # [rows, N]
-            likeness[np.arange(len(rows)), rows] = -1
-            nearest = np.argpartition(-likeness, n_taken - 1, axis=1)[:, :n_taken]
+            similarity = vectors[rows] @ others.T  # [rows, N]
+            similarity[np.arange(len(rows)), rows] = -1
+            nearest = np.argpartition(-similarity, n_taken - 1, axis=1)[:, :n_taken]
             found.append(_order_pairs(np.repeat(rows, n_taken), nearest.ravel(), flip))
     return np.unique(np.concatenate(found), axis=0)
 
 
-def propose_friends(links: Pairs, n_slices: int) -> Pairs:
-    """Slices that are linked to a common third; whether mirrored follows from the two links.
+def propose_transitive_pairs(links: Pairs, n_slices: int) -> Pairs:
+    """Return pairs of slices that are both linked to a third one.
 
-    Args:
-        links: The links so far.
-        n_slices: N.
+    Whether such a pair is mirrored follows from its two links.
     """
     if not len(links):
         return links
-    first, second, flip = links.T
     proposed = []
     for parity in (0, 1):
         total = coo_array((n_slices, n_slices), dtype=np.int64).tocsr()
-        for flip_one in (0, 1):
-            one = _adjacency(first, second, flip == flip_one, n_slices)
-            other = _adjacency(first, second, flip == (flip_one ^ parity), n_slices)
-            total = total + one @ other
-        meeting = triu(total, 1).tocoo()
-        proposed.append(_order_pairs(meeting.row, meeting.col, parity))
+        for flip in (0, 1):
+            first, second = (
+                _build_adjacency(links[links[:, 2] == value], n_slices)
+                for value in (flip, flip ^ parity)
+            )
+            total = total + first @ second
+        common = triu(total, 1).tocoo()
+        proposed.append(_order_pairs(common.row, common.col, parity))
     return np.unique(np.concatenate(proposed), axis=0)
 
 
 def _build_vectors(words: npt.NDArray[np.int16], n_words: int) -> npt.NDArray[np.float32]:
-    """How often each word occurs, common words weighing little: whole numbers [N, n_words]."""
+    """Return tf-idf vectors of visual words, rounded to whole numbers [N, n_words]."""
     n_slices = len(words)
     rows, places = np.nonzero(words >= 0)
     counts = np.zeros((n_slices, n_words), np.float32)
@@ -80,18 +79,12 @@ def _build_vectors(words: npt.NDArray[np.int16], n_words: int) -> npt.NDArray[np
     return np.rint(vectors * (VECTOR_LENGTH / np.maximum(lengths, 1e-9)))
 
 
-def _adjacency(
-    first: npt.NDArray[np.int64],
-    second: npt.NDArray[np.int64],
-    chosen: npt.NDArray[np.bool_],
-    n_slices: int,
-) -> coo_array:
-    ends = (np.r_[first[chosen], second[chosen]], np.r_[second[chosen], first[chosen]])
+def _build_adjacency(links: Pairs, n_slices: int) -> coo_array:
+    """Return the symmetric adjacency matrix of links [N, N]."""
+    ends = (links[:, :2].T.ravel(), links[:, 1::-1].T.ravel())
     return coo_array((np.ones(len(ends[0]), np.int64), ends), shape=(n_slices, n_slices)).tocsr()
 
 
-def _order_pairs(
-    first: npt.NDArray[np.integer], second: npt.NDArray[np.integer], flip: int
-) -> Pairs:
+def _order_pairs(first: npt.NDArray, second: npt.NDArray, flip: int) -> Pairs:
     smaller, larger = np.minimum(first, second), np.maximum(first, second)
     return np.stack([smaller, larger, np.full_like(smaller, flip)], axis=1).astype(np.int64)

@@ -1,7 +1,6 @@
-"""Two classifiers that know nothing of anatomy: what a network must beat to have learnt any.
+"""Majority-class and brightness baselines, fitted on training images as plain values.
 
-One names the commonest training class, the other looks at the brightness of a picture alone.
-Both are fitted to training images and kept as plain values.
+A network that is not more accurate than the brightness baseline need not have learnt any anatomy.
 """
 
 from typing import Any
@@ -15,21 +14,21 @@ IntArray = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
 N_STATISTICS = 7
-DARK_LEVEL = 10  # of 255: air and background lie under it
+DARK_LEVEL = 10  # of 255: air and background are darker
 PERCENTILES = (25, 50, 75, 95)
 FOLDS = 5
-CHUNK_PIXELS = 2**22  # 32 MiB as float64, the widest copy that is made of a chunk
+CHUNK_PIXELS = 2**22  # 32 MiB as float64
 
 
 def compute_brightness_statistics(pixels: NDArray[np.uint8]) -> Floats:
-    """Seven numbers a picture that know no place: brightness without anatomy.
+    """Compute seven brightness statistics of each image, independent of where its pixels are.
 
     Args:
-        pixels: [N, H, W] grey levels, 0 to 255; a memory map is read a chunk at a time.
+        pixels: [N, H, W] grey levels, 0 to 255; a memory map is read in chunks.
 
     Returns:
-        [N, 7]: mean, standard deviation, share of pixels under 10, and the 25th, 50th, 75th and
-        95th percentile. Grey levels of 255, but the share, which is a fraction.
+        [N, 7]: mean, standard deviation, share of pixels below 10 (0 to 1), and the 25th, 50th,
+        75th and 95th percentile; grey levels except for the share.
     """
     n_images, height, width = pixels.shape
     statistics = np.empty((n_images, N_STATISTICS))
@@ -44,19 +43,8 @@ def compute_brightness_statistics(pixels: NDArray[np.uint8]) -> Floats:
     return statistics
 
 
-def fit_majority_baseline(labels: IntArray, n_classes: int) -> int:
-    """The commonest class of the training labels; the first of several equally common.
-
-    Raises:
-        ValueError: There are no labels.
-    """
-    if not len(labels):
-        raise ValueError("the commonest class of no labels is undefined")
-    return int(np.bincount(labels, minlength=n_classes).argmax())
-
-
 def fit_brightness_baseline(statistics: Floats, labels: IntArray, n_classes: int) -> dict[str, Any]:
-    """A logistic regression on the statistics, their squares and their products.
+    """Fit a logistic regression on the statistics, their squares and their products.
 
     Args:
         statistics: [N, 7] of the training images.
@@ -64,29 +52,28 @@ def fit_brightness_baseline(statistics: Floats, labels: IntArray, n_classes: int
         n_classes: K.
 
     Returns:
-        Lists of floats only: `mean` and `scale` [7] of the statistics, `weights` [K, 35] and
-        `bias` [K].
+        Lists of floats: `mean` and `scale` [7] of the statistics, `weights` [K, 35] and `bias` [K].
 
     Raises:
-        ValueError: There are no images or an id lies outside 0..K-1.
+        ValueError: There are no images or an id is outside 0..K-1.
     """
     if not len(labels) or labels.min() < 0 or labels.max() >= n_classes:
         raise ValueError(f"labels: none, or ids outside 0..{n_classes - 1}")
     mean = statistics.mean(axis=0)
     scale = statistics.std(axis=0)
-    scale[scale < 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0  # constant: leave it at zero
+    scale[scale < 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0  # constant: stays zero
     features = _expand((statistics - mean) / scale)
     spread = features.std(axis=0)
-    spread[spread < 1e-9] = 1.0  # the solver wants columns of like size; folded back below
+    spread[spread < 1e-9] = 1.0  # the solver converges on columns of equal scale; undone below
     present = np.unique(labels)
     weights = np.zeros((n_classes, features.shape[1]))
-    bias = np.full(n_classes, -1e9)  # a class without images loses against any other
+    bias = np.full(n_classes, -1e9)  # a class without images is never predicted
     if len(present) == 1:
         bias[present] = 0.0
     else:
         regression = LogisticRegression(max_iter=10_000).fit(features / spread, labels)
         weights_found, bias_found = regression.coef_, regression.intercept_
-        if len(present) == 2:  # one row, for the second class against the first
+        if len(present) == 2:  # scikit-learn gives one row: second class against first
             weights_found = np.concatenate([np.zeros_like(weights_found), weights_found])
             bias_found = np.concatenate([[0.0], bias_found])
         weights[present] = weights_found / spread
@@ -100,7 +87,7 @@ def fit_brightness_baseline(statistics: Floats, labels: IntArray, n_classes: int
 
 
 def predict_brightness(baseline: dict[str, Any], statistics: Floats) -> NDArray[np.int64]:
-    """Class ids [N] that the brightness baseline gives to `statistics` [N, 7]."""
+    """Predict class ids [N] from statistics [N, 7]."""
     standardised = (statistics - np.asarray(baseline["mean"])) / np.asarray(baseline["scale"])
     scores = _expand(standardised) @ np.asarray(baseline["weights"]).T + baseline["bias"]
     return scores.argmax(axis=1)
@@ -109,31 +96,28 @@ def predict_brightness(baseline: dict[str, Any], statistics: Floats) -> NDArray[
 def cross_validate_brightness(
     statistics: Floats, labels: IntArray, groups: NDArray[Any]
 ) -> dict[str, float] | None:
-    """Accuracy in [0, 1] of brightness alone, on groups that it was not fitted to.
-
-    The brightness baseline in five folds over groups. What it reaches, a network can reach without
-    having seen any anatomy.
+    """Compute the accuracy of the brightness baseline in five folds over groups.
 
     Args:
         statistics: [N, 7].
         labels: [N] class ids in 0..K-1.
-        groups: [N] ids; no group is learnt from and judged.
+        groups: [N] ids; a group is never in training and test of one fold.
 
     Returns:
-        `brightness`, and `majority` for comparison; None where a class has fewer groups than there
-        are folds.
+        Accuracies in [0, 1] of `majority` and `brightness`; None if a class has fewer than five
+        groups.
     """
     n_classes = int(labels.max()) + 1
     n_groups = [len(np.unique(groups[labels == label])) for label in range(n_classes)]
     if min(n_groups) < FOLDS:
         return None
-    order = np.lexsort((labels, groups))  # the folds must not depend on the order of the rows
+    order = np.lexsort((labels, groups))  # the folds must not depend on the row order
     statistics, labels, groups = statistics[order], labels[order], groups[order]
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     predicted = np.zeros_like(labels)
-    for known, judged in folds.split(statistics, labels, groups):
-        baseline = fit_brightness_baseline(statistics[known], labels[known], n_classes)
-        predicted[judged] = predict_brightness(baseline, statistics[judged])
+    for train, test in folds.split(statistics, labels, groups):
+        baseline = fit_brightness_baseline(statistics[train], labels[train], n_classes)
+        predicted[test] = predict_brightness(baseline, statistics[test])
     return {
         "majority": float(np.bincount(labels).max() / len(labels)),
         "brightness": float(np.mean(predicted == labels)),
@@ -141,37 +125,32 @@ def cross_validate_brightness(
 
 
 def fit_baselines(statistics: Floats, labels: IntArray, n_classes: int) -> dict[str, Any]:
-    """Both baselines on the training slices, as plain values for the checkpoint.
+    """Fit both baselines on the training slices, as plain values for the checkpoint.
 
-    Args:
-        statistics: [N, 7], of `compute_brightness_statistics`.
-        labels: [N] class ids in 0..K-1.
-        n_classes: K.
+    `majority` is the most frequent class, the first in a tie; arguments and errors are those of
+    `fit_brightness_baseline`.
     """
     return {
-        "majority": fit_majority_baseline(labels, n_classes),
+        "majority": int(np.bincount(labels, minlength=n_classes).argmax()),
         "brightness": fit_brightness_baseline(statistics, labels, n_classes),
     }
 
 
-def judge_baselines(
+def score_baselines(
     baselines: dict[str, Any], statistics: Floats, labels: IntArray
 ) -> dict[str, NDArray[np.bool_]]:
-    """Which slices both baselines are right about; what a network must exceed.
+    """Return for `majority` and `brightness` whether each prediction is right, [N] each.
 
     Args:
-        baselines: What `fit_baselines` gave.
-        statistics: [N, 7] of the slices judged.
-        labels: [N] their class ids.
-
-    Returns:
-        `majority` and `brightness`, [N] each.
+        baselines: What `fit_baselines` returned.
+        statistics: [N, 7].
+        labels: [N] class ids.
     """
     predicted = predict_brightness(baselines["brightness"], statistics)
     return {"majority": labels == baselines["majority"], "brightness": predicted == labels}
 
 
 def _expand(standardised: Floats) -> Floats:
-    """[N, 7] -> [N, 35]: the statistics, then the product of each with itself and later ones."""
+    """[N, 7] -> [N, 35]: the statistics, their squares and their pairwise products."""
     first, second = np.triu_indices(standardised.shape[1])
     return np.concatenate([standardised, standardised[:, first] * standardised[:, second]], axis=1)

@@ -1,7 +1,7 @@
-"""What checkpoints say of the slices of a split: judged, pooled over folds, averaged.
+"""Predictions of checkpoints on a split: one network, pooled folds or an ensemble.
 
-The road from a checkpoint and the manifest to calibrated probabilities and prediction sets. Whether
-a run has seen a slice, or a copy of one, is decided here, from what the checkpoint itself recorded.
+Whether a run was trained on a slice, or on a duplicate of it, follows from the split that the
+checkpoint itself recorded.
 """
 
 import json
@@ -20,42 +20,51 @@ import model
 from evaluation import baselines, calibration
 from evaluation.metrics import softmax
 from helper import UserError
-from loading.image_source import Slices
+from loading.image_source import SliceSource
 from loading.memory_budget import measure_budget_mib
 from modeling import checkpoint as checkpoints
+from modeling import forward
 from modeling.precision import keep_freed_memory
 from preparation import integrity
 
-SLICES_A_CHUNK = 256
+CHUNK_SLICES = 256
 CPU = torch.device("cpu")
 
 LEAKY_SPLIT = (
-    "LEAKY SPLIT (--split-by image): copies of one slice stand in training and test; "
+    "LEAKY SPLIT (--split-by image): duplicates of one slice are in both training and test; "
     "these figures measure the leak, not the classifier"
 )
-COPIES_UNKNOWN = (
-    "UNCHECKED: copies were not searched for in this data: they may stand in training and test, so "
-    "these figures are likely too high; run prepare.py again"
+DUPLICATES_UNKNOWN = (
+    "UNCHECKED: this data was not searched for duplicates. They may be in both training and test, "
+    "so these figures are likely too high; run prepare.py again"
 )
-PHANTOM = "PHANTOM: generated slices; nothing here says anything about patients"
+PHANTOM = "PHANTOM: generated slices; the figures do not apply to patients"
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """What one network, several folds or an ensemble say of slices.
+class MemberSlices:
+    """One network and the slices that it predicted."""
+
+    network: model.Classifier
+    slices: SliceSource
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of one network, of several folds or of an ensemble.
 
     Attributes:
-        path: Of the checkpoint, or of the folder of folds.
-        checkpoints: The content of each checkpoint that had a say.
-        rows: The manifest's rows of the slices.
+        path: The checkpoint, or the folder of folds.
+        checkpoints: The content of each checkpoint used.
+        rows: The manifest rows of the slices.
         labels: Class indices [N].
-        calibrated: Probabilities [N, K], prediction sets and what else was fitted on val.
+        calibrated: Calibrated outputs [N, K].
         raw_probs: [N, K], plain softmax of the logits.
-        baseline_hits: Of the two that know no anatomy, how far each is right [N], 0 to 1.
-        related: [N] whether a copy or likely neighbour is among the training slices.
-        warnings: What a reader must know first.
-        parts: What a network alone said, with its slices still at hand.
-        is_average: Whether every slice was judged by all checkpoints, and their mean counts.
+        baseline_hits: For each baseline [N] the share of checkpoints whose baseline is right.
+        related: [N] whether a related slice is in the training split.
+        warnings: Shown above the metrics.
+        member_slices: Each network with its own slices; empty for an ensemble.
+        is_ensemble: Whether all checkpoints predicted every slice and their mean is taken.
     """
 
     path: Path
@@ -67,8 +76,8 @@ class Verdicts:
     baseline_hits: dict[str, np.ndarray]
     related: np.ndarray
     warnings: list[str]
-    parts: "list[Part]"
-    is_average: bool = False
+    member_slices: list[MemberSlices]
+    is_ensemble: bool = False
 
     @property
     def classes(self) -> list[str]:
@@ -77,62 +86,54 @@ class Verdicts:
 
     @property
     def correct(self) -> np.ndarray:
-        """[N] whether the likeliest class is the true one."""
+        """[N] whether the most probable class is the true one."""
         return self.calibrated.probs.argmax(axis=1) == self.labels
 
     @property
     def baselines(self) -> dict[str, float]:
-        """Accuracies of the two that know no anatomy, on the same slices."""
+        """Accuracies of the majority-class and brightness baselines on the same slices."""
         return {name: float(hits.mean()) for name, hits in self.baseline_hits.items()}
 
-    def take(self, kept: np.ndarray) -> "Verdicts":
-        """The same verdicts on some of the slices, by position."""
+    def take(self, positions: np.ndarray) -> "Predictions":
+        """Return the predictions of some of the slices, by position."""
         return replace(
             self,
-            rows=self.rows.iloc[kept].reset_index(drop=True),
-            labels=self.labels[kept],
-            calibrated=self.calibrated.take(kept),
-            raw_probs=self.raw_probs[kept],
-            baseline_hits={name: hits[kept] for name, hits in self.baseline_hits.items()},
-            related=self.related[kept],
-            parts=[],
+            rows=self.rows.iloc[positions].reset_index(drop=True),
+            labels=self.labels[positions],
+            calibrated=self.calibrated.take(positions),
+            raw_probs=self.raw_probs[positions],
+            baseline_hits={name: hits[positions] for name, hits in self.baseline_hits.items()},
+            related=self.related[positions],
+            member_slices=[],
         )
 
 
-@dataclass(frozen=True)
-class Part:
-    """One network and the slices that it judged."""
-
-    network: model.Classifier
-    slices: Slices
-    calibration: dict[str, Any] | None
-
-
-def judge_run(path: Path, split: str, data: Path | None, **how: Any) -> Verdicts:
-    """The verdicts of a checkpoint, or of all folds of a run with --folds together.
+def predict_run(path: Path, split: str, data: Path | None, **options: Any) -> Predictions:
+    """Predict with a checkpoint, or with all folds of a run with --folds.
 
     Args:
         path: best.pt, or the folder of a run with --folds.
         split: `test`, `val`, `train` or `all`.
-        data: Another folder that prepare.py wrote; None: the run's own.
-        how: `device`, `batch_size`, `threads` of `judge`.
+        data: Another folder that prepare.py wrote; None: the data of the run.
+        options: `device`, `batch_size`, `threads` of `predict_checkpoint`.
 
     Raises:
-        UserError: As `judge`; or folds are incomplete or overlap, or a split was asked of them.
+        UserError: As `predict_checkpoint`; or folds are incomplete or overlap, or another split
+            than `test` is requested of folds.
     """
     paths = list_fold_checkpoints(path)
     if not paths:
-        return judge(path, split, data, **how)
+        return predict_checkpoint(path, split, data, **options)
     if split != "test":
         raise UserError(
-            f"{path}: pooled folds are judged on the slices that each has not seen; "
-            "leave out --split, or name the best.pt of one fold"
+            f"{path}: folds are evaluated on the slices that each was not trained on; leave out "
+            "--split, or name the best.pt of one fold"
         )
-    return pool_folds(path, [judge(fold, split, data, **how) for fold in paths])
+    return pool_folds(path, [predict_checkpoint(fold, split, data, **options) for fold in paths])
 
 
 def list_fold_checkpoints(run_dir: Path) -> list[Path]:
-    """The best.pt of every fold of a run with --folds; none where the path is no such run's.
+    """Return the best.pt of every fold of a run with --folds; empty for any other path.
 
     Raises:
         UserError: A fold is missing or has not finished an epoch.
@@ -143,98 +144,81 @@ def list_fold_checkpoints(run_dir: Path) -> list[Path]:
     paths = [run_dir / f"fold_{fold}" / "best.pt" for fold in range(1, n_folds + 1)]
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path} is missing; go on with python main.py --resume {run_dir}")
+            raise UserError(f"{path} is missing; continue with python main.py --resume {run_dir}")
     return paths
 
 
-def judge(
+def predict_checkpoint(
     path: Path, split: str, data: Path | None, *, device: str, batch_size: int, threads: int
-) -> Verdicts:
-    """Load one checkpoint and let it judge the slices of its split.
+) -> Predictions:
+    """Load one checkpoint and predict the slices of a split.
 
     Raises:
-        UserError: No finished epoch, slices missing, a class that it does not know.
+        UserError: No epoch is finished, slices are missing, a class is unknown to the checkpoint,
+            or logits are NaN or infinite.
     """
-    kept = checkpoints.load_run(path)
-    if not kept["best"]:
+    checkpoint = checkpoints.load_run(path)
+    if not checkpoint["best"]:
         raise UserError(
-            f"{path}: no epoch is finished; go on with python main.py --resume {path.parent}"
+            f"{path}: no epoch is finished; continue with python main.py --resume {path.parent}"
         )
     keep_freed_memory()
-    helper.set_threads(threads or kept["threads"])
-    network = checkpoints.restore_model(kept, path).to(helper.resolve_device(device))
-    data_dir = data or Path(kept["data"])
-    table = dataset.assign_split(dataset.load_table(data_dir), kept["split"])
-    rows = select_rows(table, kept, split, data_dir)
+    helper.set_threads(threads or checkpoint["threads"])
+    network = checkpoints.restore_model(checkpoint, path).to(helper.resolve_device(device))
+    data_dir = data or Path(checkpoint["data"])
+    table = dataset.assign_split(dataset.load_table(data_dir), checkpoint["split"])
+    rows = select_rows(table, checkpoint, split, data_dir)
     integrity.check_used(data_dir, set(rows["path"]))
-    image_size = network.preprocess.image_size
-    wanted_mib = len(rows) * image_size**2 / 2**20
-    slices = dataset.take_slices(
-        table,
-        split,
-        data_dir,
-        kept["classes"],
-        image_size,
-        in_memory=wanted_mib <= measure_budget_mib(CPU),
-    )
-    logits = model.infer(network, slices.iterate(batch_size))[0].numpy()
-    check_finite(logits, path)
-    labels = slices.labels.numpy()
-    return Verdicts(
-        path=path,
-        checkpoints=[kept],
-        rows=rows.reset_index(drop=True),
-        labels=labels,
-        calibrated=calibration.apply_calibration(kept.get("calibration"), logits),
-        raw_probs=softmax(logits),
-        baseline_hits={
-            name: hits.astype(float)
-            for name, hits in baselines.judge_baselines(
-                kept["baselines"], measure_brightness(slices), labels
-            ).items()
-        },
-        related=dataset.find_relatives(table, rows) & (split in {"test", "val"}),
-        warnings=list_warnings(kept, table, split, data_dir),
-        parts=[Part(network, slices, kept.get("calibration"))],
-    )
-
-
-def measure_brightness(slices: Slices) -> np.ndarray:
-    """The seven statistics that know no anatomy, of every slice: [N, 7]."""
-    return np.concatenate(
-        [
-            baselines.compute_brightness_statistics(pixels.squeeze(1).cpu().numpy())
-            for pixels in slices.iterate(SLICES_A_CHUNK)
-        ]
-    )
-
-
-def check_finite(logits: np.ndarray, path: Path) -> None:
-    """Make sure that every slice got a verdict.
-
-    Raises:
-        UserError: Logits are NaN or infinite; says of how many slices.
-    """
+    image_size, classes = network.preprocess.image_size, checkpoint["classes"]
+    in_memory = len(rows) * image_size**2 / 2**20 <= measure_budget_mib(CPU)
+    slices = dataset.take_slices(table, split, data_dir, classes, image_size, in_memory=in_memory)
+    logits = forward.predict_logits(network, slices.iterate(batch_size))[0].numpy()
     n_bad = int((~np.isfinite(logits)).any(axis=1).sum())
     if n_bad:
         raise UserError(
             f"{path}: {n_bad} of {len(logits)} images have logits that are NaN or infinite; "
             "use another checkpoint or train again with a lower learning rate"
         )
+    labels = slices.labels.numpy()
+    baseline_hits = baselines.score_baselines(
+        checkpoint["baselines"], compute_brightness(slices), labels
+    )
+    return Predictions(
+        path=path,
+        checkpoints=[checkpoint],
+        rows=rows.reset_index(drop=True),
+        labels=labels,
+        calibrated=calibration.apply_calibration(checkpoint.get("calibration"), logits),
+        raw_probs=softmax(logits),
+        baseline_hits={name: hits.astype(float) for name, hits in baseline_hits.items()},
+        related=dataset.find_related(table, rows) & (split in {"test", "val"}),
+        warnings=list_warnings(checkpoint, table, split, data_dir),
+        member_slices=[MemberSlices(network, slices)],
+    )
 
 
-def pool_folds(path: Path, folds: Sequence[Verdicts]) -> Verdicts:
-    """The verdicts of several folds as one.
+def compute_brightness(slices: SliceSource) -> np.ndarray:
+    """Compute the seven brightness statistics of every slice, [N, 7]."""
+    return np.concatenate(
+        [
+            baselines.compute_brightness_statistics(pixels.squeeze(1).cpu().numpy())
+            for pixels in slices.iterate(CHUNK_SLICES)
+        ]
+    )
+
+
+def pool_folds(path: Path, folds: Sequence[Predictions]) -> Predictions:
+    """Join the predictions of all folds.
 
     Raises:
-        UserError: A slice is judged by more than one fold.
+        UserError: A slice is in more than one fold.
     """
     rows = pd.concat([fold.rows for fold in folds], ignore_index=True)
     if rows["path"].duplicated().any():
         raise UserError(f"{path}: its folds overlap; start a new run")
-    return Verdicts(
+    return Predictions(
         path=path,
-        checkpoints=[kept for fold in folds for kept in fold.checkpoints],
+        checkpoints=[checkpoint for fold in folds for checkpoint in fold.checkpoints],
         rows=rows,
         labels=np.concatenate([fold.labels for fold in folds]),
         calibrated=calibration.Calibrated.concatenate([fold.calibrated for fold in folds]),
@@ -246,44 +230,42 @@ def pool_folds(path: Path, folds: Sequence[Verdicts]) -> Verdicts:
         related=np.concatenate([fold.related for fold in folds]),
         warnings=[
             *dict.fromkeys(line for fold in folds for line in fold.warnings),
-            f"pooled over {len(folds)} folds: each slice is judged once, by the "
-            "network that was not trained on its fold",
+            f"pooled over {len(folds)} folds: each slice is predicted once, by the network that "
+            "was not trained on its fold",
         ],
-        parts=[part for fold in folds for part in fold.parts],
+        member_slices=[member for fold in folds for member in fold.member_slices],
     )
 
 
-def align(judged: Sequence[Verdicts]) -> list[Verdicts]:
-    """The verdicts of several runs on the slices that all of them judged, in one order.
+def align(runs: Sequence[Predictions]) -> list[Predictions]:
+    """Restrict the predictions of several runs to their common slices, in one order.
 
     Raises:
         UserError: Their classes differ, or they have no slice in common.
     """
-    first = judged[0]
-    for other in judged[1:]:
+    first = runs[0]
+    for other in runs[1:]:
         if other.classes != first.classes:
             raise UserError(
-                f"{other.path} knows {', '.join(other.classes)}, {first.path} knows "
+                f"{other.path} was trained on {', '.join(other.classes)}, {first.path} on "
                 f"{', '.join(first.classes)}; compare runs of the same classes"
             )
-    keys = [pd.MultiIndex.from_frame(each.rows[["path", "sha256"]]) for each in judged]
+    keys = [pd.MultiIndex.from_frame(run.rows[["path", "sha256"]]) for run in runs]
     common = keys[0]
     for other_keys in keys[1:]:
         common = common.intersection(other_keys)
     if not len(common):
         raise UserError(
-            f"{', '.join(str(each.path) for each in judged)}: no slice is in the test of all of "
+            f"{', '.join(str(run.path) for run in runs)}: no slice is in the test split of all of "
             "them; train them on the same data with the same --split-by and --split-seed, or use "
             "--folds"
         )
     common = common.sort_values()
-    return [each.take(own.get_indexer(common)) for each, own in zip(judged, keys, strict=True)]
+    return [run.take(own.get_indexer(common)) for run, own in zip(runs, keys, strict=True)]
 
 
-def average_members(members: Sequence[Verdicts]) -> Verdicts:
-    """The ensemble: the mean of the members' calibrated probabilities, slices aligned.
-
-    It has no prediction sets, for none were fitted to it.
+def average_predictions(members: Sequence[Predictions]) -> Predictions:
+    """Average the calibrated probabilities of aligned members; no prediction sets are fitted.
 
     Source: Lakshminarayanan et al. 2017, Simple and scalable predictive uncertainty estimation
     using deep ensembles.
@@ -291,7 +273,7 @@ def average_members(members: Sequence[Verdicts]) -> Verdicts:
     first = members[0]
     return replace(
         first,
-        checkpoints=[kept for member in members for kept in member.checkpoints],
+        checkpoints=[checkpoint for member in members for checkpoint in member.checkpoints],
         calibrated=calibration.Calibrated(
             np.mean([member.calibrated.probs for member in members], axis=0)
         ),
@@ -302,67 +284,67 @@ def average_members(members: Sequence[Verdicts]) -> Verdicts:
         },
         related=np.any([member.related for member in members], axis=0),
         warnings=list(dict.fromkeys(line for member in members for line in member.warnings)),
-        parts=[],
-        is_average=True,
+        member_slices=[],
+        is_ensemble=True,
     )
 
 
 def select_rows(
-    table: pd.DataFrame, kept: dict[str, Any], split: str, data_dir: Path
+    table: pd.DataFrame, checkpoint: dict[str, Any], split: str, data_dir: Path
 ) -> pd.DataFrame:
-    """The rows of the split that the run itself recorded; all of them must be there.
+    """Select the rows of a split as the run recorded it.
 
     Raises:
         UserError: Slices of the split are missing, or a class is unknown to the checkpoint.
     """
     rows = table if split == "all" else table[table["split"] == split]
     if split != "all":
-        dataset.check_complete(table, kept["split"], split, data_dir, kept["run"])
-    unknown = sorted(set(rows["label"]) - set(kept["classes"]))
+        dataset.check_complete(table, checkpoint["split"], split, data_dir, checkpoint["run"])
+    unknown = sorted(set(rows["label"]) - set(checkpoint["classes"]))
     if unknown:
         raise UserError(
             f"{data_dir}: class {', '.join(unknown)} is unknown to the checkpoint, which was "
-            f"trained on {', '.join(kept['classes'])}; rename or remove that folder"
+            f"trained on {', '.join(checkpoint['classes'])}; rename or remove that folder"
         )
     return rows
 
 
 def list_warnings(
-    kept: dict[str, Any], table: pd.DataFrame, split: str, data_dir: Path
+    checkpoint: dict[str, Any], table: pd.DataFrame, split: str, data_dir: Path
 ) -> list[str]:
-    """What a reader of the figures must know first."""
+    """List the warnings that apply to metrics of this checkpoint on this split."""
     warnings = []
-    if kept["phantom"] or dataset.is_phantom(data_dir):
+    if checkpoint["phantom"] or dataset.is_phantom(data_dir):
         warnings.append(PHANTOM)
-    if kept["config"]["data"]["split_by"] == "image":
+    if checkpoint["config"]["data"]["split_by"] == "image":
         warnings.append(LEAKY_SPLIT)
-    if not dataset.has_found_copies(data_dir):
-        warnings.append(COPIES_UNKNOWN)
-    known = int((table["split"] != "").sum())
-    learnt = int((table["split"] == "train").sum())
+    if not dataset.has_searched_duplicates(data_dir):
+        warnings.append(DUPLICATES_UNKNOWN)
+    n_known = int((table["split"] != "").sum())
+    n_train = int((table["split"] == "train").sum())
     if split in {"train", "val"}:
         warnings.append(
-            f"SEEN: these are the {split} slices, which the run has learnt from or chosen by"
+            f"SEEN: these are the {split} slices, on which the run was trained or its epoch chosen"
         )
-    elif split == "all" and not known:
+    elif split == "all" and not n_known:
         warnings.append(
-            "OTHER DATA: no file here is identical to one of the run; whether slices are copies of "
-            "slices of the run was not looked for"
+            "OTHER DATA: no file is identical to a file of the run; it was not checked whether "
+            "slices are duplicates of slices of the run"
         )
     elif split == "all":
         warnings.append(
-            f"SEEN: {known} of these {len(table)} slices belong to the run; it was trained on "
-            f"{learnt}"
+            f"SEEN: {n_known} of these {len(table)} slices belong to the run; it was trained on "
+            f"{n_train}"
         )
     return warnings
 
 
-def describe_leak(verdicts: Verdicts) -> list[str]:
-    """The warning of a leak, where slices judged have relatives among those learnt from."""
-    n_related = int(verdicts.related.sum())
+def describe_leak(predictions: Predictions) -> list[str]:
+    """Return a warning if slices are related to training slices."""
+    n_related = int(predictions.related.sum())
     if not n_related:
         return []
     return [
-        f"LEAK: {n_related} of these {len(verdicts.labels)} slices have a copy or likely "
-        "neighbour among the training slices of the run; the figures are too high"
+        f"LEAK: {n_related} of these {len(predictions.labels)} slices have a duplicate or related "
+        "slice in the training split of the run; the figures are too high"
     ]

@@ -1,49 +1,37 @@
-"""What the command line of studies that train has in common."""
+"""Shared command line of the experiments: options, error handling and JSON output."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.atomic_files import write_json
+from helper import describe_environment, run_command
 
-def parse_training_study(
-    name: str,
-    description: str | None,
-    argv: list[str] | None,
-    *,
-    fewest_seeds: int = 1,
-    recipes: Sequence[str] = (),
-) -> argparse.Namespace:
-    """Options `weights`, `seeds`, `threads` and `json` of a study that trains what is missing.
 
-    Args:
-        name: Of the study's module.
-        description: For `--help`.
-        argv: None: of the process.
-        fewest_seeds: Fewer are refused with exit status 2.
-        recipes: What `--recipes` may name; empty: there is no such option.
-    """
+def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of `python -m experiments.NAME`, with the option --json."""
     parser = argparse.ArgumentParser(prog=f"experiments.{name}", description=description)
-    parser.add_argument("--weights", type=Path, required=True, help="of mobilenet_v2")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads a training")
-    if recipes:
-        parser.add_argument("--recipes", nargs="+", choices=recipes, default=list(recipes))
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args(argv)
-    if len(set(options.seeds)) < max(fewest_seeds, len(options.seeds)):
-        parser.error(f"--seeds: {fewest_seeds} or more are needed, each once")
-    return options
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser
 
 
-def describe_machine() -> dict[str, Any]:
-    """The environment record of a study that measures time, with the processor."""
+def run(
+    measure: Callable[[argparse.Namespace], dict[str, Any]], options: argparse.Namespace
+) -> int:
+    """Run an experiment, write its figures and return the exit status."""
+    return run_command(lambda parsed: write_figures(measure(parsed), parsed), options)
+
+
+def write_figures(figures: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write the figures and the environment record to the file given by --json, if any."""
+    if not options.json:
+        return
     import torch
 
-    from benchmarking.report import read_cpu_model
-    from benchmarking.task import count_cores
-    from helper import describe_environment
+    from benchmarking.machine import count_cores, read_cpu_model
 
-    machine = {"cpu": read_cpu_model(), "cores": count_cores()}
-    return {**describe_environment(torch.device("cpu"), sys.argv), **machine}
+    environment = describe_environment(torch.device("cpu"), sys.argv)
+    environment |= {"cpu": read_cpu_model(), "cores": count_cores()}
+    write_json(options.json, {**figures, "environment": environment})

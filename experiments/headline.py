@@ -1,11 +1,11 @@
-"""The headline of the README: grouped cross-validation of one recipe, several seeds.
+"""Cross-validate one recipe on groups with several seeds: the results table of the README.
 
     python -m experiments.headline --weights WEIGHTS.pth --json results/benchmarks/headline.json
 
-Trains what is not there yet (session/headline-SEED/fold_1…5; hours on a CPU), pools the folds of
-each seed, and compares the seeds. Every slice is judged by networks that were trained on neither it
-nor its group. The recipe was chosen on val slices (docs/recipe.md), which are among those judged
-here: whatever chance favoured it there may favour it here a little.
+Trains the runs that are missing (session/headline-SEED/fold_1…5; hours on a CPU), pools the folds
+of each seed and compares the seeds. Every slice is predicted by networks that were trained on
+neither it nor its group. The recipe was chosen on val slices that are among the slices evaluated
+here, so the figures may be slightly optimistic.
 """
 
 import argparse
@@ -13,16 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 import evaluate
 import main as training
-from common.atomic_files import write_json
-from evaluation.predictions import Verdicts, align, average_members, judge_run
-from experiments.cli import parse_training_study
-from helper import read_commit, run_verb
+from evaluation.predictions import Predictions, align, average_predictions, predict_run
+from experiments import cli
 from reporting.results import build_report, compare
-from reporting.wording import show_figure
+from reporting.wording import format_estimate
 
 FOLDS = 5
 RECIPE = ["--model", "mobilenet_v2", "--image-size", "160", "--epochs", "6", "--patience", "0"]
@@ -30,7 +28,7 @@ IDENTITY = ("run", "checkpoint", "data", "split", "environment")
 
 
 def train_missing(seed: int, weights: Path, threads: int) -> Path:
-    """Train one cross-validation, or go on with it, unless it is there; its folder."""
+    """Train or resume one cross-validation unless it is finished; return its folder."""
     run_dir = training.SESSION_DIR / f"headline-{seed}"
     if (evaluate.RESULTS_DIR / run_dir.name / "metrics.json").exists():  # written last
         return run_dir
@@ -46,39 +44,34 @@ def train_missing(seed: int, weights: Path, threads: int) -> Path:
     return run_dir
 
 
-def run_study(seeds: list[int], weights: Path, threads: int) -> dict[str, Any]:
-    """Train what is missing, pool the folds of each seed, compare the seeds."""
-    paths = [train_missing(seed, weights, threads) for seed in seeds]
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train the missing runs, pool the folds of each seed and print the comparison."""
+    paths = [train_missing(seed, options.weights, options.threads) for seed in options.seeds]
     members = align(
-        [judge_run(path, "test", None, device="auto", batch_size=64, threads=0) for path in paths]
+        [predict_run(path, "test", None, device="auto", batch_size=64, threads=0) for path in paths]
     )
     rows = {path.name: describe(member) for path, member in zip(paths, members, strict=True)}
-    names = next(iter(rows.values()))
+    commits = {str(each["environment"]["commit"]) for run in members for each in run.checkpoints}
     first = members[0].rows
-    return {
+    figures = {
         "recipe": " ".join(RECIPE),
         "folds": FOLDS,
-        "seeds": seeds,
-        "trained_at": sorted(
-            {
-                str(kept["environment"]["commit"])
-                for member in members
-                for kept in member.checkpoints
-            }
-        ),
-        "commit": read_commit(),
+        "seeds": options.seeds,
+        "trained_at": sorted(commits),
         "n_images": len(first),
-        "n_slices": int(first["slice"].nunique()),
+        "n_slices": int(first["duplicate_set"].nunique()),
         "n_groups": int(first["group"].nunique()),
         "runs": rows,
-        "mean": {name: float(np.mean([row[name] for row in rows.values()])) for name in names},
-        "comparison": compare(members, list(rows), average_members(members)),
+        "mean": pd.DataFrame(rows.values()).mean().to_dict(),
+        "comparison": compare(members, list(rows), average_predictions(members)),
     }
+    print_table(figures)
+    return figures
 
 
-def describe(verdicts: Verdicts) -> dict[str, float]:
-    """The figures of one seed that have no interval; those with one are in the comparison."""
-    report = build_report(verdicts, dict.fromkeys(IDENTITY))
+def describe(predictions: Predictions) -> dict[str, float]:
+    """Return the figures of one seed that have no interval; the comparison holds the others."""
+    report = build_report(predictions, dict.fromkeys(IDENTITY))
     return {
         **{key: report["calibration"][key] for key in ("ece", "ece_classwise", "nll")},
         "nll_uncalibrated": report["calibration"]["uncalibrated"]["nll"],
@@ -88,37 +81,38 @@ def describe(verdicts: Verdicts) -> dict[str, float]:
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    """The table as the README has it."""
+    """Print the table of the README and the spread over the seeds."""
     print("| run | accuracy | per slice | macro-F1 | ECE | ECE, classwise | NLL | set size |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"|{'---|' * 8}")
     for row in figures["comparison"]["rows"]:
-        sizes = figures["runs"].get(row["run"])
+        own = figures["runs"].get(row["run"])
         cells = [
             row["run"],
-            *(show_figure(row[key]) for key in ("accuracy", "accuracy_per_slice", "f1_macro")),
+            *(format_estimate(row[key]) for key in ("accuracy", "accuracy_per_slice", "f1_macro")),
             *(f"{row[key]:.4f}" for key in ("ece", "ece_classwise", "nll")),
-            f"{sizes['mean_set_size']:.3f}" if sizes else "",
+            f"{own['mean_set_size']:.3f}" if own else "",
         ]
         print(f"| {' | '.join(cells)} |")
     spread = figures["comparison"]["spread"]
     print(
-        f"accuracy over the seeds: {spread['mean']:.4f}, standard deviation "
+        f"accuracy over the seeds: mean {spread['mean']:.4f}, standard deviation "
         f"{spread['standard_deviation']:.4f}; {figures['n_images']} images, {figures['n_slices']} "
-        f"slices, {figures['n_groups']} groups"
+        f"distinct slices, {figures['n_groups']} groups; baselines: "
+        f"majority class {figures['mean']['majority']:.4f}, "
+        f"brightness {figures['mean']['brightness']:.4f}"
     )
-
-
-def study(options: argparse.Namespace) -> None:
-    """Print the table, and write the figures where asked to."""
-    figures = run_study(options.seeds, options.weights, options.threads)
-    print_table(figures)
-    if options.json:
-        write_json(options.json, figures)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    return run_verb(study, parse_training_study("headline", __doc__, argv, fewest_seeds=2))
+    parser = cli.build_parser("headline", __doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
+    options = parser.parse_args(argv)
+    if len(set(options.seeds)) < max(2, len(options.seeds)):
+        parser.error("--seeds: give two or more different seeds")
+    return cli.run(measure, options)
 
 
 if __name__ == "__main__":

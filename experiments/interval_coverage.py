@@ -1,10 +1,11 @@
-"""How often the 95 % intervals hold the truth, by simulation, beside the bootstrap of images.
+"""Measure by simulation how often the 95 % intervals contain the true accuracy.
 
     python -m experiments.interval_coverage --data data --json results/benchmarks/coverage.json
 
-Groups whose verdicts are correlated: the chance to be right is drawn anew for each group from a
-Beta distribution about the true accuracy. Groups of 1 to 5 images; and, with --data, of the sizes
-that the groups of a prepared folder have, drawn with replacement: few of them hold many images.
+The bootstrap of single images is measured beside them. Predictions of one group are correlated:
+each group draws its probability of a correct prediction from a Beta distribution around the true
+accuracy. Groups hold 1 to 5 images. With --data, a second series draws the sizes of the groups of a
+prepared folder with replacement; a few of these groups hold many images.
 """
 
 import argparse
@@ -17,48 +18,37 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from common.atomic_files import write_json
 from dataset import load_table
-from evaluation.intervals import Interval, compute_interval, estimate_ratio
+from evaluation.intervals import compute_interval, estimate_ratio
+from experiments import cli
 from helper import derive_seed
 
 ACCURACIES = (0.9, 0.99)
 GROUPS = (60, 250, 1000)
 CORRELATIONS = (0.0, 0.3, 0.6, 1.0)
 SMALL_GROUPS = np.arange(1, 6)
-COLUMNS = (
-    *("sizes", "accuracy", "groups", "correlation"),
-    *("ours", "bootstrap of images", "mean width of ours"),
-)
 
 
-def draw_verdicts(
+def draw_correct(
     accuracy: float, correlation: float, sizes: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Right or wrong for every image of every group, [sum of sizes].
+    """Draw for every image of every group whether its prediction is correct, [sum of sizes].
 
     Args:
-        accuracy: The truth, in (0, 1).
-        correlation: Between two images of one group, in [0, 1].
-        sizes: [G] images of each group.
-        rng: Drawn from.
+        accuracy: The true accuracy, in (0, 1).
+        correlation: Correlation between two images of one group, in [0, 1].
+        sizes: [G] images per group.
+        rng: Random generator.
     """
     n_groups = len(sizes)
     if correlation == 0:
-        chances = np.full(n_groups, accuracy)
+        probabilities = np.full(n_groups, accuracy)
     elif correlation == 1:
-        chances = (rng.random(n_groups) < accuracy).astype(float)
+        probabilities = (rng.random(n_groups) < accuracy).astype(float)
     else:
         strength = (1 - correlation) / correlation
-        chances = rng.beta(accuracy * strength, (1 - accuracy) * strength, n_groups)
-    return rng.random(int(sizes.sum())) < np.repeat(chances, sizes)
-
-
-def bootstrap_images(correct: NDArray[np.bool_]) -> Interval:
-    """The percentile bootstrap that takes images for independent, with endless resamples."""
-    n_images = len(correct)
-    low, high = binom.ppf([0.025, 0.975], n_images, correct.mean()) / n_images
-    return float(low), float(high)
+        probabilities = rng.beta(accuracy * strength, (1 - accuracy) * strength, n_groups)
+    return rng.random(int(sizes.sum())) < np.repeat(probabilities, sizes)
 
 
 def simulate(
@@ -66,63 +56,59 @@ def simulate(
     n_groups: int,
     correlation: float,
     n_trials: int,
-    seed: int = 0,
     sizes_of: NDArray[np.int64] = SMALL_GROUPS,
 ) -> dict[str, float]:
-    """How often both intervals hold the truth, and how wide ours is on average.
+    """Compute the coverage of both intervals and the mean width of the group interval.
 
     Args:
-        accuracy: The truth.
-        n_groups: Groups a trial.
-        correlation: Between two images of one group.
-        n_trials: Trials.
-        seed: Of all that is drawn.
-        sizes_of: Sizes that groups are drawn from, each as likely as another.
+        accuracy: The true accuracy.
+        n_groups: Groups per trial.
+        correlation: Correlation between two images of one group.
+        n_trials: Number of trials.
+        sizes_of: Group sizes to draw from with equal probability.
     """
-    rng = np.random.default_rng(
-        derive_seed(seed, "coverage", str(accuracy), n_groups, str(correlation))
-    )
-    ours, images, widths = [], [], []
+    seed = derive_seed(0, "coverage", str(accuracy), n_groups, str(correlation))
+    rng = np.random.default_rng(seed)
+    by_group, by_image, widths = [], [], []
     for _ in range(n_trials):
         sizes = rng.choice(sizes_of, n_groups)
-        correct = draw_verdicts(accuracy, correlation, sizes, rng)
+        correct = draw_correct(accuracy, correlation, sizes, rng)
         estimate = estimate_ratio(correct)
         assert estimate is not None
         low, high = compute_interval(estimate, np.repeat(np.arange(n_groups), sizes))
-        ours.append(low <= accuracy <= high)
+        by_group.append(low <= accuracy <= high)
         widths.append(high - low)
-        low, high = bootstrap_images(correct)
-        images.append(low <= accuracy <= high)
+        # percentile bootstrap of independent images, for infinitely many resamples
+        low, high = binom.ppf([0.025, 0.975], len(correct), correct.mean()) / len(correct)
+        by_image.append(low <= accuracy <= high)
     return {
-        "ours": float(np.mean(ours)),
-        "image_bootstrap": float(np.mean(images)),
+        "coverage": float(np.mean(by_group)),
+        "image_bootstrap": float(np.mean(by_image)),
         "mean_width": float(np.mean(widths)),
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the table, and write the figures where asked to."""
-    parser = argparse.ArgumentParser(prog="experiments.interval_coverage", description=__doc__)
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--data", type=Path, help="a prepared folder, for the sizes of its groups")
-    options = parser.parse_args(argv)
-    kinds = {"1 to 5": SMALL_GROUPS}
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Simulate every combination and print a line for each."""
+    series = {"1 to 5": SMALL_GROUPS}
     if options.data:
-        table = load_table(options.data)
-        kinds["as in the data"] = table.groupby("group").size().to_numpy()
+        series["as in the data"] = load_table(options.data).groupby("group").size().to_numpy()
     rows: list[dict[str, Any]] = []
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for kind, sizes in kinds.items():
-        for place in itertools.product(ACCURACIES, GROUPS, CORRELATIONS):
-            found = simulate(*place, options.trials, sizes_of=sizes)
-            named = dict(zip(("accuracy", "groups", "correlation"), place, strict=True))
-            rows.append({"sizes": kind, **named, **found})
-            cells = [kind, *place, *(f"{value:.3f}" for value in found.values())]
-            print(f"| {' | '.join(map(str, cells))} |", flush=True)
-    if options.json:
-        write_json(options.json, {"trials": options.trials, "seed": 0, "rows": rows})
-    return 0
+    names = ("accuracy", "groups", "correlation")
+    for name, sizes in series.items():
+        for combination in itertools.product(ACCURACIES, GROUPS, CORRELATIONS):
+            found = simulate(*combination, options.trials, sizes)
+            rows.append({"sizes": name, **dict(zip(names, combination, strict=True)), **found})
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return {"trials": options.trials, "rows": rows}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = cli.build_parser("interval_coverage", __doc__)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--data", type=Path, help="a prepared folder, for the sizes of its groups")
+    return cli.run(measure, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

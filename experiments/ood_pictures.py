@@ -1,4 +1,4 @@
-"""Pictures that are no slice of a brain: a chest film, a page of text, a photograph."""
+"""Drawn pictures that are no brain slices: chest film, page of text, photograph."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ WORDS = ["the", "patient", "was", "seen", "on", "monday", "and", "asks", "for", 
 
 
 def draw_chest_film(seed: int) -> np.ndarray:
-    """Two dark lungs in a grey trunk with ribs, spine, heart and diaphragm; uint8 [H, W]."""
+    """Draw two dark lungs in a grey trunk with ribs, spine and heart; uint8 [H, W]."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:SIZE_PX, 0:SIZE_PX] / SIZE_PX
     columns = columns + rng.normal(0, 0.02)
@@ -31,7 +31,7 @@ def draw_chest_film(seed: int) -> np.ndarray:
 
 
 def draw_text_scan(seed: int) -> np.ndarray:
-    """A page of dark text on light paper; uint8 [H, W]."""
+    """Draw a page of dark text on light paper; uint8 [H, W]."""
     rng = np.random.default_rng(seed)
     page = Image.new("L", (SIZE_PX, 720), int(rng.integers(225, 250)))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=int(rng.integers(12, 20)))
@@ -41,7 +41,7 @@ def draw_text_scan(seed: int) -> np.ndarray:
 
 
 def draw_photograph(seed: int) -> np.ndarray:
-    """A scene with the spectrum of natural pictures: sky, ground, a few things; uint8 [H, W]."""
+    """Draw sky, ground and objects over noise with the spectrum of photographs; uint8 [H, W]."""
     rng = np.random.default_rng(seed)
     frequencies = np.hypot(*np.meshgrid(np.fft.fftfreq(640), np.fft.fftfreq(SIZE_PX)))
     frequencies[0, 0] = 1
@@ -62,7 +62,7 @@ def draw_photograph(seed: int) -> np.ndarray:
     return ndimage.gaussian_filter(np.asarray(picture), 0.7)
 
 
-STRANGERS: dict[str, Callable[[int], np.ndarray]] = {
+OOD_PICTURES: dict[str, Callable[[int], np.ndarray]] = {
     "chest film": draw_chest_film,
     "page of text": draw_text_scan,
     "photograph": draw_photograph,

@@ -1,9 +1,9 @@
-"""Plant copies among the slices of a data folder and see what the finder makes of them.
+"""Plant altered duplicates among the slices of a prepared folder and measure the duplicate search.
 
-    python -m experiments.planted_duplicates --data data --json planted_copies.json
-    python -m experiments.planted_duplicates --data data/phantom --copies 300
+    python -m experiments.planted_duplicates --data data --json planted.json
+    python -m experiments.planted_duplicates --data data/phantom --count 300
 
-Of phantoms slice and patient are known, so precision and recall of both ids are told as well.
+For phantoms, slices and patients are known, so precision and recall of both ids are also measured.
 """
 
 import argparse
@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from common.atomic_files import write_json
-from duplicates.finder import Copies, find_copies
+from duplicates.finder import Duplicates, find_duplicates
 from duplicates.sift_features import THUMBNAIL_PX
-from helper import read_commit
+from experiments import cli
 from imaging.grayscale import resize_grey
 from imaging.reader import read_grey
 from preparation.manifest import load_manifest
@@ -28,16 +27,16 @@ from preparation.manifest import load_manifest
 Bytes = npt.NDArray[np.uint8]
 
 
-def plant_copy(picture: Bytes, rng: np.random.Generator) -> Bytes:
-    """A copy as such data sets hold them: uint8 [H, W] to the same shape.
+def plant_duplicate(picture: Bytes, rng: np.random.Generator) -> Bytes:
+    """Return an altered duplicate: uint8 [H, W] to the same shape.
 
-    Flipped or not, turned by any angle, shifted by up to 10 % of the side, zoomed by up to 10 %,
-    gamma 0.8 to 1.25, saved as JPEG of quality 60 to 95; what was outside is black or streaked.
+    Flipped or not, rotated by any angle, shifted by up to 10 % of the side, zoomed by up to 10 %,
+    gamma 0.8 to 1.25, JPEG quality 60 to 95; the border is black or replicated.
     """
     height, width = picture.shape
     start = picture[:, ::-1] if rng.random() < 0.5 else picture
-    middle = ((width - 1) / 2, (height - 1) / 2)
-    matrix = cv2.getRotationMatrix2D(middle, rng.uniform(0, 360), rng.uniform(0.9, 1.1))
+    centre = ((width - 1) / 2, (height - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(centre, rng.uniform(0, 360), rng.uniform(0.9, 1.1))
     matrix[:, 2] += rng.uniform(-0.1, 0.1, 2) * np.array([width, height])
     border = cv2.BORDER_REPLICATE if rng.random() < 0.5 else cv2.BORDER_CONSTANT
     moved = cv2.warpAffine(np.ascontiguousarray(start), matrix, (width, height), borderMode=border)
@@ -48,61 +47,51 @@ def plant_copy(picture: Bytes, rng: np.random.Generator) -> Bytes:
     return np.asarray(cv2.imdecode(content, cv2.IMREAD_GRAYSCALE), np.uint8)
 
 
-def plant_copies(
-    frame: pd.DataFrame, data_dir: Path, n_copies: int, seed: int
+def plant_duplicates(
+    frame: pd.DataFrame, data_dir: Path, count: int, seed: int
 ) -> Iterator[tuple[str, str, Bytes]]:
-    """Name, original's sha256 and thumbnail of copies of as many slices, chosen at random."""
+    """Yield name, sha256 of the original and thumbnail of one duplicate of `count` random rows."""
     rng = np.random.default_rng(seed)
-    for number, row in enumerate(rng.choice(len(frame), n_copies, replace=False)):
-        copy = plant_copy(read_grey(data_dir / frame["path"].iloc[row]), rng)
-        yield f"planted {number:05d}", frame["sha256"].iloc[row], resize_grey(copy, THUMBNAIL_PX)
+    for number, row in enumerate(rng.choice(len(frame), count, replace=False)):
+        planted = plant_duplicate(read_grey(data_dir / frame["path"].iloc[row]), rng)
+        yield f"planted {number:05d}", frame["sha256"].iloc[row], resize_grey(planted, THUMBNAIL_PX)
 
 
 def read_thumbnails(frame: pd.DataFrame, data_dir: Path) -> dict[str, Bytes]:
-    """Thumbnails by sha256."""
+    """Return the thumbnails by sha256."""
     paths = zip(frame["sha256"], frame["path"], strict=True)
     return {digest: resize_grey(read_grey(data_dir / path), THUMBNAIL_PX) for digest, path in paths}
 
 
-def measure_planted(copies: Copies, originals: Mapping[str, str]) -> dict[str, float]:
-    """Shares in [0, 1] of planted copies that were found, higher is better."""
-    slices, groups = copies.number()
-    links = copies.tabulate()
-    linked = {
-        frozenset(ends)
-        for ends in links.loc[links["kind"] == "slice", ["first", "second"]].itertuples(index=False)
+def measure_planted(duplicates: Duplicates, originals: Mapping[str, str]) -> dict[str, float]:
+    """Compute the recall of the planted duplicates, in [0, 1], higher is better."""
+    duplicate_sets, groups = duplicates.cluster()
+    links = duplicates.to_frame().query("kind == 'duplicate'")
+    linked = set(map(frozenset, zip(links["first"], links["second"], strict=True)))
+    pairs = originals.items()
+    found = {
+        "link": [frozenset(pair) in linked for pair in pairs],
+        "duplicate_set": [duplicate_sets[new] == duplicate_sets[old] for new, old in pairs],
+        "group": [groups[new] == groups[old] for new, old in pairs],
     }
-    found = pd.DataFrame(
-        {
-            "link": [frozenset(pair) in linked for pair in originals.items()],
-            "slice": [slices[copy] == slices[digest] for copy, digest in originals.items()],
-            "group": [groups[copy] == groups[digest] for copy, digest in originals.items()],
-        }
-    )
-    return {f"recall_{name}": float(found[name].mean()) for name in found}
+    return {f"recall_{name}": float(np.mean(hits)) for name, hits in found.items()}
 
 
-def measure_classes(copies: Copies, labels: Mapping[str, str]) -> dict[str, Any]:
-    """How many links join slices of one class: a check, for the finder never sees a class."""
-    links = copies.tabulate()
+def measure_classes(duplicates: Duplicates, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Count the links within one class: an independent check, as the search sees no labels."""
+    links = duplicates.to_frame()
     same = links["first"].map(labels) == links["second"].map(labels)
-    kept = links["kind"] == "slice"
+    is_duplicate = links["kind"] == "duplicate"
     return {
-        "slice_links": int(kept.sum()),
-        "slice_links_same_class": float(same[kept].mean()),
-        "group_links": len(links),
-        "group_links_same_class": float(same.mean()),
-        "by_score": {
-            str(band): {"links": int(rows.size), "same_class": float(rows.mean())}
-            for band, rows in same.groupby(
-                pd.cut(links["score"], [11, 12, 14, 17, 20, 25, 30, 50, 200]), observed=True
-            )
-        },
+        "duplicate_links": int(is_duplicate.sum()),
+        "duplicate_links_same_class": float(same[is_duplicate].mean()),
+        "all_links": len(links),
+        "all_links_same_class": float(same.mean()),
     }
 
 
 def measure_ids(found: Mapping[str, int], truth: Mapping[str, str]) -> dict[str, float]:
-    """Precision and recall of pairs that share an id, each in [0, 1], higher is better."""
+    """Compute precision and recall of pairs that share an id, in [0, 1], higher is better."""
     table = pd.DataFrame({"found": found, "truth": truth}).dropna()
 
     def count_pairs(keys: list[str]) -> int:
@@ -116,51 +105,46 @@ def measure_ids(found: Mapping[str, int], truth: Mapping[str, str]) -> dict[str,
     }
 
 
-def run_study(data_dir: Path, n_copies: int, seed: int) -> dict[str, Any]:
-    """Plant, find, measure."""
-    frame = load_manifest(data_dir)
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Plant duplicates, search and print the figures."""
+    frame = load_manifest(options.data)
     frame = frame[frame["width"] > 0].drop_duplicates("sha256").reset_index(drop=True)
-    thumbnails = read_thumbnails(frame, data_dir)
+    thumbnails = read_thumbnails(frame, options.data)
     labels = dict(zip(frame["sha256"], frame["label"], strict=True))
     originals: dict[str, str] = {}
-    for copy, digest, thumbnail in plant_copies(frame, data_dir, n_copies, seed):
-        originals[copy], thumbnails[copy], labels[copy] = digest, thumbnail, labels[digest]
-    copies = find_copies(thumbnails)
-    slices, groups = copies.number()
+    planted = plant_duplicates(frame, options.data, options.count, options.seed)
+    for name, digest, thumbnail in planted:
+        originals[name], thumbnails[name], labels[name] = digest, thumbnail, labels[digest]
+    duplicates = find_duplicates(thumbnails)
+    duplicate_sets, groups = duplicates.cluster()
     figures: dict[str, Any] = {
         "slices": len(frame),
-        "planted": n_copies,
-        "seed": seed,
-        "commit": read_commit(),
-        **measure_planted(copies, originals),
-        **measure_classes(copies, labels),
-        "largest_slice": int(pd.Series(slices).value_counts().iloc[0]),
+        "planted": options.count,
+        "seed": options.seed,
+        **measure_planted(duplicates, originals),
+        **measure_classes(duplicates, labels),
+        "largest_duplicate_set": int(pd.Series(duplicate_sets).value_counts().iloc[0]),
         "largest_group": int(pd.Series(groups).value_counts().iloc[0]),
     }
-    if (data_dir / "CSV" / "phantoms.csv").exists():
-        for name, found in (("slice", slices), ("group", groups)):
+    if (options.data / "CSV" / "phantoms.csv").exists():
+        for name, found in (("duplicate_set", duplicate_sets), ("group", groups)):
             truth = dict(zip(frame["sha256"], frame[name], strict=True))
-            truth |= {copy: truth[digest] for copy, digest in originals.items()}
+            truth |= {new: truth[digest] for new, digest in originals.items()}
             figures[f"true_{name}"] = measure_ids(found, truth)
-        # neighbours of one phantom patient that look alike to the pixel count as one slice
-        figures["slices_of_one_patient"] = measure_ids(slices, truth)["precision"]
+        # adjacent slices of one phantom patient that are nearly identical form one duplicate set
+        figures["duplicate_sets_of_one_patient"] = measure_ids(duplicate_sets, truth)["precision"]
+    for name, value in figures.items():
+        print(f"{name}: {value}")
     return figures
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the figures, and write them where asked to."""
-    parser = argparse.ArgumentParser(prog="experiments.planted_duplicates", description=__doc__)
+    """Run the command line and return the exit status."""
+    parser = cli.build_parser("planted_duplicates", __doc__)
     parser.add_argument("--data", type=Path, default=Path("data"), help="a prepared folder")
-    parser.add_argument("--copies", type=int, default=1000, help="how many are planted")
+    parser.add_argument("--count", type=int, default=1000, help="number of planted duplicates")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args(argv)
-    figures = run_study(options.data, options.copies, options.seed)
-    for name, value in figures.items():
-        print(f"{name}: {value}")
-    if options.json:
-        write_json(options.json, figures)
-    return 0
+    return cli.run(measure, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Whether heat maps point at the lesion, on phantoms, whose lesions are known.
+"""Measure on phantoms, whose lesions are known, whether heat maps point at the lesion.
 
     python -m experiments.pointing_game session/RUN/best.pt --json FILE
 
-Every phantom of the run's own test split gets a map for its true class by each method, from the
-trained network and from copies of it with random weights, and the table says how often the maximum
-of the map lies in the lesion and what share of the map does.
+Each phantom of the run's test split gets a heat map for its true class by every method, from the
+trained network and from networks with random weights. The table reports how often the maximum of
+the map lies in the lesion, and the share of the map inside it.
 """
 
 import argparse
@@ -21,39 +21,38 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from args import EvaluateConfig
-from common.atomic_files import write_json
 from evaluation import predictions
 from evaluation.intervals import compute_interval, estimate_ratio
+from experiments import cli
 from explanation.heatmaps import (
     choose_method,
     compute_energy_inside,
     compute_heatmaps,
-    count_cells,
     find_spatial_layer,
     point_hits,
     randomise_weights,
 )
-from helper import NOTICE, UserError, read_commit, run_verb
+from helper import NOTICE, UserError
 from imaging.grayscale import resize_grey
-from imaging.orientation import find_position, turn
+from imaging.orientation import apply_orientation, find_orientation
 from imaging.reader import read_grey
-from loading.image_source import Slices
-from model import to_unit_range
+from loading.image_source import SliceSource
+from modeling.forward import to_unit_range
 from phantoms.generator import encode_phantom, plan_phantoms, render_phantom
 
 METHODS = ("gradcam", "occlusion")
 RANDOM_SEEDS = (0, 1, 2)
-AIR = 26  # grey values under it, when smoothed, are outside the head
+AIR = 26  # smoothed grey values below it are outside the head
 
 
 class Phantoms(NamedTuple):
-    """Slices with their truth, at the network's size.
+    """Slices with their lesions, at the input size of the network.
 
     Attributes:
         images: fp32 [N, 1, S, S] in 0..1.
         lesions: bool [N, S, S].
-        heads: bool [N, S, S], everything within the skin.
-        labels: Class ids [N].
+        heads: bool [N, S, S], everything inside the skin.
+        labels: Class indices [N].
         patients: Ids [N].
     """
 
@@ -64,31 +63,30 @@ class Phantoms(NamedTuple):
     patients: NDArray[Any]
 
 
-def load_phantoms(rows: pd.DataFrame, slices: Slices, data_dir: Path) -> Phantoms:
-    """Render the planned rows again, for their lesions.
+def load_phantoms(rows: pd.DataFrame, slices: SliceSource, data_dir: Path) -> Phantoms:
+    """Render the phantoms again to obtain their lesion masks.
 
     Raises:
-        UserError: The folder holds no phantoms, or others than this version would render.
+        UserError: The folder holds no phantoms, or this version renders them differently.
     """
     truth = data_dir / "CSV" / "phantoms.csv"
     if not truth.is_file():
-        raise UserError(
-            f"{data_dir} holds no phantoms: the place of a lesion is known in them alone"
-        )
+        raise UserError(f"{data_dir} holds no phantoms; give a run that was trained with --phantom")
     table = pd.read_csv(truth, usecols=["seed"])
     planned = plan_phantoms(len(table), int(table["seed"].iloc[0]))
     plans = {f"Images/{plan.label}/{plan.name}": plan for plan in planned}
     pixels = slices.pixels.squeeze(1).numpy()
     lesions = []
     for path, digest in zip(rows["path"], rows["sha256"], strict=True):
-        if path not in plans:
-            raise UserError(f"{data_dir / path} is no phantom of its folder; run prepare.py anew")
-        picture, mask = render_phantom(plans[path])
-        content = encode_phantom(plans[path], picture)
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise UserError(f"{data_dir / path} is rendered otherwise here; run prepare.py anew")
-        turned = turn(mask.astype(np.uint8) * 255, find_position(read_grey(content)))
-        lesions.append(resize_grey(turned, pixels.shape[-1]) >= 128)
+        picture, mask = render_phantom(plans[path]) if path in plans else (None, None)
+        content = b"" if picture is None else encode_phantom(plans[path], picture)
+        if mask is None or hashlib.sha256(content).hexdigest() != digest:
+            raise UserError(
+                f"{data_dir / path} is not a phantom of this version; run prepare.py again"
+            )
+        orientation = find_orientation(read_grey(content))
+        oriented = apply_orientation(mask.astype(np.uint8) * 255, orientation)
+        lesions.append(resize_grey(oriented, pixels.shape[-1]) >= 128)
     return Phantoms(
         images=to_unit_range(slices.pixels),
         lesions=torch.from_numpy(np.stack(lesions)),
@@ -99,17 +97,20 @@ def load_phantoms(rows: pd.DataFrame, slices: Slices, data_dir: Path) -> Phantom
 
 
 def find_head(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The largest piece that is brighter than air, holes filled: bool [S, S]."""
+    """Return the largest component brighter than air, holes filled: bool [S, S]."""
     smooth = ndimage.gaussian_filter(picture.astype(np.float32), len(picture) / 64)
-    pieces, n_pieces = ndimage.label(smooth > AIR)
-    if not n_pieces:
+    components, n_components = ndimage.label(smooth > AIR)
+    if not n_components:
         return np.zeros(picture.shape, bool)
-    largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-    return np.asarray(ndimage.binary_fill_holes(pieces == largest), dtype=bool)
+    largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
+    return np.asarray(ndimage.binary_fill_holes(components == largest), dtype=bool)
 
 
-def judge_maps(maps: Tensor, phantoms: Phantoms, classes: list[str]) -> dict[str, Any]:
-    """Hit rate with its interval over patients, per class, and energy inside; empty maps miss."""
+def score_method(
+    network: nn.Module, phantoms: Phantoms, classes: list[str], method: str
+) -> dict[str, Any]:
+    """Compute hit rate, its interval over patients and energy inside; an empty map is a miss."""
+    maps = compute_heatmaps(network, phantoms.images, phantoms.labels, method)
     hits = point_hits(maps, phantoms.lesions)
     estimate = estimate_ratio(hits.numpy())
     assert estimate is not None
@@ -126,21 +127,8 @@ def judge_maps(maps: Tensor, phantoms: Phantoms, classes: list[str]) -> dict[str
     }
 
 
-def judge_random(
-    network: nn.Module, phantoms: Phantoms, classes: list[str], method: str
-) -> dict[str, Any]:
-    """The same figures, each averaged over networks that have learnt nothing."""
-    judged = []
-    for seed in RANDOM_SEEDS:
-        untrained = randomise_weights(network, seed)
-        maps = compute_heatmaps(untrained, phantoms.images, phantoms.labels, method)
-        judged.append(judge_maps(maps, phantoms, classes))
-    names = ("hit_rate", "energy_inside")
-    return {name: float(np.mean([figures[name] for figures in judged])) for name in names}
-
-
-def describe_chance(phantoms: Phantoms) -> dict[str, float]:
-    """What pointing without a network reaches: anywhere, anywhere in the head, at the brightest."""
+def compute_chance(phantoms: Phantoms) -> dict[str, float]:
+    """Compute hit rates without a network: anywhere, anywhere in the head, the brightest place."""
     lesions, heads = phantoms.lesions, phantoms.heads
     areas = (lesions & heads).sum((1, 2)) / heads.sum((1, 2)).clamp(min=1)
     blurred = ndimage.uniform_filter(phantoms.images.numpy(), (0, 0, 9, 9))[:, 0]
@@ -152,63 +140,65 @@ def describe_chance(phantoms: Phantoms) -> dict[str, float]:
     }
 
 
-def find_ceiling(lesions: Tensor, n_cells: int) -> float:
-    """How often a grid of cells could hit at all: the lesion covers the centre of one of them."""
+def compute_ceiling(lesions: Tensor, n_cells: int) -> float:
+    """Compute the share of lesions that cover the centre of a cell of an n x n grid."""
     centres = ((torch.arange(n_cells) + 0.5) * lesions.shape[-1] / n_cells).long()
     return lesions[:, centres][:, :, centres].flatten(1).any(1).float().mean().item()
 
 
-def run_study(path: Path) -> dict[str, Any]:
-    """All figures of one checkpoint."""
-    config = EvaluateConfig((path,), device="cpu")
-    judged = predictions.judge(
-        path, config.split, None, device="cpu", batch_size=config.batch_size, threads=0
-    )
-    [kept], [part] = judged.checkpoints, judged.parts
-    network, labels, classes = part.network, part.slices.labels, judged.classes
-    phantoms = load_phantoms(judged.rows, part.slices, Path(kept["data"]))
-    size_px = phantoms.images.shape[-1]
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure every method on one checkpoint and print the table."""
+    path, split = options.checkpoint, EvaluateConfig.split
+    predicted = predictions.predict_run(path, split, None, device="cpu", batch_size=64, threads=0)
+    [checkpoint], [part] = predicted.checkpoints, predicted.member_slices
+    network, classes = part.network, predicted.classes
+    phantoms = load_phantoms(predicted.rows, part.slices, Path(checkpoint["data"]))
+    image_size = phantoms.images.shape[-1]
     figures: dict[str, Any] = {
         "stamp": predictions.PHANTOM,
-        "model": kept["model"],
-        "image_size": size_px,
-        "accuracy": float(judged.correct.mean()),
-        "n_images": len(labels),
+        "model": checkpoint["model"],
+        "image_size": image_size,
+        "accuracy": float(predicted.correct.mean()),
+        "n_images": len(phantoms.labels),
         "n_patients": len(np.unique(phantoms.patients)),
-        **describe_chance(phantoms),
+        **compute_chance(phantoms),
         "auto": choose_method(network),
         "methods": {},
-        "commit": read_commit(),
     }
     for method in METHODS:
         try:
-            maps = compute_heatmaps(network, phantoms.images, labels, method)
-        except ValueError as error:  # Grad-CAM where it cannot be right
+            entry = score_method(network, phantoms, classes, method)
+        except ValueError as error:  # Grad-CAM does not support this network
             print(f"{method}: {error}")
             continue
-        entry = judge_maps(maps, phantoms, classes)
-        entry["random"] = judge_random(network, phantoms, classes, method)
+        scores = [
+            score_method(randomise_weights(network, seed), phantoms, classes, method)
+            for seed in RANDOM_SEEDS
+        ]
+        entry["random"] = {
+            name: float(np.mean([score[name] for score in scores]))
+            for name in ("hit_rate", "energy_inside")
+        }
         figures["methods"][method] = entry
     if "gradcam" in figures["methods"]:
-        name = find_spatial_layer(network, size_px)
-        n_cells = count_cells(network, size_px)
-        grid = {"layer": name, "cells": n_cells, "ceiling": find_ceiling(phantoms.lesions, n_cells)}
-        figures["methods"]["gradcam"] |= grid
+        layer, n_cells = find_spatial_layer(network, image_size)
+        figures["methods"]["gradcam"] |= {
+            "layer": layer,
+            "cells": n_cells,
+            "ceiling": compute_ceiling(phantoms.lesions, n_cells),
+        }
+    print_table(figures)
     return figures
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    """The stamp, what knowing nothing reaches, and a row a method."""
+    """Print the warning, the chance levels and one row per method."""
     print(figures["stamp"])
     print(
-        f"{figures['model']} at {figures['image_size']} px, accuracy {figures['accuracy']:.4f}; "
-        f"{figures['n_images']} slices of {figures['n_patients']} patients; "
-        f"`auto` is {figures['auto']}"
-    )
-    print(
-        f"chance {figures['chance']:.4f}, within the head {figures['chance_in_head']:.4f} "
-        f"(it fills {figures['head_share']:.2f} of the picture); "
-        f"the brightest place {figures['brightest']:.4f}"
+        "{model} at {image_size} px, accuracy {accuracy:.4f}; {n_images} slices of {n_patients} "
+        "patients; `auto` is {auto}\n"
+        "chance {chance:.4f}, within the head {chance_in_head:.4f} (it fills {head_share:.2f} of "
+        "the picture); the brightest place {brightest:.4f}".format_map(figures)
     )
     print("| method | hit rate | random weights | energy inside | random weights | empty maps |")
     print("|---|---|---|---|---|---|")
@@ -219,31 +209,19 @@ def print_table(figures: dict[str, Any]) -> None:
             f"| {entry['random']['hit_rate']:.3f} | {entry['energy_inside']:.3f} "
             f"| {entry['random']['energy_inside']:.3f} | {entry['empty']} |"
         )
-    for method, entry in figures["methods"].items():
-        rates = ", ".join(f"{name} {rate:.3f}" for name, rate in entry["hit_rate_of_class"].items())
-        print(f"{method}, hit rate of each class: {rates}")
-        if "layer" in entry:
-            print(
-                f"{method} looks at {entry['layer']}, {entry['cells']} x {entry['cells']} cells: "
-                f"{entry['ceiling']:.3f} of the lesions cover the centre of one"
-            )
+    if "gradcam" in figures["methods"]:
+        text = (
+            "Grad-CAM uses {cells} x {cells} cells of {layer}; {ceiling:.3f} of the lesions are hit"
+        )
+        print(f"{text} by a cell centre".format_map(figures["methods"]["gradcam"]))
     print(NOTICE)
-
-
-def study(options: argparse.Namespace) -> None:
-    """Measure, print, and write where asked to."""
-    figures = run_study(options.checkpoint)
-    print_table(figures)
-    if options.json:
-        write_json(options.json, figures)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    parser = argparse.ArgumentParser(prog="experiments.pointing_game", description=__doc__)
+    parser = cli.build_parser("pointing_game", __doc__)
     parser.add_argument("checkpoint", type=Path, help="session/RUN/best.pt of a run with --phantom")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    return run_verb(study, parser.parse_args(argv))
+    return cli.run(measure, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

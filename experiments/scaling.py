@@ -1,11 +1,11 @@
-"""What each stage costs as the number of slices grows: seconds, and the most memory held.
+"""Measure time and peak memory of each stage as the number of slices grows.
 
     python -m experiments.scaling --json results/benchmarks/scaling.json
 
-Makes phantoms, and takes each stage in a process of its own: rendering and listing them (prepare),
-loading the manifest, decoding into the pixel cache, and an epoch of the custom CNN with
-`--memory-mib`, so that slices beyond it are read from disk. Phantoms know their copies: the search
-for copies is not among the stages (docs/copies.md tells its cost).
+Every stage runs in a process of its own: render phantoms and write their manifest (prepare), load
+the manifest (load), decode into the pixel cache (decode), and train the custom CNN for one epoch
+with `--memory-mib`, so that slices beyond it are read from disk (train). The duplicates of phantoms
+are known, so the duplicate search is not measured here.
 """
 
 import argparse
@@ -20,18 +20,17 @@ from typing import Any
 
 import torch
 
-from common.atomic_files import write_json
-from experiments.cli import describe_machine
-from helper import PROJECT_DIR, UserError, log, run_verb
+from experiments import cli
+from helper import PROJECT_DIR, UserError, log
 
 IMAGE_SIZE = 64
 
 
 def prepare(options: argparse.Namespace) -> int:
     """Render the phantoms and write their manifest."""
-    import prepare as verb
+    import prepare as command
 
-    if verb.main(["--phantom", str(options.count), "--data", str(options.data)]):
+    if command.main(["--phantom", str(options.count), "--data", str(options.data)]):
         raise UserError("prepare.py failed")
     return int(options.count)
 
@@ -46,40 +45,38 @@ def load(options: argparse.Namespace) -> int:
 def decode(options: argparse.Namespace) -> int:
     """Decode every slice into the pixel cache."""
     import dataset
+    from loading.pixel_cache import open_pixels
 
     table = dataset.load_table(options.data)
-    return len(dataset.open_pixels(table, options.data, IMAGE_SIZE)[0])
+    return len(open_pixels(table, options.data, IMAGE_SIZE)[0])
 
 
 def train(options: argparse.Namespace) -> int:
-    """One epoch, its preparation included."""
+    """Train one epoch, including its setup."""
     import args
     import dataset
     import model
     from runs import lifecycle
 
     size, memory = str(IMAGE_SIZE), str(options.memory_mib)
-    config = args.parse_train(["--model", "net", "--image-size", size, "--memory-mib", memory])
+    command = ["--model", "net", "--image-size", size, "--memory-mib", memory]
+    config = args.parse_train([*command, "--data", str(options.data)])
     assert isinstance(config, args.TrainConfig)
     table, device = dataset.load_table(options.data), torch.device("cpu")
     network = model.build_model("net", len(dataset.list_classes(table)), IMAGE_SIZE)
-    record = lifecycle.build_record(config, network, table, options.data, "scaling", device)
-    trainer = lifecycle.prepare(config, record, network, table, device, options.data)
+    record = lifecycle.build_record(config, network, table, "scaling", device)
+    trainer = lifecycle.build_trainer(config, record, network, table, device, options.data)
     trainer.train_epoch()
     return len(trainer.train)
 
 
-STAGES: dict[str, Callable[[argparse.Namespace], int]] = {
-    "prepare": prepare,
-    "load": load,
-    "decode": decode,
-    "train": train,
-}
+Stage = Callable[[argparse.Namespace], int]
+STAGES: dict[str, Stage] = {"prepare": prepare, "load": load, "decode": decode, "train": train}
 
 
 def run_stage(options: argparse.Namespace) -> None:
-    """One stage in this process; its figures as the last line."""
-    from benchmarking.process_start import read_peak_memory_mib
+    """Run one stage in this process and print its figures as the last line."""
+    from benchmarking.machine import read_peak_memory_mib
 
     started_s = time.perf_counter()
     count = STAGES[options.stage](options)
@@ -87,16 +84,16 @@ def run_stage(options: argparse.Namespace) -> None:
     print(json.dumps({"n": count, "time_s": time_s, "peak_memory_mib": read_peak_memory_mib()}))
 
 
-def measure(stage: str, count: int, data: Path, memory_mib: int) -> dict[str, Any]:
-    """One stage in a new process.
+def measure_stage(stage: str, count: int, data: Path, memory_mib: int) -> dict[str, Any]:
+    """Run one stage in a new process and return its figures.
 
     Raises:
-        UserError: It failed.
+        UserError: The process failed.
     """
     command = ["-m", "experiments.scaling", "--stage", stage, "--count", str(count)]
-    where = ["--data", str(data), "--memory-mib", str(memory_mib)]
+    places = ["--data", str(data), "--memory-mib", str(memory_mib)]
     result = subprocess.run(
-        [sys.executable, *command, *where],
+        [sys.executable, *command, *places],
         cwd=PROJECT_DIR,
         stdout=subprocess.PIPE,
         text=True,
@@ -113,40 +110,33 @@ def measure(stage: str, count: int, data: Path, memory_mib: int) -> dict[str, An
     return figures
 
 
-def study(options: argparse.Namespace) -> None:
-    """Every stage at every size, and the figures where asked to."""
-    if options.stage:
-        run_stage(options)
-        return
-    table: dict[str, dict[str, Any]] = {}
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure every stage at every size; the file of --json is updated after each size."""
+    stages: dict[str, dict[str, Any]] = {}
+    figures = {"stages": stages, "image_size": IMAGE_SIZE, "memory_mib": options.memory_mib}
     for count in options.counts:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             data = Path(folder) / "phantom"
-            table[str(count)] = {
-                stage: measure(stage, count, data, options.memory_mib) for stage in STAGES
+            stages[str(count)] = {
+                stage: measure_stage(stage, count, data, options.memory_mib) for stage in STAGES
             }
-        if options.json:  # after every size, for they are long
-            conditions = {
-                "image_size": IMAGE_SIZE,
-                "memory_mib": options.memory_mib,
-                "environment": describe_machine(),
-            }
-            write_json(options.json, {"stages": table, **conditions})
+        cli.write_figures(figures, options)
+    return figures
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    parser = argparse.ArgumentParser(prog="experiments.scaling", description=__doc__)
+    parser = cli.build_parser("scaling", __doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--memory-mib", type=int, default=64, help="for slices in training")
-    parser.add_argument("--folder", type=Path, help="for the phantoms (default: temporary files)")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    for hidden in ("--stage", "--count", "--data"):  # of the processes that it starts
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-mib", type=int, default=64, help="memory for training slices")
+    parser.add_argument("--folder", type=Path, help="parent folder of the temporary phantoms")
+    for name, kind in (("--stage", str), ("--count", int), ("--data", Path)):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)  # for the child processes
     options = parser.parse_args(argv)
-    if options.data:
-        options.data = Path(options.data)
-    return run_verb(study, options)
+    if options.stage:
+        run_stage(options)
+        return 0
+    return cli.run(measure, options)
 
 
 if __name__ == "__main__":

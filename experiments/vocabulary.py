@@ -1,6 +1,8 @@
-"""Make duplicates/vocabulary.npy: the words that slices are looked up by, from phantoms alone.
+"""Compute duplicates/vocabulary.npy, the visual words of the duplicate search, from phantoms.
 
-They need to be made again only when the features change: `python -m experiments.vocabulary`.
+    python -m experiments.vocabulary
+
+Run it again only when the features in duplicates/sift_features.py change.
 """
 
 import os
@@ -11,23 +13,22 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 from tqdm import tqdm
 
-from duplicates.sift_features import THUMBNAIL_PX, WORDS_FILE, describe_slice
+from duplicates.sift_features import THUMBNAIL_PX, VOCABULARY_FILE, describe_slice
 from imaging.grayscale import resize_grey
 from phantoms.generator import PhantomPlan, plan_phantoms, render_phantom
 
-N_WORDS = 1000  # and as many mirror images
+N_WORDS = 1000  # and as many mirrored words
 N_PLANNED, SEED = 3000, 11
 N_SLICES = 700
 
 
-def describe(plan: PhantomPlan) -> np.ndarray:
-    """Descriptors [M, 128] of one phantom."""
-    return describe_slice(resize_grey(render_phantom(plan)[0], THUMBNAIL_PX))[1]
-
-
 def main() -> int:
-    """Render, describe, cluster, write."""
-    plans = [plan for plan in plan_phantoms(N_PLANNED, SEED) if not plan.sibling][:N_SLICES]
+    """Render phantoms, cluster their descriptors and write the cluster centres."""
+
+    def describe(plan: PhantomPlan) -> np.ndarray:
+        return describe_slice(resize_grey(render_phantom(plan)[0], THUMBNAIL_PX))[1]  # [M, 128]
+
+    plans = [plan for plan in plan_phantoms(N_PLANNED, SEED) if not plan.is_duplicate][:N_SLICES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(tqdm(pool.map(describe, plans), total=len(plans)))
     descriptors = np.concatenate(found).astype(np.float32)
@@ -37,8 +38,8 @@ def main() -> int:
     ).fit(descriptors)
     words = clusters.cluster_centers_
     words /= np.linalg.norm(words, axis=1, keepdims=True)
-    np.save(WORDS_FILE, np.rint(512 * words).clip(0, 255).astype(np.uint8))
-    print(f"{WORDS_FILE.name}: {N_WORDS} words from {len(descriptors)} features")
+    np.save(VOCABULARY_FILE, np.rint(512 * words).clip(0, 255).astype(np.uint8))
+    print(f"{VOCABULARY_FILE.name}: {N_WORDS} words from {len(descriptors)} features")
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Heat maps of what a network's prediction rests on, and their overlay on the slice."""
+"""Heat maps that explain predictions, and their overlay on slices."""

@@ -1,1 +1,1 @@
-"""Read a picture of any supported format as grey, in one orientation and at one size."""
+"""Read images of every supported format as grey uint8 arrays in a standard orientation."""

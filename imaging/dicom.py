@@ -1,7 +1,7 @@
-"""DICOM: every frame as grey, and what the header says without saying who the patient is.
+"""Read DICOM frames as grey uint8, and header values without patient data.
 
-pydicom is imported when the first DICOM is met. What a file says of a patient stays in it: errors
-are in words of our own, and pydicom's warnings and log lines, which repeat values, are silenced.
+pydicom is imported for the first DICOM file. Patient data never reach the output: error messages
+contain no text of the file, and warnings and log lines of pydicom, which repeat values, are off.
 """
 
 import contextlib
@@ -19,38 +19,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from imaging.dicom_pixels import UNDEFINED_LENGTH, Layout, PixelFinder, decode_frames
+from imaging.dicom_pixels import UNDEFINED_LENGTH, PixelDataFinder, PixelFormat, decode_frames
 from imaging.dicom_windowing import convert_frame
 from imaging.grayscale import ImageError, ImageTooLargeError, Pixels, check_size
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-START_BYTES = 132  # what `is_dicom` and `has_preamble` want to see
+START_BYTES = 132  # needed by `is_dicom` and `has_preamble`
 MAX_FRAMES = 10_000
-MAX_FRAME_PIXELS = 6_000_000  # the decoder of JPEG-LS manages some 4 million a second
-MAX_INFLATED_BYTES = 2**27  # every core may hold two copies
+MAX_FRAME_PIXELS = 6_000_000  # JPEG-LS is decoded at about 4 million a second
+MAX_INFLATED_BYTES = 2**27  # each core may hold two copies
 DIGEST_DIGITS = 16
-_SALT = b"brain-cancer-mri-classification"  # fixed: one patient is one group in every archive
-_KINDS = {  # numbers a pixel
+_SALT = b"brain-cancer-mri-classification"  # fixed, so that pseudonyms agree between archives
+_SAMPLES_PER_PIXEL = {  # by PhotometricInterpretation
     **{"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1},
     **{"RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3, "YBR_RCT": 3},
 }
-# modules that pydicom's warnings name as theirs, which may be those that call it
-_WARNERS = r"pydicom|pylibjpeg|libjpeg|openjpeg|imaging\.(dicom|decoding|window)"
-_BITS = {1, 8, 16, 32, 64}
+_BITS_ALLOCATED = {1, 8, 16, 32, 64}
+# modules in which warnings about a file are raised; pydicom names some after its caller
+_WARNING_MODULES = r"pydicom|pylibjpeg|libjpeg|openjpeg|imaging\.dicom"
 _FIRST_VRS = {b"UL", b"CS", b"UI", b"DA", b"TM", b"LO", b"SH", b"OB"}
-# the element that names the transfer syntax, where that is deflate
-_DEFLATED = re.compile(rb"(\x02\0\x10\0UI..)1\.2\.840\.10008\.1\.2\.1\.99", re.DOTALL)
-_PLAIN = rb"\g<1>1.2.840.10008.1.2.1" + bytes(3)
+# the transfer syntax element of a deflated file, and the syntax of its inflated content
+_DEFLATED_SYNTAX = re.compile(rb"(\x02\0\x10\0UI..)1\.2\.840\.10008\.1\.2\.1\.99", re.DOTALL)
+_EXPLICIT_SYNTAX = rb"\g<1>1.2.840.10008.1.2.1" + bytes(3)
 
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What may be known of a DICOM file.
+    """Header values that are free of patient data.
 
-    `mode` is how it stores its pixels, such as `MONOCHROME2 16-bit`. `series` is a pseudonym, ""
-    where the file names none.
+    Attributes:
+        mode: Photometric interpretation and bit depth, such as `MONOCHROME2 16-bit`.
+        series: Pseudonym of the series, "" without SeriesInstanceUID.
     """
 
     n_frames: int
@@ -61,15 +62,15 @@ class DicomHeader:
 
 
 def has_preamble(start: bytes) -> bool:
-    """Whether a file of this beginning (START_BYTES) is DICOM by its mark at byte 128."""
+    """Return whether the first START_BYTES of a file have the DICOM prefix at byte 128."""
     return start[128:132] == b"DICM"
 
 
 def is_dicom(start: bytes) -> bool:
-    """Whether a file of this beginning (START_BYTES) is DICOM, with or without the preamble.
+    """Return whether the first START_BYTES of a file are DICOM, with or without preamble.
 
-    Old files have none and begin with a data element of group 2 or 8. Two elements must fit where
-    their kind is not written out, so that nothing else is taken for one.
+    Files without preamble begin with a data element of group 2 or 8. With implicit VR, a second
+    element must follow, so that no other format is mistaken for DICOM.
     """
     if has_preamble(start):
         return True
@@ -83,26 +84,27 @@ def is_dicom(start: bytes) -> bool:
 
 
 def read_header(source: Path | bytes) -> DicomHeader:
-    """Read a DICOM file up to its pixels.
+    """Read the elements before the pixel data.
 
     Raises:
-        ImageError: As `read_dicom_frames`, as far as the header tells.
+        ImageError: As `read_dicom_frames`, for what the header shows.
     """
-    with _open_dicom(source) as (_, data, layout, _):
+    with _open_dicom(source) as (_, data, pixel_format, _):
+        uid = _read_text(data, "SeriesInstanceUID").encode(errors="backslashreplace")
         return DicomHeader(
-            n_frames=layout.n_frames,
-            width=layout.width,
-            height=layout.height,
-            mode=f"{layout.kind} {layout.bits}-bit",
-            series=_hash_series(_read_text(data, "SeriesInstanceUID")),
+            n_frames=pixel_format.n_frames,
+            width=pixel_format.width,
+            height=pixel_format.height,
+            mode=f"{pixel_format.photometric} {pixel_format.bits}-bit",
+            series=hashlib.sha256(uid).hexdigest()[:DIGEST_DIGITS] if uid else "",
         )
 
 
 def read_dicom_patient(source: Path | bytes) -> str:
-    """The pseudonym of the patient whom a DICOM file names; "" for none.
+    """Return the pseudonym of the patient, "" without PatientID.
 
     Raises:
-        ImageError: As `read_dicom_frames`, as far as the header tells.
+        ImageError: As `read_dicom_frames`, for what the header shows.
     """
     with _open_dicom(source) as (_, data, _, _):
         patient, issuer = (_read_text(data, key) for key in ("PatientID", "IssuerOfPatientID"))
@@ -111,12 +113,11 @@ def read_dicom_patient(source: Path | bytes) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def hash_patient(patient: str, issuer: str = "") -> str:
-    """The pseudonym of a patient's number at an issuer; "" for no number.
+    """Return the pseudonym of a patient ID at its issuer, "" for no ID.
 
-    A patient's number is short, and whoever has the plain hash of one tries all numbers in
-    seconds. This one takes 4 MiB and some milliseconds a guess, which makes trying them dear but
-    not impossible: it is a pseudonym, and nobody is made anonymous by it. The salt is fixed, so
-    that a patient has one pseudonym in all archives and can be followed through them.
+    This is pseudonymization, not anonymization: patient IDs are short, so all of them can be
+    tried. scrypt makes each trial cost 4 MiB and some milliseconds. The salt is fixed, so a
+    patient has the same pseudonym in all archives.
     """
     if not patient:
         return ""
@@ -125,61 +126,33 @@ def hash_patient(patient: str, issuer: str = "") -> str:
     return f"p{digest.hex()}"
 
 
-def _hash_series(uid: str) -> str:
-    digest = hashlib.sha256(uid.encode(errors="backslashreplace"))
-    return digest.hexdigest()[:DIGEST_DIGITS] if uid else ""
-
-
-def read_dicom(source: Path | bytes) -> Pixels:
-    """Read a DICOM file of one frame; see `read_dicom_frames`.
-
-    Raises:
-        ImageError: As there, or several frames.
-    """
-    with _open_dicom(source) as (stream, data, layout, pixels):
-        if layout.n_frames > 1:
-            raise ImageError(
-                f"{layout.n_frames} frames; a picture has one: save each to a file of its own"
-            )
-        values = next(decode_frames(stream, data, layout, pixels))
-        return convert_frame(values, data, layout.kind, layout.bits_stored)
-
-
-def read_dicom_frames(source: Path | bytes) -> Iterator[Pixels]:
-    """Read the frames of a DICOM file as grey, one at a time.
-
-    Values are rescaled as the file says. A window is obeyed, the first where there are several:
-    it is clipped to, and its ends become 0 and 255; a table of grey values stands for a window.
-    Without a window the values are scaled as in any other picture (`scale_to_8_bit`). 0 is black,
-    also where the file has white there; padding is black and has no say in the scale. Colour
-    becomes luma. What an enhanced file says of a single frame is heard for that frame.
-
-    Args:
-        source: The file, or its bytes.
+def read_dicom_frames(source: Path | bytes, single: bool = False) -> Iterator[Pixels]:
+    """Read the frames of a DICOM file as grey, one at a time; see `convert_frame`.
 
     Yields:
         uint8 [H, W]
 
     Raises:
-        ImageError: No pixels, cut short or damaged, compressed as cannot be decoded here, over
-            MAX_FRAME_PIXELS or MAX_FRAMES. The reason holds nothing that the file says of its
-            patient.
+        ImageError: No pixel data, truncated, damaged, an unsupported transfer syntax, a frame over
+            MAX_FRAME_PIXELS, more than MAX_FRAMES or, if `single`, more than one frame. The
+            reason contains no text of the file.
     """
-    with _open_dicom(source) as (stream, data, layout, pixels):
-        for frame, values in enumerate(decode_frames(stream, data, layout, pixels)):
-            yield convert_frame(values, data, layout.kind, layout.bits_stored, frame)
+    with _open_dicom(source) as (stream, data, pixel_format, finder):
+        if single and pixel_format.n_frames > 1:
+            raise ImageError(
+                f"{pixel_format.n_frames} frames instead of one; save each as a separate file"
+            )
+        for frame, values in enumerate(decode_frames(stream, data, pixel_format, finder)):
+            yield convert_frame(values, data, pixel_format, frame)
 
 
-# ---- the file
-
-
-# Once, and before any thread: a filter that is set in one may be taken back in another.
-warnings.filterwarnings("ignore", module=_WARNERS)
+# At import, because filters set in one thread can be reset by another.
+warnings.filterwarnings("ignore", module=_WARNING_MODULES)
 
 
 @functools.cache
 def _load_pydicom() -> None:
-    """Import pydicom once, and keep it and its decoders from repeating what files say."""
+    """Import pydicom and switch off its log lines and those of its decoders."""
     pydicom = importlib.import_module("pydicom")
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     for name in ("pydicom", "pylibjpeg", "libjpeg", "openjpeg"):
@@ -189,36 +162,31 @@ def _load_pydicom() -> None:
 @contextlib.contextmanager
 def _open_dicom(
     source: Path | bytes,
-) -> Iterator[tuple[BinaryIO, "Dataset", Layout, PixelFinder]]:
-    """Parse a file up to its pixels; any failure, also later on, is an ImageError of our words."""
+) -> Iterator[tuple[BinaryIO, "Dataset", PixelFormat, PixelDataFinder]]:
+    """Parse a file up to its pixel data; every error, also in the body, becomes an ImageError."""
     try:
         _load_pydicom()
         from pydicom.filereader import read_partial
 
         with _open_stream(source) as stream:
-            pixels = PixelFinder(stream)
-            data = read_partial(stream, pixels, force=True)
-            _check_found(stream, pixels)
-            yield stream, data, _read_layout(data), pixels
+            finder = PixelDataFinder(stream)
+            data = read_partial(stream, finder, force=True)
+            _check_pixel_data(stream, finder)
+            yield stream, data, _read_pixel_format(data), finder
     except ImageError as error:
         raise type(error)(error.reason, source) from None
-    except Exception as error:  # noqa: BLE001  hostile bytes raise anything
-        # not `from error`: what pydicom writes there repeats what the file says
-        raise ImageError(_explain(error), source) from None
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        return error.strerror
-    return f"damaged DICOM ({type(error).__name__})"
+    except Exception as error:  # noqa: BLE001  damaged files raise exceptions of any type
+        # `from None`: messages of pydicom repeat values of the file
+        reason = error.strerror if isinstance(error, OSError) and error.errno is not None else None
+        raise ImageError(reason or f"damaged DICOM ({type(error).__name__})", source) from None
 
 
 @contextlib.contextmanager
 def _open_stream(source: Path | bytes) -> Iterator[BinaryIO]:
-    """The file, or, where it is deflated as a whole, what it unpacks to."""
+    """Open a file, and inflate it if the transfer syntax is deflated."""
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
         start = stream.read(2**16)
-        if _DEFLATED.search(start):
+        if _DEFLATED_SYNTAX.search(start):
             yield io.BytesIO(_inflate(start + stream.read()))
         else:
             stream.seek(0)
@@ -226,59 +194,59 @@ def _open_stream(source: Path | bytes) -> Iterator[BinaryIO]:
 
 
 def _inflate(content: bytes) -> bytes:
-    """A deflated DICOM file as a plain one, within MAX_INFLATED_BYTES, which pydicom lacks."""
+    """Inflate a deflated DICOM file to MAX_INFLATED_BYTES at most; pydicom has no such limit."""
     if content[128:140] != b"DICM\2\0\0\0UL\4\0":
-        raise ImageError("damaged DICOM (the length of its file information is missing)")
+        raise ImageError("damaged DICOM (FileMetaInformationGroupLength is missing)")
     end = 144 + int.from_bytes(content[140:144], "little")
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    unpacked = unpacker.decompress(content[end:], MAX_INFLATED_BYTES)
-    if unpacker.unconsumed_tail:
-        raise ImageTooLargeError(f"unpacks to more than {MAX_INFLATED_BYTES / 2**20:.0f} MiB")
-    if not unpacker.eof:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = inflater.decompress(content[end:], MAX_INFLATED_BYTES)
+    if inflater.unconsumed_tail:
+        raise ImageTooLargeError(f"inflates to more than {MAX_INFLATED_BYTES / 2**20:.0f} MiB")
+    if not inflater.eof:
         raise ImageError("cut short")
-    return _DEFLATED.sub(_PLAIN, content[:end]) + unpacked
+    return _DEFLATED_SYNTAX.sub(_EXPLICIT_SYNTAX, content[:end]) + inflated
 
 
-def _check_found(stream: BinaryIO, pixels: PixelFinder) -> None:
-    if pixels.is_directory:
-        raise ImageError("a DICOMDIR, which lists other files; give those instead")
-    if pixels.keyword:
+def _check_pixel_data(stream: BinaryIO, finder: PixelDataFinder) -> None:
+    """Raise an ImageError if parsing ended before any pixel data."""
+    if finder.is_directory:
+        raise ImageError("a DICOMDIR index; give the files that it lists instead")
+    if finder.keyword:
         return
     n_bytes = stream.seek(0, os.SEEK_END)
-    if pixels.length == UNDEFINED_LENGTH:
+    if finder.length == UNDEFINED_LENGTH:
         stream.seek(-min(8, n_bytes), os.SEEK_END)
         is_cut = stream.read(4) not in {b"\xfe\xff\xdd\xe0", b"\xff\xfe\xe0\xdd"}
     else:
-        is_cut = pixels.start + pixels.length != n_bytes
+        is_cut = finder.start + finder.length != n_bytes
     if is_cut:
         raise ImageError("cut short")
-    raise ImageError("a DICOM file without pixels (a report or a plan)")
+    raise ImageError("a DICOM file without pixel data (such as a report or a plan)")
 
 
-def _read_layout(data: "Dataset") -> Layout:
-    """What the header says of the pixels, held to the limits; a kind that is unknown is refused."""
-    n_frames = _read_whole(data, "NumberOfFrames", 1) or 1
+def _read_pixel_format(data: "Dataset") -> PixelFormat:
+    """Read the description of the pixels; raise an ImageError if it is invalid or too large."""
+    n_frames = _read_int(data, "NumberOfFrames", 1) or 1
     if n_frames > MAX_FRAMES:
         raise ImageError(f"NumberOfFrames is over {MAX_FRAMES:,}")
-    width, height = _read_whole(data, "Columns"), _read_whole(data, "Rows")
+    width, height = _read_int(data, "Columns"), _read_int(data, "Rows")
     check_size(width, height, MAX_FRAME_PIXELS)
-    samples, bits = _read_whole(data, "SamplesPerPixel", 1), _read_whole(data, "BitsAllocated")
-    kind = _read_text(data, "PhotometricInterpretation")
-    if kind not in _KINDS:
+    samples, bits = _read_int(data, "SamplesPerPixel", 1), _read_int(data, "BitsAllocated")
+    photometric = _read_text(data, "PhotometricInterpretation")
+    if photometric not in _SAMPLES_PER_PIXEL:
         raise ImageError("damaged DICOM (PhotometricInterpretation is missing or unknown)")
-    if samples != _KINDS[kind] or bits not in _BITS or n_frames < 1:
-        raise ImageError("damaged DICOM (its pixels are described wrongly)")
-    bits_stored = _read_whole(data, "BitsStored", bits)
-    signed = bool(_read_whole(data, "PixelRepresentation", 0))
-    return Layout(n_frames, width, height, kind, samples, bits, bits_stored, signed)
+    if samples != _SAMPLES_PER_PIXEL[photometric] or bits not in _BITS_ALLOCATED or n_frames < 1:
+        raise ImageError("damaged DICOM (the description of its pixels is invalid)")
+    bits_stored = _read_int(data, "BitsStored", bits)
+    signed = bool(_read_int(data, "PixelRepresentation", 0))
+    return PixelFormat(n_frames, width, height, photometric, samples, bits, bits_stored, signed)
 
 
-def _read_whole(data: "Dataset", keyword: str, missing: int | None = None) -> int:
+def _read_int(data: "Dataset", keyword: str, default: int | None = None) -> int:
     value = data.get(keyword)
-    if value is None or value == "":
-        if missing is None:
-            raise ImageError(f"damaged DICOM ({keyword} is missing)")
-        return missing
+    value = default if value is None or value == "" else value
+    if value is None:
+        raise ImageError(f"damaged DICOM ({keyword} is missing)")
     return int(value)
 
 

@@ -1,4 +1,4 @@
-"""The values of a DICOM frame as grey: rescaled, windowed, upright in brightness."""
+"""Convert the stored values of a DICOM frame to grey: rescale, window, invert, mask padding."""
 
 import math
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from imaging.dicom_pixels import PixelFormat
 from imaging.grayscale import Pixels, scale_to_8_bit
 
 if TYPE_CHECKING:
@@ -14,48 +15,51 @@ if TYPE_CHECKING:
 
 
 def convert_frame(
-    values: npt.NDArray, data: "Dataset", kind: str, bits_stored: int, frame: int = 0
+    values: npt.NDArray, data: "Dataset", pixel_format: PixelFormat, frame: int
 ) -> Pixels:
-    """Turn the values of one frame into grey.
+    """Convert the values of one frame to grey.
 
-    Rescaled as the file says, then clipped to its window, whose ends become 0 and 255; without a
-    window scaled as any other picture. What an enhanced file says of a single frame goes before
-    what it says of all. White is 255 in the end, whatever it was, and padding 0.
+    Values are rescaled, then clipped to the first window or VOI LUT, whose ends become 0 and 255.
+    Without one they are scaled as in other formats (`scale_to_8_bit`). In the output, black is 0
+    for both photometric interpretations; padding is 0 and does not affect the scale. Colour
+    becomes luma. Values for a single frame of an enhanced file override those for all frames.
 
     Args:
-        values: As stored, [H, W]; of colour RGB, [H, W, 3].
-        data: The elements of the file.
-        kind: Its photometric interpretation.
-        bits_stored: Of a value.
-        frame: Number of the frame, from 0.
+        values: Stored values [H, W]; for colour, RGB [H, W, 3].
+        data: Elements of the file before the pixels.
+        pixel_format: Description of the pixels.
+        frame: Index of the frame.
 
     Returns:
         uint8 [H, W]
     """
-    with np.errstate(all="ignore"):  # numbers of any size give some grey, and no warning
-        if kind == "PALETTE COLOR":
+    photometric = pixel_format.photometric
+    with np.errstate(all="ignore"):  # no warning for values of any size
+        if photometric == "PALETTE COLOR":
             from pydicom.pixels import apply_color_lut
 
             values = apply_color_lut(values, data)
         if values.ndim == 3:
-            return _compute_luma(values)
-        if bits_stored == 1:
+            colours = values if values.dtype == np.uint8 else scale_to_8_bit(values)
+            image = Image.fromarray(np.ascontiguousarray(colours[..., :3]))
+            return np.asarray(image.convert("L"))
+        if pixel_format.bits_stored == 1:
             pixels = np.where(values > 0, 255, 0).astype(np.uint8)
-            return 255 - pixels if kind == "MONOCHROME1" else pixels
+            return 255 - pixels if photometric == "MONOCHROME1" else pixels
         padding = _find_padding(values, data)
         values = _rescale(values, data, frame)
         windowed = _apply_window(values, data, frame)
         if windowed is None and padding.any() and not padding.all():
             values = np.where(padding, values[~padding].min(), values)
         pixels = _scale_rescaled(values) if windowed is None else windowed
-        if kind == "MONOCHROME1":
+        if photometric == "MONOCHROME1":
             pixels = 255 - pixels
         pixels[padding] = 0
         return pixels
 
 
 def _scale_rescaled(values: npt.NDArray) -> Pixels:
-    """As any picture; fractions, such as a small slope gives, are stretched from end to end."""
+    """Scale like other formats; fractions, as from a small slope, from minimum to maximum."""
     if values.dtype.kind == "f" and np.isfinite(values).all():
         low, high = values.min(), values.max()
         if high > low and not np.array_equal(values, np.rint(values)):
@@ -63,17 +67,10 @@ def _scale_rescaled(values: npt.NDArray) -> Pixels:
     return scale_to_8_bit(values)
 
 
-def _compute_luma(colours: npt.NDArray) -> Pixels:
-    if colours.dtype != np.uint8:
-        colours = scale_to_8_bit(colours)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(colours[..., :3])).convert("L"))
-
-
 def _find_padding(values: npt.NDArray, data: "Dataset") -> npt.NDArray[np.bool_]:
-    """Where the file says that nothing was measured, bool [H, W].
+    """Return the mask of padding, bool [H, W].
 
-    Padding may be written as a number without sign for pixels that have one, so it is taken modulo
-    their range.
+    The padding value of signed pixels may be stored unsigned, so it wraps around to their range.
     """
     padding = _read_number(data, "PixelPaddingValue")
     if padding is None or values.dtype.kind not in "iu":
@@ -85,50 +82,50 @@ def _find_padding(values: npt.NDArray, data: "Dataset") -> npt.NDArray[np.bool_]
 
 
 def _rescale(values: npt.NDArray, data: "Dataset", frame: int) -> npt.NDArray:
-    """The values in the unit of the scanner's maker; whole numbers where they stay whole."""
+    """Apply the modality LUT or rescale slope and intercept; integers are kept if possible."""
     if tables := data.get("ModalityLUTSequence"):
-        return _look_up(values, tables[0], data)[0]
-    said = _find_macro(data, "PixelValueTransformationSequence", frame)
-    slope = _read_number(said, "RescaleSlope") or 1.0
-    intercept = _read_number(said, "RescaleIntercept") or 0.0
+        return _apply_lut(values, tables[0], data)[0]
+    macro = _find_macro(data, "PixelValueTransformationSequence", frame)
+    slope = _read_number(macro, "RescaleSlope") or 1.0
+    intercept = _read_number(macro, "RescaleIntercept") or 0.0
     if (slope, intercept) == (1, 0):
         return values
     rescaled = values.astype(np.float64) * slope + intercept
-    whole = values.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer()
-    return rescaled.astype(np.int64) if whole and np.abs(rescaled).max() < 2**53 else rescaled
+    is_integer = values.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer()
+    return rescaled.astype(np.int64) if is_integer and np.abs(rescaled).max() < 2**53 else rescaled
 
 
 def _apply_window(values: npt.NDArray, data: "Dataset", frame: int) -> Pixels | None:
-    """Grey by the first table or window of the frame; None where there is none that can be used.
+    """Apply the first VOI LUT or window of the frame; None without a valid one.
 
     Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
-    said = _find_macro(data, "FrameVOILUTSequence", frame)
-    if tables := said.get("VOILUTSequence"):
-        found, most = _look_up(values, tables[0], data)
-        return np.rint(np.clip(found / most, 0, 1) * 255).astype(np.uint8)
-    centre, width = _read_number(said, "WindowCenter"), _read_number(said, "WindowWidth")
-    function = said.get("VOILUTFunction") or "LINEAR"
-    least = 0 if function in {"LINEAR_EXACT", "SIGMOID"} else 1
-    if centre is None or width is None or width < least or width == 0:
+    macro = _find_macro(data, "FrameVOILUTSequence", frame)
+    if tables := macro.get("VOILUTSequence"):
+        output, maximum = _apply_lut(values, tables[0], data)
+        return np.rint(np.clip(output / maximum, 0, 1) * 255).astype(np.uint8)
+    centre, width = _read_number(macro, "WindowCenter"), _read_number(macro, "WindowWidth")
+    function = macro.get("VOILUTFunction") or "LINEAR"
+    min_width = 0 if function in {"LINEAR_EXACT", "SIGMOID"} else 1
+    if centre is None or width is None or width < min_width or width == 0:
         return None
     if function == "SIGMOID":
-        share = 1 / (1 + np.exp(-4 * (values - centre) / width))
+        scaled = 1 / (1 + np.exp(-4 * (values - centre) / width))
     elif function == "LINEAR_EXACT":
-        share = (values - (centre - width / 2)) / width
+        scaled = (values - (centre - width / 2)) / width
     elif width == 1:
-        share = np.where(values > centre - 0.5, 1.0, 0.0)
+        scaled = np.where(values > centre - 0.5, 1.0, 0.0)
     else:
-        share = (values - (centre - 0.5)) / (width - 1) + 0.5
-    return np.rint(255 * np.clip(np.nan_to_num(share), 0, 1)).astype(np.uint8)
+        scaled = (values - (centre - 0.5)) / (width - 1) + 0.5
+    return np.rint(255 * np.clip(np.nan_to_num(scaled), 0, 1)).astype(np.uint8)
 
 
-def _look_up(
+def _apply_lut(
     values: npt.NDArray, table: "Dataset", data: "Dataset"
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """What a table says for each value, and the most that its depth allows.
+    """Return the LUT output for each value, and the largest output of its bit depth.
 
-    Values under the table's first get its first entry, those over its last the last one.
+    Values below the first mapped value give the first entry, values above the last one the last.
     """
     n_entries, first, depth = (int(number) for number in table.LUTDescriptor)
     n_entries = n_entries % 2**16 or 2**16
@@ -137,24 +134,24 @@ def _look_up(
         order = "<" if data.original_encoding[1] else ">"
         entries = np.frombuffer(entries, "u1" if len(entries) < 2 * n_entries else f"{order}u2")
     entries = np.atleast_1d(np.asarray(entries, dtype=np.int64))[:n_entries]
-    places = np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1)
-    return entries[places], max(2**depth - 1, int(entries.max()))
+    indices = np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1)
+    return entries[indices], max(2**depth - 1, int(entries.max()))
 
 
 def _find_macro(data: "Dataset", keyword: str, frame: int) -> "Dataset":
-    """Where a file speaks of the frame: in the item of its own, the shared one, or at the top."""
-    for groups, place in (
+    """Return the functional group macro of the frame, else the shared one, else the file itself."""
+    for groups, index in (
         ("PerFrameFunctionalGroupsSequence", frame),
         ("SharedFunctionalGroupsSequence", 0),
     ):
         items = data.get(groups) or ()
-        if place < len(items) and (macro := items[place].get(keyword)):
+        if index < len(items) and (macro := items[index].get(keyword)):
             return macro[0]
     return data
 
 
 def _read_number(data: "Dataset", keyword: str) -> float | None:
-    """The first number of an element; None for none, or for one that is not finite."""
+    """Return the first number of an element; None if it is missing or not finite."""
     value = data.get(keyword)
     if value is not None and not isinstance(value, str | int | float):
         value = value[0] if len(value) else None

@@ -1,4 +1,4 @@
-"""What all readers share: the errors of a picture, the pixel limit, the scale, the one resize."""
+"""Image errors, size limits, scaling to 8 bits and the resize that all readers share."""
 
 import re
 from pathlib import Path
@@ -9,16 +9,16 @@ from PIL import Image
 
 from helper import UserError
 
-MAX_PIXELS = 17_000_000  # 4096 x 4096: a picture costs at most 2 s and 512 MiB
-MAX_SCANS = 100  # ten are usual, and a small file may ask for thousands
-_JPEG_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd8-\xfe])")  # what pixels hold is none
+MAX_PIXELS = 17_000_000  # 4096 x 4096: an image takes at most 2 s and 512 MiB
+MAX_SCANS = 100  # about ten are usual; a small file can contain thousands
+_JPEG_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd8-\xfe])")  # never occurs in entropy-coded data
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class ImageError(UserError):
-    """A picture that cannot be read; `reason` is why, without the file's name."""
+    """An image that cannot be read; `reason` is the cause without the file name."""
 
     def __init__(self, reason: str, source: Path | bytes = b"") -> None:
         super().__init__(f"{source}: {reason}" if isinstance(source, Path) else reason)
@@ -26,65 +26,64 @@ class ImageError(UserError):
 
 
 class ImageTooLargeError(ImageError):
-    """A picture of more than MAX_PIXELS pixels, by its header."""
+    """An image whose header states more pixels than the limit."""
 
 
-def check_size(width: int, height: int, most: int | None = None) -> None:
-    """Hold a picture to the limit before anything of it is decoded.
-
-    Args:
-        width: px
-        height: px
-        most: The limit, where it is not MAX_PIXELS.
+def check_size(width: int, height: int, limit: int | None = None) -> None:
+    """Check the size in pixels before decoding; the limit is MAX_PIXELS by default.
 
     Raises:
-        ImageError: Without pixels, or over the limit.
+        ImageError: No pixels.
+        ImageTooLargeError: More pixels than the limit.
     """
-    most = MAX_PIXELS if most is None else most
+    limit = MAX_PIXELS if limit is None else limit
     if width < 1 or height < 1:
-        raise ImageError(f"a picture of {width} x {height} pixels")
-    if width * height > most:
-        limit = f"{most / 1e6:.0f} million"
-        raise ImageTooLargeError(f"{width} x {height} pixels, over the limit of {limit}")
+        raise ImageError(f"image of {width} x {height} pixels")
+    if width * height > limit:
+        raise ImageTooLargeError(
+            f"{width} x {height} pixels, over the limit of {limit / 1e6:.0f} million"
+        )
 
 
 def check_scans(content: bytes) -> None:
-    """Hold a JPEG to MAX_SCANS passes over its pixels, whatever lies behind its end.
+    """Check that a JPEG has at most MAX_SCANS scans up to its end marker.
 
     Raises:
-        ImageError: More of them.
+        ImageError: More scans.
     """
-    place, n_scans = 2, 0
-    while (found := _JPEG_MARKER.search(content, place)) and found[1] != b"\xd9":
+    position, n_scans = 2, 0
+    while (found := _JPEG_MARKER.search(content, position)) and found[1] != b"\xd9":
         n_scans += found[1] == b"\xda"
         if n_scans > MAX_SCANS:
             raise ImageError(f"damaged (more than {MAX_SCANS} scans)")
-        place = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
+        position = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
 
 
 def scale_to_8_bit(values: npt.NDArray) -> Pixels:
-    """Scale integers by their bit depth and floats by their range.
+    """Scale integers by their bit depth and floats by their range, without clipping.
 
-    The scale of integers is the smallest usual bit depth (8, 10, 12, 14, 16) that holds the
-    greatest value; those under zero are lifted to start at zero. Floats in 0..1 are multiplied by
-    255, any others stretched from least to greatest.
+    The bit depth is the smallest of 8, 10, 12, 14 and 16 that holds the largest value. Negative
+    integers are shifted so that the minimum is 0. Floats in 0..1 are multiplied by 255, others
+    are scaled from minimum to maximum.
 
     Args:
-        values: Numbers of any kind [H, W] or [H, W, C].
+        values: Any numeric type, [H, W] or [H, W, C].
 
     Returns:
-        uint8 of the same shape, never clipped.
+        uint8 of the same shape.
     """
-    whole = values.dtype.kind in "iu"
+    is_integer = values.dtype.kind in "iu"
     values = values.astype(np.float32)
     finite = np.isfinite(values)
     if not finite.all():
         values = np.where(finite, values, values[finite].min() if finite.any() else 0.0)
     low, high = float(values.min()), float(values.max())
-    if whole:
+    if high - low >= 2.0**127:  # half the range of float32
+        values = values.astype(np.float64)
+    if is_integer:
         low = min(low, 0.0)
-        deepest = [2.0**depth - 1 for depth in _BIT_DEPTHS if high - low < 2.0**depth]
-        high = low + (deepest[0] if deepest else high - low)
+        maxima = [2.0**depth - 1 for depth in _BIT_DEPTHS if high - low < 2.0**depth]
+        high = low + (maxima[0] if maxima else high - low)
     elif low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     scale = 255 / (high - low) if high > low else 0.0
@@ -92,20 +91,15 @@ def scale_to_8_bit(values: npt.NDArray) -> Pixels:
 
 
 def resize_grey(pixels: Pixels, size_px: int) -> Pixels:
-    """Fit a grey picture into a square, aspect kept, centred on black; the one resize.
+    """Resize uint8 [H, W] to uint8 [size_px, size_px], letterboxed on black.
 
-    Args:
-        pixels: uint8 [H, W]
-        size_px: Side of the square.
-
-    Returns:
-        uint8 [size_px, size_px], bilinear and antialiased.
+    The aspect ratio is kept; the interpolation is bilinear and antialiased.
     """
-    top, left, height, width = find_frame((pixels.shape[0], pixels.shape[1]), size_px)
+    top, left, height, width = find_letterbox((pixels.shape[0], pixels.shape[1]), size_px)
     image = Image.fromarray(pixels)
     if (height, width) != pixels.shape:
-        # rows first, whatever the shape: Pillow 13 would begin with the columns of tall pictures,
-        # and what is rounded in between would be another grey level there
+        # two passes in a fixed order: Pillow 13 resizes tall images vertically first, which
+        # rounds the intermediate grey levels differently
         image = image.resize((width, pixels.shape[0]), Image.Resampling.BILINEAR)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     square = np.zeros((size_px, size_px), np.uint8)
@@ -114,23 +108,15 @@ def resize_grey(pixels: Pixels, size_px: int) -> Pixels:
 
 
 def shrink_grey(pixels: Pixels, side_px: int) -> Pixels:
-    """A grey picture whose longer side is at most `side_px`, aspect kept: uint8 [H, W]."""
+    """Resize uint8 [H, W] so that the longer side is at most `side_px`."""
     if max(pixels.shape) <= side_px:
         return pixels
-    top, left, height, width = find_frame((pixels.shape[0], pixels.shape[1]), side_px)
+    top, left, height, width = find_letterbox((pixels.shape[0], pixels.shape[1]), side_px)
     return resize_grey(pixels, side_px)[top : top + height, left : left + width]
 
 
-def find_frame(shape: tuple[int, int], size_px: int) -> tuple[int, int, int, int]:
-    """Where a picture lies in the square that it is fitted into.
-
-    Args:
-        shape: H, W of the picture.
-        size_px: Side of the square.
-
-    Returns:
-        Its top row, left column, height and width there, px.
-    """
+def find_letterbox(shape: tuple[int, int], size_px: int) -> tuple[int, int, int, int]:
+    """Return top row, left column, height and width of an image [H, W] in its square, px."""
     scale = size_px / max(shape)
     height, width = (max(1, round(side * scale)) for side in shape)
     return (size_px - height) // 2, (size_px - width) // 2, height, width

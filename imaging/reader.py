@@ -1,8 +1,9 @@
-"""The one reader: every picture becomes grey here, and every resize is the one below.
+"""Read an image of any supported format as grey uint8.
 
-Nothing of Pillow's process-wide state is changed, so any number of threads may read at once.
+Pillow's process-wide state is not changed, so several threads can read at once.
 """
 
+import contextlib
 import io
 import os
 import struct
@@ -20,26 +21,22 @@ from imaging.dicom import (
     START_BYTES,
     has_preamble,
     is_dicom,
-    read_dicom,
     read_dicom_frames,
     read_dicom_patient,
     read_header,
 )
 from imaging.grayscale import ImageError, Pixels, check_scans, check_size, scale_to_8_bit
 
-READER_VERSION = 3  # part of every cache key: raise it when the same file gives other pixels
+READER_VERSION = 3  # part of cache keys: raise it when the same file gives other pixels
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", *DICOM_SUFFIXES)
 
-# The formats are opened by their own classes: Image.open would try dozens more, and it warns of
-# large pictures through the warnings module, which threads share.
+# Formats are opened by their plugin classes: Image.open would try dozens of others and warn about
+# large images through the warnings module, which is not thread-safe.
 _SIGNATURES: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (b"II*\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0*", TiffImagePlugin.TiffImageFile),
-    (b"II+\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0+", TiffImagePlugin.TiffImageFile),
+    *((start, TiffImagePlugin.TiffImageFile) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     (b"BM", BmpImagePlugin.BmpImageFile),
 )
 _TRANSPOSES = {
@@ -51,23 +48,22 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MOST_BYTES = 2**27  # of a JPEG are looked at: more than its pixels can take
+_MAX_JPEG_BYTES = 2**27  # more than MAX_PIXELS can take
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 262
 
-# Pillow remarks on odd metadata; a remark is no reason to print a second line about a picture.
+# Pillow warns about unusual metadata, which does not affect the pixels.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def is_picture(name: str, peek: Callable[[], bytes]) -> bool:
-    """Whether a file is taken for a picture, by its name or, where that has no suffix, as DICOM.
+def is_image_file(name: str, peek: Callable[[], bytes]) -> bool:
+    """Return whether a file is an image by its suffix or, without a suffix, as DICOM.
 
-    Scanners write DICOM without a suffix, or under a number with dots in it. A DICOMDIR is none:
-    it lists other files.
+    Scanners write DICOM files without suffix, or with a UID as name. A DICOMDIR only lists files.
 
     Args:
-        name: The file's name without folders.
-        peek: Reads the first START_BYTES of the file; called only where the name says nothing.
+        name: File name without folders.
+        peek: Reads the first START_BYTES of the file; called only if the name is not sufficient.
     """
     if name.startswith(".") or name.upper() == "DICOMDIR":
         return False
@@ -77,23 +73,20 @@ def is_picture(name: str, peek: Callable[[], bytes]) -> bool:
     return (not suffix or suffix[1:].isdecimal()) and has_preamble(peek())
 
 
-def read_start(path: Path) -> bytes:
-    """The first START_BYTES of a file, for `is_picture`."""
+def read_first_bytes(path: Path) -> bytes:
+    """Return the first START_BYTES of a file, for `is_image_file`."""
     with path.open("rb") as stream:
         return stream.read(START_BYTES)
 
 
 def read_frames(source: Path | bytes) -> Iterator[Pixels]:
-    """Read every picture of a file: the frames of a DICOM one after another, else the only one.
-
-    Args:
-        source: The file, or its bytes.
+    """Read the frames of a DICOM file one at a time, or the single image of another format.
 
     Yields:
         uint8 [H, W]
 
     Raises:
-        ImageError: As `read_grey`; pictures before the damage have been given by then.
+        ImageError: As `read_grey`; valid frames before the error are yielded.
     """
     if _is_dicom(source):
         yield from read_dicom_frames(source)
@@ -102,130 +95,121 @@ def read_frames(source: Path | bytes) -> Iterator[Pixels]:
 
 
 def read_grey(source: Path | bytes) -> Pixels:
-    """Read a JPEG, PNG, TIFF, BMP or DICOM picture of any mode as grey, upright by its EXIF tag.
+    """Read a JPEG, PNG, TIFF, BMP or DICOM image of any mode as grey, upright by its EXIF tag.
 
-    Colour becomes luma, transparent parts become black. Deeper pictures are scaled and never
-    clipped: the scale is the smallest usual bit depth (8, 10, 12, 14, 16) that holds the
-    picture's greatest value, because scanners store 10 to 12 bits in 16-bit files that do not
-    say so, and a slice divided by 257 would be all but black. So a 16-bit picture that uses its
-    range is divided by 257, one that ends by 4095 by 16.06, and at least a quarter of the grey
-    range is used; brightness between two such files is not comparable, as it never is in MRI.
-    Values under zero are lifted to start at zero. Floating point in 0..1 is multiplied by 255;
-    any other floating point has no range of its own and is stretched from least to greatest.
-    DICOM obeys its window instead, where it has one (`read_dicom_frames`).
+    Colour becomes luma; transparent parts become black. `scale_to_8_bit` scales more than 8 bits
+    without clipping, by the smallest usual bit depth that holds the maximum: scanners store 10 to
+    12 bits in 16-bit files without stating it. The brightness of two such files is therefore not
+    comparable, as is usual in MRI. DICOM is converted by its window (`convert_frame`).
 
     Args:
-        source: The file, or its bytes.
+        source: Path or content of the file.
 
     Returns:
         uint8 [H, W]
 
     Raises:
-        ImageError: Unreadable, cut short, empty, no such picture, over MAX_PIXELS, or a DICOM of
-            several frames.
+        ImageError: Unreadable, truncated, empty, another format, over MAX_PIXELS, or a DICOM file
+            of several frames.
     """
     if _is_dicom(source):
-        return read_dicom(source)
-    try:
-        with _open_stream(source) as stream, _open_header(stream) as image:
-            orientation = _read_orientation(image)
-            inverted = _is_inverted(image)
-            _check_content(stream, image)
-            image.draft("L", None)  # a JPEG's luma alone: half the time of colour
-            image.load()
-            pixels = _convert_grey(image, inverted)
-            if orientation in _TRANSPOSES:
-                pixels = np.asarray(Image.fromarray(pixels).transpose(_TRANSPOSES[orientation]))
-            return np.ascontiguousarray(pixels)
-    except Exception as error:  # hostile bytes raise anything
-        raise _explain(error, source) from error
+        (pixels,) = read_dicom_frames(source, single=True)
+        return pixels
+    with _open_image(source) as (stream, image):
+        orientation = _read_orientation(image)
+        inverted = _is_inverted(image)
+        _check_content(stream, image)
+        image.draft("L", None)  # luma channel of a JPEG only: half the time of colour
+        image.load()
+        pixels = _convert_grey(image, inverted)
+        if orientation in _TRANSPOSES:
+            pixels = np.asarray(Image.fromarray(pixels).transpose(_TRANSPOSES[orientation]))
+        return np.ascontiguousarray(pixels)
 
 
 def read_size(source: Path | bytes) -> tuple[int, int]:
-    """The upright width and height in pixels, from the header alone.
+    """Return upright width and height in pixels from the header.
 
     Raises:
-        ImageError: As `read_grey`, as far as the header tells.
+        ImageError: As `read_grey`, for what the header shows.
     """
     if _is_dicom(source):
         header = read_header(source)
         return header.width, header.height
-    try:
-        with _open_stream(source) as stream, _open_header(stream) as image:
-            width, height = image.size
-            return (height, width) if _read_orientation(image) in {5, 6, 7, 8} else (width, height)
-    except Exception as error:  # hostile bytes raise anything
-        raise _explain(error, source) from error
+    with _open_image(source) as (_, image):
+        width, height = image.size
+        return (height, width) if _read_orientation(image) in {5, 6, 7, 8} else (width, height)
 
 
 def read_mode(source: Path | bytes) -> str:
-    """How the file stores its pixels, in Pillow's words: L, RGB, RGBA, P, 1, CMYK, I;16, F.
-
-    Of DICOM in DICOM's: MONOCHROME2 16-bit.
+    """Return Pillow's mode (L, RGB, I;16, ...), or such as MONOCHROME2 16-bit for DICOM.
 
     Raises:
-        ImageError: As `read_grey`, as far as the header tells.
+        ImageError: As `read_grey`, for what the header shows.
     """
     if _is_dicom(source):
         return read_header(source).mode
-    try:
-        with _open_stream(source) as stream, _open_header(stream) as image:
-            return image.mode
-    except Exception as error:  # hostile bytes raise anything
-        raise _explain(error, source) from error
+    with _open_image(source) as (_, image):
+        return image.mode
 
 
 def read_patient(source: Path | bytes) -> str:
-    """The pseudonym of the patient whom a DICOM file names; "" for none and for other formats.
+    """Return the pseudonym of the patient of a DICOM file; "" for other formats or without ID.
 
     Raises:
-        ImageError: As `read_grey`, as far as the header tells.
+        ImageError: As `read_grey`, for what the header shows.
     """
     return read_dicom_patient(source) if _is_dicom(source) else ""
 
 
 def _is_dicom(source: Path | bytes) -> bool:
-    """Whether the content is DICOM; of what cannot be opened the other reader says why."""
-    try:
-        with _open_stream(source) as stream:
-            return is_dicom(stream.read(START_BYTES))
-    except OSError:
-        return False
+    """Return whether the content is DICOM; False for a file that cannot be opened."""
+    with contextlib.suppress(OSError), _open_stream(source) as stream:
+        return is_dicom(stream.read(START_BYTES))
+    return False
 
 
 def _open_stream(source: Path | bytes) -> IO[bytes]:
     return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
 
 
+@contextlib.contextmanager
+def _open_image(source: Path | bytes) -> Iterator[tuple[IO[bytes], ImageFile.ImageFile]]:
+    """Open a file that is not DICOM; every error, also in the body, becomes an ImageError."""
+    try:
+        with _open_stream(source) as stream, _open_header(stream) as image:
+            yield stream, image
+    except Exception as error:  # damaged files raise exceptions of any type
+        raise _to_image_error(error, source) from error
+
+
 def _open_header(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """Parse the header only, and hold it to the pixel limit before anything is decoded."""
+    """Parse the header and check the pixel limit before decoding."""
     start = stream.read(8)
     stream.seek(0)
     if not start:
         raise ImageError("empty file")
-    for signature, opener in _SIGNATURES:
+    for signature, plugin in _SIGNATURES:
         if start.startswith(signature):
-            image = opener(stream)
-            break
-    else:
-        raise ImageError("not a JPEG, PNG, TIFF, BMP or DICOM picture")
-    check_size(*image.size)
-    return image
+            image = plugin(stream)
+            check_size(*image.size)
+            return image
+    raise ImageError("not a JPEG, PNG, TIFF, BMP or DICOM image")
 
 
 def _check_content(stream: IO[bytes], image: ImageFile.ImageFile) -> None:
-    """What Pillow lets pass: JPEG that is endless work, and PNG with pixels unlike their sums."""
-    place = stream.tell()
+    """Check what Pillow does not: the number of JPEG scans and the checksums of PNG pixels."""
+    position = stream.tell()
     stream.seek(0)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        check_scans(stream.read(_MOST_BYTES))
+        check_scans(stream.read(_MAX_JPEG_BYTES))
     elif isinstance(image, PngImagePlugin.PngImageFile):
-        _check_sums(stream)
-    stream.seek(place)
+        _check_png_checksums(stream)
+    stream.seek(position)
 
 
-def _check_sums(stream: IO[bytes]) -> None:
-    """Compare the pixels of a PNG with their sums; those of what precedes them Pillow compares."""
+def _check_png_checksums(stream: IO[bytes]) -> None:
+    """Compare IDAT chunks with their checksums; Pillow compares those of the chunks before."""
     stream.seek(8)
     while len(start := stream.read(8)) == 8:
         n_bytes, name = struct.unpack(">I4s", start)
@@ -237,26 +221,26 @@ def _check_sums(stream: IO[bytes]) -> None:
         checksum = zlib.crc32(name)
         while n_bytes and (block := stream.read(min(n_bytes, 2**20))):
             checksum, n_bytes = zlib.crc32(block, checksum), n_bytes - len(block)
-        told = stream.read(4)
-        if len(told) < 4:
+        stored = stream.read(4)
+        if len(stored) < 4:
             raise ImageError("cut short")
-        if checksum != int.from_bytes(told):
-            raise ImageError("damaged (its pixels are unlike their checksum)")
+        if checksum != int.from_bytes(stored):
+            raise ImageError("damaged (pixel data does not match its checksum)")
 
 
 def _read_orientation(image: ImageFile.ImageFile) -> int:
-    """The EXIF orientation; 1, upright, where there is none or where the tag is damaged."""
+    """Return the EXIF orientation; 1 (upright) if the tag is missing or damaged."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns TIFF by itself
+        return 1  # Pillow applies the orientation of TIFF
     try:
-        # The base method: that of PNG would decode the pixels to look for EXIF behind them.
+        # the base method, as PngImageFile.getexif decodes the pixels first
         return int(Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001  a damaged tag makes no picture unreadable
+    except Exception:  # noqa: BLE001  the pixels are readable with a damaged tag
         return 1
 
 
 def _is_inverted(image: ImageFile.ImageFile) -> bool:
-    """Whether 0 is white in a 16-bit TIFF, which Pillow leaves as it is."""
+    """Return whether 0 is white in a 16-bit TIFF, which Pillow does not invert."""
     return (
         isinstance(image, TiffImagePlugin.TiffImageFile)
         and image.mode.startswith("I;16")
@@ -265,7 +249,7 @@ def _is_inverted(image: ImageFile.ImageFile) -> bool:
 
 
 def _convert_grey(image: Image.Image, inverted: bool) -> Pixels:
-    """Grey of 8 bits from a loaded picture of any mode; uint8 [H, W]."""
+    """Convert a loaded image of any mode to grey uint8 [H, W]."""
     if image.mode.startswith("I") or image.mode == "F":
         pixels = scale_to_8_bit(np.asarray(image))
         return 255 - pixels if inverted else pixels
@@ -278,16 +262,15 @@ def _convert_grey(image: Image.Image, inverted: bool) -> Pixels:
     return np.asarray(image.convert("L"))
 
 
-def _explain(error: Exception, source: Path | bytes) -> ImageError:
-    """Any failure as one ImageError with a short reason that is the same every time."""
+def _to_image_error(error: Exception, source: Path | bytes) -> ImageError:
+    """Convert any exception to an ImageError with a short, reproducible reason."""
     if isinstance(error, ImageError):
         return type(error)(error.reason, source)
     if isinstance(error, OSError) and error.errno is not None:
         return ImageError(error.strerror or describe_error(error), source)
+    if any(isinstance(part, KeyError) for part in (error, *error.args)):
+        return ImageError("damaged (unknown value in the header)", source)  # the key is a number
     lines = str(error).splitlines()
-    is_key = isinstance(error, KeyError) or any(isinstance(part, KeyError) for part in error.args)
-    if is_key:  # what Pillow looked up says nothing to a reader
-        return ImageError("damaged (a number in it is unknown)", source)
-    if not lines or " at 0x" in lines[0]:
-        return ImageError(f"damaged ({type(error).__name__})", source)
-    return ImageError(f"damaged ({lines[0][:100]})", source)
+    has_message = lines and " at 0x" not in lines[0]
+    detail = lines[0][:100] if has_message else type(error).__name__
+    return ImageError(f"damaged ({detail})", source)

@@ -1,1 +1,1 @@
-"""Predictions for new pictures: files in, a table out."""
+"""Predict image files and DICOM series, and write the table."""

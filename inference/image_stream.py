@@ -1,140 +1,128 @@
-"""Pictures on their way to a verdict: found, read ahead of the network, in batches."""
+"""Find image files and read them in batches, ahead of the network."""
 
 import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from helper import UserError
-from imaging.dicom import is_dicom, read_header
+from imaging.dicom import is_dicom, read_dicom_patient, read_header
 from imaging.grayscale import ImageError, Pixels
-from imaging.reader import is_picture, read_frames, read_start
+from imaging.reader import is_image_file, read_first_bytes, read_frames
 
-Made = TypeVar("Made")
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
-class Picture(Generic[Made]):
-    """A picture of a file, or why there is none.
-
-    Attributes:
-        path: The file.
-        frame: Its number from 1 where the file holds several, else 0.
-        series: Pseudonym of the DICOM series, "" where there is none.
-        made: What was made of the pixels; None where they cannot be read.
-        error: Why not, else "".
-        n_lost: Frames that come after it and cannot be read either.
-    """
+class Picture(Generic[Prepared]):
+    """One image of a file, or the reason why it cannot be read."""
 
     path: Path
-    frame: int
-    series: str
-    made: Made | None
-    error: str
-    n_lost: int = 0
+    frame: int = 0  # from 1 in a file of several frames, else 0
+    series: str = ""  # pseudonym of the DICOM series
+    patient: str = ""  # pseudonym of the DICOM patient
+    prepared: Prepared | None = None  # by the function given to `read_batches`; None: unreadable
+    error: str = ""
+    n_lost: int = 0  # later frames that cannot be read either
 
     @property
     def name(self) -> str:
-        """The file as it was found, with `#FRAME` where it holds several."""
+        """The path as it was found, with `#FRAME` in a file of several frames."""
         return f"{self.path.as_posix()}#{self.frame}" if self.frame else self.path.as_posix()
 
 
-def find_files(paths: Sequence[Path], leave_out: Path | None = None) -> Iterator[Path]:
-    """Every picture in files and folders, as they come; within a folder sorted by name.
+def find_files(paths: Sequence[Path], exclude: Path | None = None) -> Iterator[Path]:
+    """Yield the image files of files and folders in the given order, folders sorted by name.
 
-    A file that is named is taken whatever it is called; within folders those are that
-    `imaging.reader.is_picture` knows. A folder or file that cannot be opened is given too, and
-    becomes an error when it is read. Links to folders are not followed.
+    A named file is always yielded; inside folders `imaging.reader.is_image_file` decides. A file or
+    folder that cannot be opened is yielded too and becomes an error when it is read. Links to
+    folders are not followed.
 
     Args:
         paths: Files and folders.
-        leave_out: A folder that is passed over, for it is written into.
+        exclude: Output folder, which is skipped.
 
     Raises:
-        UserError: At once where a path is not there or is the folder that is written into; at the
-            end where no picture was found.
+        UserError: At once for a missing path or one inside `exclude`; at the end if no image was
+            found.
     """
-    written = None if leave_out is None else leave_out.resolve()
+    excluded = None if exclude is None else exclude.resolve()
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: no such file or folder; name pictures or folders of them")
-        if written is not None and path.resolve().is_relative_to(written):
-            raise UserError(f"{path} lies where is written to ({leave_out}); name another folder")
-    return _walk(paths, written)
+            raise UserError(f"{path}: no such file or folder; name images or folders of images")
+        if excluded is not None and path.resolve().is_relative_to(excluded):
+            raise UserError(f"{path} is inside the output folder {exclude}; name another folder")
+    return _walk(paths, excluded)
 
 
-def _walk(paths: Sequence[Path], skipped: Path | None) -> Iterator[Path]:
+def _walk(paths: Sequence[Path], excluded: Path | None) -> Iterator[Path]:
     found = False
     for path in paths:
-        for file in _walk_folder(path, skipped) if path.is_dir() else [path]:
+        for file in _walk_folder(path, excluded) if path.is_dir() else [path]:
             found = True
             yield file
     if not found:
-        raise UserError(
-            f"{', '.join(map(str, paths))}: no JPEG, PNG, TIFF, BMP or DICOM picture in it"
-        )
+        raise UserError(f"{', '.join(map(str, paths))}: no JPEG, PNG, TIFF, BMP or DICOM image")
 
 
-def _walk_folder(folder: Path, skipped: Path | None) -> Iterator[Path]:
-    closed: list[Path] = []
-    for place, folders, names in os.walk(
-        folder, onerror=lambda error: closed.append(Path(str(error.filename)))
+def _walk_folder(folder: Path, excluded: Path | None) -> Iterator[Path]:
+    unreadable: list[Path] = []
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda error: unreadable.append(Path(str(error.filename)))
     ):
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and Path(place, name).resolve() != skipped
+            if not name.startswith(".") and Path(parent, name).resolve() != excluded
         )
         for name in sorted(names):
-            path = Path(place, name)
-            if _is_wanted(path):
+            path = Path(parent, name)
+            if _is_image_file(path):
                 yield path
-    yield from closed
+    yield from unreadable
 
 
-def _is_wanted(path: Path) -> bool:
-    """Whether a file in a folder is to be judged; pipes and sockets are no files."""
+def _is_image_file(path: Path) -> bool:
+    """Return whether a file of a folder is to be read; pipes and sockets are not."""
     if path.exists() and not path.is_file():
         return False
     try:
-        return is_picture(path.name, lambda: read_start(path))
+        return is_image_file(path.name, lambda: read_first_bytes(path))
     except OSError:
-        return True  # what cannot be opened is named when it is read
+        return True  # the error is reported when the file is read
 
 
 def read_batches(
     files: Iterable[Path],
-    make: Callable[[Pixels], Made],
+    prepare: Callable[[Pixels], Prepared],
     batch_size: int,
     *,
     overlap: bool,
-) -> Iterator[list[Picture[Made]]]:
-    """Read files on all cores and give their pictures in order, some at a time.
+) -> Iterator[list[Picture[Prepared]]]:
+    """Read files on all cores and yield their images in order, in batches.
 
-    A file of many frames is read as it is given away, so that memory holds a few batches whatever
-    comes.
+    Files of several frames are read lazily, so that memory holds a few batches at most.
 
     Args:
-        files: Of `find_files`.
-        make: What to make of the pixels, in the thread that read them.
-        batch_size: Pictures in a batch.
-        overlap: Read the next batch while this one is judged. On a CPU the readers would only take
-            the cores from the network.
+        files: Image files.
+        prepare: Called with the pixels of each image, in the thread that reads it.
+        batch_size: Images in a batch.
+        overlap: Read ahead by one batch. On a CPU it would take cores from the network.
     """
     remaining = iter(files)
-    waiting: deque[list[Future[Iterable[Picture[Made]]]]] = deque()
-    batch: list[Picture[Made]] = []
+    waiting: deque[list[Future[Iterable[Picture[Prepared]]]]] = deque()
+    batch: list[Picture[Prepared]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while True:
             while len(waiting) <= overlap:
                 chunk = list(itertools.islice(remaining, batch_size))
                 if not chunk:
                     break
-                waiting.append([pool.submit(_read_file, path, make) for path in chunk])
+                waiting.append([pool.submit(_read_file, path, prepare) for path in chunk])
             if not waiting:
                 break
             for future in waiting.popleft():
@@ -147,35 +135,32 @@ def read_batches(
         yield batch
 
 
-def _read_file(path: Path, make: Callable[[Pixels], Made]) -> Iterable[Picture[Made]]:
-    """The pictures of a file; those of several frames are still to be read."""
-    series = ""
+def _read_file(path: Path, prepare: Callable[[Pixels], Prepared]) -> Iterable[Picture[Prepared]]:
+    """Return the images of a file; those of several frames as a lazy iterator."""
+    picture: Picture[Prepared] = Picture(path)
     try:
-        if is_dicom(read_start(path)):
+        if is_dicom(read_first_bytes(path)):
             header = read_header(path)
-            series = header.series
+            series = header.series or (path.name if header.n_frames > 1 else "")
+            picture = replace(picture, series=series, patient=read_dicom_patient(path))
             if header.n_frames > 1:
-                return _read_frames(path, header.n_frames, series or path.name, make)
+                return _read_frames(picture, header.n_frames, prepare)
         pixels = next(iter(read_frames(path)))
-        return [Picture(path, 0, series, make(pixels), "")]
+        return [replace(picture, prepared=prepare(pixels))]
     except ImageError as error:
-        return [Picture(path, 0, series, None, error.reason)]
+        return [replace(picture, error=error.reason)]
     except OSError as error:
-        return [Picture(path, 0, series, None, error.strerror or type(error).__name__)]
+        return [replace(picture, error=error.strerror or type(error).__name__)]
 
 
 def _read_frames(
-    path: Path, n_frames: int, series: str, make: Callable[[Pixels], Made]
-) -> Iterator[Picture[Made]]:
+    picture: Picture[Prepared], n_frames: int, prepare: Callable[[Pixels], Prepared]
+) -> Iterator[Picture[Prepared]]:
     frame = 0
     try:
-        for frame, pixels in enumerate(read_frames(path), start=1):
-            yield Picture(path, frame, series, make(pixels), "")
+        for frame, pixels in enumerate(read_frames(picture.path), start=1):
+            yield replace(picture, frame=frame, prepared=prepare(pixels))
     except ImageError as error:
         n_lost = n_frames - frame - 1
-        reason = (
-            f"{error.reason}, and the {n_lost} frames after it are not read"
-            if n_lost
-            else error.reason
-        )
-        yield Picture(path, frame + 1, series, None, reason, n_lost)
+        more = f", and the {n_lost} frames after it are not read" if n_lost else ""
+        yield replace(picture, frame=frame + 1, error=f"{error.reason}{more}", n_lost=n_lost)

@@ -1,1 +1,1 @@
-"""Decoded slices in batches on the training device, from memory or from disk."""
+"""Slices for training: pixel cache, batches from memory or disk, memory budget."""

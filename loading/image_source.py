@@ -1,4 +1,4 @@
-"""Slices in batches on the device, whether they lie in memory or on disk."""
+"""Decoded slices in batches on the training device, held in memory or read from disk."""
 
 import abc
 import itertools
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from helper import UserError, build_generator
 
-# Batches that are read from disk ahead of the one in use.
-READ_AHEAD = 4
+READ_AHEAD = 4  # batches read from disk before they are needed
 
 
 @dataclass(frozen=True)
@@ -25,39 +24,42 @@ class Batch:
     Attributes:
         pixels: uint8 [B, 1, S, S].
         labels: Class indices [B].
-        start: Place of the first among the slices of the whole step.
-        whole: Slices of the whole step, over all parts and processes.
+        offset: Position of the first slice in the global batch.
+        global_size: Slices in the global batch, over all parts and processes.
     """
 
     pixels: Tensor
     labels: Tensor
-    start: int
-    whole: int
+    offset: int
+    global_size: int
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def share(self) -> float:
-        """Of the slices of the whole step, 0 to 1."""
-        return len(self) / self.whole
+    def loss_weight(self) -> float:
+        """Fraction of the global batch, 0 to 1."""
+        return len(self) / self.global_size
 
-    def divide(self, largest: int) -> "list[Batch]":
-        """Parts of at most `largest` slices, alike in size; two at least, for batch norm's sake."""
-        n_parts = max(1, min(-(-len(self) // largest), len(self) // 2))
+    def split(self, max_size: int) -> "list[Batch]":
+        """Split into parts of nearly equal size, at most `max_size` but at least two slices.
+
+        Batch norm needs two slices; only a batch of one stays a part of one.
+        """
+        n_parts = max(1, min(-(-len(self) // max_size), len(self) // 2))
         bounds = [len(self) * part // n_parts for part in range(n_parts + 1)]
         return [
-            Batch(self.pixels[low:high], self.labels[low:high], self.start + low, self.whole)
-            for low, high in itertools.pairwise(bounds)
+            Batch(self.pixels[i:j], self.labels[i:j], self.offset + i, self.global_size)
+            for i, j in itertools.pairwise(bounds)
         ]
 
 
-class Slices(abc.ABC):
+class SliceSource(abc.ABC):
     """The slices of one split.
 
     Attributes:
         labels: Class indices [N], on the device.
-        pixels: All of them, uint8 [N, 1, S, S] on the device; those on disk are read for it.
+        pixels: All slices, uint8 [N, 1, S, S] on the device; `DiskSlices` reads them.
     """
 
     labels: Tensor
@@ -67,29 +69,29 @@ class Slices(abc.ABC):
         return len(self.labels)
 
     @abc.abstractmethod
-    def to(self, device: torch.device) -> "Slices":
-        """The same slices for another device."""
+    def to(self, device: torch.device) -> "SliceSource":
+        """Return the same slices for another device."""
 
     @abc.abstractmethod
-    def read(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Slices by their places: uint8 [B, 1, S, S] on the device for each part.
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield uint8 slices [B, 1, S, S] on the device for each batch of indices.
 
         Args:
-            parts: Places [B] among the slices, on the CPU.
+            batches: Indices [B] into the slices, on the CPU.
         """
 
-    def take(self, places: Tensor) -> Tensor:
-        """The slices at some places [B]: uint8 [B, 1, S, S] on the device."""
-        return next(self.read([places]))
+    def take(self, indices: Tensor) -> Tensor:
+        """Return the slices at indices [B]: uint8 [B, 1, S, S] on the device."""
+        return next(self.read([indices]))
 
     def count_steps(self, batch_size: int) -> int:
-        """Batches an epoch."""
+        """Return the number of batches per epoch."""
         return -(-len(self) // batch_size)
 
     def iterate(self, batch_size: int, part: int = 0, n_parts: int = 1) -> Iterator[Tensor]:
-        """Every slice once, in order: pixels [B, 1, S, S]; or one of several runs of them."""
-        places = torch.arange(len(self)).tensor_split(n_parts)[part]
-        return self.read(places.split(batch_size)) if len(places) else iter(())
+        """Yield every slice once in order, or one of `n_parts` sections: [B, 1, S, S]."""
+        indices = torch.arange(len(self)).tensor_split(n_parts)[part]
+        return self.read(indices.split(batch_size)) if len(indices) else iter(())
 
     def shuffle(
         self,
@@ -100,29 +102,34 @@ class Slices(abc.ABC):
         n_parts: int = 1,
         first: int = 0,
     ) -> Iterator[Batch]:
-        """Every slice once, in the order of this seed and epoch; or one part of each batch.
+        """Yield every slice once, in the order given by seed and epoch.
 
-        An epoch that was begun goes on with its batch number `first`.
+        Batch sizes differ by one at most: a last batch of one slice would break batch norm and
+        give that slice more weight.
 
-        Batches differ by one slice at most: a last batch of one would break batch norm and weigh
-        its slice more than others. The parts of a batch are the whole batch, however many they are.
+        Args:
+            batch_size: Largest global batch.
+            seed: Seed of the run.
+            epoch: Number of the epoch.
+            part: Which of `n_parts` processes this is; it yields its part of each batch.
+            n_parts: Number of processes; the union of their parts does not depend on it.
+            first: Batches to skip, when an epoch is resumed.
         """
         order = torch.randperm(len(self), generator=build_generator(seed, "order", epoch))
         steps = order.tensor_split(self.count_steps(batch_size))[first:]
         if not steps:
             return
         parts = [step.tensor_split(n_parts) for step in steps]
-        own = [divided[part] for divided in parts]
-        labels = self.labels[torch.cat(own).to(self.labels.device)].split(
-            [len(each) for each in own]
-        )
-        for pixels, own_labels, divided, step in zip(
-            self.read(own), labels, parts, steps, strict=True
+        own = [step_parts[part] for step_parts in parts]
+        labels = self.labels[torch.cat(own).to(self.labels.device)]
+        own_labels = labels.split([len(indices) for indices in own])
+        for pixels, batch_labels, step_parts, step in zip(
+            self.read(own), own_labels, parts, steps, strict=True
         ):
-            yield Batch(pixels, own_labels, sum(map(len, divided[:part])), len(step))
+            yield Batch(pixels, batch_labels, sum(map(len, step_parts[:part])), len(step))
 
 
-class MemorySlices(Slices):
+class MemorySlices(SliceSource):
     """Slices in the memory of the device.
 
     Args:
@@ -134,80 +141,60 @@ class MemorySlices(Slices):
         self.pixels, self.labels = pixels, labels
 
     def to(self, device: torch.device) -> "MemorySlices":
-        """The same slices in the memory of another device."""
+        """Copy the slices to another device."""
         return MemorySlices(self.pixels.to(device), self.labels.to(device))
 
-    def read(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """As `Slices.read`; the places are copied to the device once."""
-        places = torch.cat(list(parts)).to(self.pixels.device)
-        return (self.pixels[some] for some in places.split([len(part) for part in parts]))
+    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield slices as `SliceSource.read`; all indices are copied to the device once."""
+        indices = torch.cat(list(batches)).to(self.pixels.device)
+        return (self.pixels[own] for own in indices.split([len(batch) for batch in batches]))
 
 
-class StoredSlices(Slices):
-    """Slices that stay in a file of pixels; a thread reads a few batches ahead.
+class DiskSlices(SliceSource):
+    """Slices in an .npy file; a thread reads a few batches ahead.
 
-    They are read at their places rather than mapped, so that what is in memory is the batches under
-    way and nothing else.
+    Rows are read rather than mapped, so that only the batches in use are in memory.
 
     Args:
-        store: The file and where in it the pictures begin.
-        rows: Which pictures of the file, [N].
+        file: uint8 [rows, S, S]; of it only path, offset and S are used.
+        rows: Rows of the slices in the file, [N].
         labels: Class indices [N].
     """
 
-    def __init__(self, store: "PixelFile", rows: np.ndarray, labels: Tensor) -> None:
-        self.store, self.rows, self.labels = store, rows, labels
+    def __init__(self, file: np.memmap, rows: np.ndarray, labels: Tensor) -> None:
+        self.file, self.rows, self.labels = file, rows, labels
 
     @property
     def pixels(self) -> Tensor:  # type: ignore[override]
-        """Every slice, uint8 [N, 1, S, S] on the device."""
+        """All slices, uint8 [N, 1, S, S] on the device."""
         return self.take(torch.arange(len(self)))
 
-    def to(self, device: torch.device) -> "StoredSlices":
-        """The same file, read for another device."""
-        return StoredSlices(self.store, self.rows, self.labels.to(device))
+    def to(self, device: torch.device) -> "DiskSlices":
+        """Return the same file, read for another device."""
+        return DiskSlices(self.file, self.rows, self.labels.to(device))
 
-    def read(self, parts: Sequence[Tensor]) -> Generator[Tensor]:
-        """As `Slices.read`."""
-        device = self.labels.device
-        ahead: deque[Future[Tensor]] = deque()
-        with ThreadPoolExecutor(1) as reader:
-            for part in parts:
-                ahead.append(reader.submit(self._load, part))
-                if len(ahead) > READ_AHEAD:
-                    yield ahead.popleft().result().to(device, non_blocking=True)
-            while ahead:
-                yield ahead.popleft().result().to(device, non_blocking=True)
-
-    def _load(self, places: Tensor) -> Tensor:
-        pixels = self.store.read(self.rows[places.numpy()])
-        return pixels.pin_memory() if self.labels.is_cuda else pixels
-
-
-@dataclass(frozen=True)
-class PixelFile:
-    """An .npy file of pictures, of which some are read at a time.
-
-    Attributes:
-        path: The file, uint8 [pictures, S, S].
-        offset: Where its first picture begins, bytes.
-        size_px: S.
-    """
-
-    path: Path
-    offset: int
-    size_px: int
-
-    def read(self, rows: np.ndarray) -> Tensor:
-        """Some pictures: uint8 [B, 1, S, S].
+    def read(self, batches: Sequence[Tensor]) -> Generator[Tensor]:
+        """Yield slices as `SliceSource.read`.
 
         Raises:
-            UserError: The file has been cut short.
+            UserError: The file is truncated.
         """
-        pixels = torch.empty(len(rows), 1, self.size_px, self.size_px, dtype=torch.uint8)
-        with self.path.open("rb", buffering=0) as file:
-            for picture, row in zip(pixels.numpy(), rows.tolist(), strict=True):
-                file.seek(self.offset + row * self.size_px**2)
-                if file.readinto(picture.data) != self.size_px**2:
-                    raise UserError(f"{self.path}: shorter than it was; delete it, it is made anew")
-        return pixels
+        device = self.labels.device
+        pending: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(1) as reader:
+            for indices in batches:
+                pending.append(reader.submit(self._load, indices))
+                if len(pending) > READ_AHEAD:
+                    yield pending.popleft().result().to(device, non_blocking=True)
+            while pending:
+                yield pending.popleft().result().to(device, non_blocking=True)
+
+    def _load(self, indices: Tensor) -> Tensor:
+        path, size_px = Path(str(self.file.filename)), self.file.shape[-1]
+        pixels = torch.empty(len(indices), 1, size_px, size_px, dtype=torch.uint8)
+        with path.open("rb", buffering=0) as file:
+            for target, row in zip(pixels.numpy(), self.rows[indices.numpy()], strict=True):
+                file.seek(self.file.offset + int(row) * size_px**2)
+                if file.readinto(target.data) != size_px**2:
+                    raise UserError(f"{path}: truncated; delete it and run the command again")
+        return pixels.pin_memory() if self.labels.is_cuda else pixels

@@ -1,1 +1,1 @@
-"""Weights, checkpoints, forward passes and arithmetic of networks."""
+"""Pretrained weights, checkpoints, forward passes, precision and activation statistics."""

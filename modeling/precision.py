@@ -1,4 +1,4 @@
-"""How a network is run on a device: its arithmetic, compiled or not, memory kept between steps."""
+"""Training precision (fp32 or bf16), torch.compile, and settings of algorithms and allocator."""
 
 import ctypes
 import os
@@ -12,21 +12,20 @@ from helper import UserError, first_line, log
 
 Forward = Callable[[Tensor], Tensor]
 
-# Of mallopt in malloc.h of the GNU C library.
+# Parameters of mallopt in malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 2**30
-# Measured to train faster in fp32 on a CPU with AMX; ConvNeXt and RegNet are not among them
-# (docs/performance.md).
+_MMAP_THRESHOLD_BYTES = 2**30
+# On a CPU with AMX these train faster in fp32; ConvNeXt and RegNet do not (docs/performance.md).
 DEPTHWISE_FAMILIES = ("efficientnet", "mnasnet", "mobilenet", "shufflenet")
-# Steps of a run on CUDA from which on compiling is thought to pay; not measured yet.
-LEAST_STEPS_TO_COMPILE = 2000
+MIN_STEPS_TO_COMPILE = 2000  # on CUDA; an estimate, not measured yet
 
 
 def resolve_precision(choice: str, device: torch.device, model: str) -> str:
-    """`auto` is bf16 where the device computes in it: CUDA since Ampere, CPUs with AMX or AVX-512.
+    """Return the training precision, `fp32` or `bf16`.
 
-    A CPU that only emulates bf16 would be slower than in fp32; so were, on the CPU that was
-    measured, networks whose time goes into depthwise convolutions (docs/performance.md).
+    `auto` is bf16 on devices with bf16 instructions: CUDA since Ampere, CPUs with AMX or
+    AVX512-BF16. It is fp32 on CPUs that emulate bf16 and for networks of depthwise convolutions on
+    CPUs, because bf16 is slower there (docs/performance.md).
     """
     if choice != "auto":
         return choice
@@ -39,94 +38,67 @@ def resolve_precision(choice: str, device: torch.device, model: str) -> str:
     return "fp32"
 
 
-def be_deterministic() -> None:
-    """Let CUDA give the same bits in every run; what has no such way to be computed is refused."""
+def use_deterministic_algorithms() -> None:
+    """Make CUDA results reproducible to the bit; operations without such a kernel raise."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
-def decides_to_compile(
-    choice: str, device: torch.device, n_steps: int, n_processes: int = 1
-) -> bool:
-    """Whether a network is compiled for training.
+def should_compile(choice: str, device: torch.device, n_steps: int, n_processes: int = 1) -> bool:
+    """Return whether to compile the network for a run of `n_steps` steps.
 
-    `auto` compiles long runs of one process on CUDA. On CPUs compiling takes about a minute, and
-    backbones then train no faster (docs/performance.md).
-
-    Args:
-        choice: `auto`, `on` or `off`.
-        device: To train on.
-        n_steps: Of the whole run.
-        n_processes: Of the run.
+    `auto` compiles long runs of one process on CUDA. On CPUs compilation takes about a minute and
+    backbones train no faster (docs/performance.md).
     """
-    pays = device.type == "cuda" and n_processes == 1 and n_steps >= LEAST_STEPS_TO_COMPILE
-    return choice == "on" or (choice == "auto" and pays)
+    is_long = device.type == "cuda" and n_processes == 1 and n_steps >= MIN_STEPS_TO_COMPILE
+    return choice == "on" or (choice == "auto" and is_long)
 
 
-def build_forward(network: nn.Module, compiles: bool, *, is_wanted: bool) -> Forward:
-    """The network itself for training, or compiled.
+def build_forward(network: nn.Module, compiles: bool, *, is_required: bool) -> Forward:
+    """Return the network itself or its compiled form, which shares the weights.
 
-    Args:
-        network: On the device.
-        compiles: Of `decides_to_compile`.
-        is_wanted: Whether a user asked for it.
+    Compilation takes place at the first call with each input shape. If the first one fails, the
+    network runs uncompiled, or, if compilation is required, the call raises UserError.
     """
-    return CompiledNetwork(network, is_wanted) if compiles else network
+    if not compiles:
+        return network
+    forward: Forward | None = None
 
-
-class CompiledNetwork:
-    """A network that torch.compile makes faster, each shape of its input at the first call with it.
-
-    Args:
-        network: Its weights are used and trained as they are.
-        is_wanted: Whether a user asked for it; else the network goes on uncompiled where the
-            compiler fails with the first batch.
-    """
-
-    def __init__(self, network: nn.Module, is_wanted: bool) -> None:
-        self._network, self._is_wanted = network, is_wanted
-        self._forward: Forward | None = None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits, as of the network.
-
-        Raises:
-            UserError: The compiler fails, and it was asked for.
-        """
-        return self._start(images) if self._forward is None else self._forward(images)
-
-    def _start(self, images: Tensor) -> Tensor:
+    def compile_and_run(images: Tensor) -> Tensor:
+        nonlocal forward
+        if forward is not None:
+            return forward(images)
         log.info("compiling: the first steps take a minute or more")
         try:
-            # an epoch's batches have two sizes at most, each compiled for itself
-            compiled: Forward = torch.compile(self._network, dynamic=False)
+            # the batches of an epoch have at most two sizes; each is compiled separately
+            compiled: Forward = torch.compile(network, dynamic=False)
             logits = compiled(images)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if self._is_wanted:
+            if is_required:
                 raise UserError(
                     f"--compile on: torch.compile fails here ({first_line(error)}); leave it out"
                 ) from error
             log.info("not compiled, torch.compile fails here (%s)", first_line(error))
-            self._forward = self._network
-            return self._network(images)
-        self._forward = compiled
+            forward = network
+            return network(images)
+        forward = compiled
         return logits
+
+    return compile_and_run
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep the buffers that a step frees, for the next step; False if it cannot.
+    """Let the GNU C library reuse freed buffers in the next step; return False if it cannot.
 
-    It would give each back to the system and get it again page by page, at every step. The price:
-    memory that was once needed is held until the end.
+    By default it returns each buffer to the system and requests it again page by page in every
+    step. With this setting the process holds its peak memory until it ends.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    on_linux = sys.platform.startswith("linux")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if on_linux else None
     if mallopt is None:  # another C library
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)) and bool(
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    )
+    settings = ((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES), (_M_TRIM_THRESHOLD, 2**31 - 1))
+    return all(mallopt(*setting) for setting in settings)

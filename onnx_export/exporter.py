@@ -1,4 +1,4 @@
-"""A classifier as an ONNX file: written as one graph, described in its metadata, opened again."""
+"""Write a predictor as one ONNX file with metadata, and run such a file."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ import helper
 from helper import UserError, first_line
 from imaging.grayscale import Pixels
 from inference.predictor import Member
-from onnx_export.preprocessing_graph import PortableClassifier
+from onnx_export.preprocessing_graph import PreprocessingGraph
 from reporting import wording
 
 if TYPE_CHECKING:
@@ -29,16 +29,12 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
-MAX_BYTES = 2**31  # of one file in the format of ONNX
-INPUT, PROBABILITIES, SETS = "pictures", "probabilities", "prediction_set"
+MAX_BYTES = 2**31  # protobuf's limit for one file
+INPUT, PROBABILITIES, SETS = "images", "probabilities", "prediction_sets"
 
 
 def check_packages() -> None:
-    """Make sure that what only export.py needs is installed.
-
-    Raises:
-        UserError: It is not; says how to install it.
-    """
+    """Raise a UserError with the install command if a package for the export is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -47,50 +43,49 @@ def check_packages() -> None:
         )
 
 
-def make_portable(member: Member) -> PortableClassifier:
-    """The network of a checkpoint with its calibration; without one, plain softmax and no sets."""
-    fitted = member.kept.get("calibration") or {"temperature": 1.0}
-    return PortableClassifier(member.network, fitted["temperature"], list_thresholds(member)).eval()
+def build_graph(member: Member) -> PreprocessingGraph:
+    """Return the network with preprocessing and calibration; plain softmax if not calibrated."""
+    fitted = member.checkpoint.get("calibration") or {"temperature": 1.0}
+    return PreprocessingGraph(member.network, fitted["temperature"], list_thresholds(member)).eval()
 
 
 def list_thresholds(member: Member) -> list[float] | None:
-    """For each class the least probability with which it is in a set; None without calibration."""
-    fitted = member.kept.get("calibration")
-    if fitted is None:
-        return None
-    return [value or 0.0 for value in fitted["conformal"]["thresholds"].values()]
+    """Return for each class the least probability in a prediction set; None if not calibrated."""
+    fitted = member.checkpoint.get("calibration")
+    return fitted and [value or 0.0 for value in fitted["conformal"]["thresholds"].values()]
 
 
-def describe(member: Member) -> dict[str, str]:
-    """What the file says of itself, each value as text."""
-    kept, fitted = member.kept, member.kept.get("calibration") or {}
+def build_metadata(member: Member) -> dict[str, str]:
+    """Return the metadata of the file; values other than text are JSON."""
+    checkpoint, fitted = member.checkpoint, member.checkpoint.get("calibration") or {}
     conformal = fitted.get("conformal", {})
-    split_by = kept["config"]["data"]["split_by"]
+    classes, phantom = checkpoint["classes"], checkpoint["phantom"]
+    split_by = checkpoint["config"]["data"]["split_by"]
     values: dict[str, Any] = {
-        "classes": kept["classes"],
-        "run": kept["run"],
-        "model": kept["model"],
+        "classes": classes,
+        "run": checkpoint["run"],
+        "model": checkpoint["model"],
         "image_size": member.image_size,
         "calibrated": bool(fitted),
         "temperature": fitted.get("temperature", 1.0),
         "conformal_alpha": conformal.get("alpha"),
         "conformal_thresholds": conformal.get("thresholds"),
-        "data": wording.attribute(Path(kept["data"]).name, kept["classes"], kept["phantom"]),
-        "phantom": kept["phantom"],
+        "data": wording.describe_origin(Path(checkpoint["data"]).name, classes, phantom),
+        "phantom": phantom,
         "split_by": split_by,
         "leaky_split": split_by == "image",
         "precision": "fp32",
         "checkpoint_sha256": hashlib.sha256(member.path.read_bytes()).hexdigest(),
-        "commit_of_training": kept["environment"]["commit"],
+        "commit_of_training": checkpoint["environment"]["commit"],
         "commit_of_export": helper.read_commit(),
         "input": (
-            f"{INPUT}: uint8 [batch, 1, height, width], grey, black is 0; of any size, in any of "
-            "the eight positions; standard position, resize and scaling are in the graph"
+            f"{INPUT}: uint8 [batch, 1, height, width], grey, 0 is black; any size and any of the "
+            "eight orientations; orientation, resize and scaling are part of the graph"
         ),
         "outputs": f"{PROBABILITIES}: fp32 [batch, classes], "
         + ("calibrated" if fitted else "plain softmax, not calibrated")
         + (f"; {SETS}: bool [batch, classes], classes that cannot be ruled out" if fitted else ""),
-        "limits": "Pictures unlike those of training are not noticed.",
+        "limits": "Out-of-distribution images are not detected.",
         "notice": helper.NOTICE,
     }
     return {
@@ -99,13 +94,14 @@ def describe(member: Member) -> dict[str, str]:
     }
 
 
-def write_onnx(path: Path, portable: PortableClassifier, metadata: dict[str, str]) -> None:
-    """Write the graph with its weights into one file, and check that it is valid.
+def write_onnx(path: Path, graph: PreprocessingGraph, metadata: dict[str, str]) -> None:
+    """Write the graph with its weights into one file and check that it is valid ONNX.
 
     Raises:
-        UserError: The weights exceed what a file can hold, or the network cannot be written.
+        UserError: The weights exceed the limit of a file, or torch cannot export the network.
     """
-    name, n_bytes = metadata["model"], _count_bytes(portable)
+    name = metadata["model"]
+    n_bytes = sum(tensor.nbytes for tensor in (*graph.parameters(), *graph.buffers()))
     if n_bytes >= MAX_BYTES:
         raise UserError(
             f"{name}: its weights take {n_bytes / 2**30:.1f} GiB, one ONNX file holds less than "
@@ -113,12 +109,12 @@ def write_onnx(path: Path, portable: PortableClassifier, metadata: dict[str, str
         )
     import onnx
 
-    with quiet():
+    with silence():
         try:
-            graph = _trace(portable)
-            _take_out_notes(graph)
-            onnx.helper.set_model_props(graph, metadata)
-            onnx.save(graph, path, format="protobuf")  # whatever the name ends with
+            exported = _trace(graph)
+            _remove_debug_info(exported)
+            onnx.helper.set_model_props(exported, metadata)
+            onnx.save(exported, path, format="protobuf")  # whatever the suffix
             onnx.checker.check_model(path, full_check=True)
         except (MemoryError, OSError):
             raise
@@ -130,28 +126,22 @@ def write_onnx(path: Path, portable: PortableClassifier, metadata: dict[str, str
 
 
 def set_metadata(path: Path, metadata: dict[str, str]) -> None:
-    """Let a file say this of itself, and no more."""
+    """Replace the metadata of a file."""
     import onnx
 
-    graph = onnx.load(path, format="protobuf")
-    onnx.helper.set_model_props(graph, metadata)
-    onnx.save(graph, path, format="protobuf")
+    exported = onnx.load(path, format="protobuf")
+    onnx.helper.set_model_props(exported, metadata)
+    onnx.save(exported, path, format="protobuf")
 
 
-def _count_bytes(network: torch.nn.Module) -> int:
-    kept = (*network.parameters(), *network.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
-
-
-def _trace(portable: PortableClassifier) -> "onnx.ModelProto":
-    """The graph, with batch, height and width left open."""
+def _trace(graph: PreprocessingGraph) -> "onnx.ModelProto":
+    """Return the ONNX graph with dynamic batch, height and width."""
     axes = {0: "batch", 2: "height", 3: "width"}
-    outputs = [PROBABILITIES] if portable.thresholds is None else [PROBABILITIES, SETS]
     program = torch.onnx.export(
-        portable,
-        (torch.zeros(2, 1, 48, 40, dtype=torch.uint8),),  # three sizes, so that none is tied
+        graph,
+        (torch.zeros(2, 1, 48, 40, dtype=torch.uint8),),  # all different, so that none is fixed
         input_names=[INPUT],
-        output_names=outputs,
+        output_names=[PROBABILITIES] if graph.thresholds is None else [PROBABILITIES, SETS],
         opset_version=OPSET,
         dynamo=True,
         dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in axes.items()},),
@@ -162,16 +152,16 @@ def _trace(portable: PortableClassifier) -> "onnx.ModelProto":
     return program.model_proto
 
 
-def _take_out_notes(model: "onnx.ModelProto") -> None:
-    """Forget what the exporter notes on each part: lines and paths of this machine."""
+def _remove_debug_info(model: "onnx.ModelProto") -> None:
+    """Remove source lines and paths of this machine, which torch stores with each node."""
     graph = model.graph
     for part in (graph, *graph.input, *graph.output, *graph.value_info, *graph.node):
         part.ClearField("metadata_props")
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what the exporter warns of, logs and prints: nothing that a user can mend."""
+def silence() -> Iterator[None]:
+    """Suppress warnings, logs and prints of the exporter, which users cannot act on."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -182,11 +172,11 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-# ---- using the file
+# ---- running the file
 
 
 def open_onnx(path: Path, threads: int) -> "InferenceSession":
-    """The file ready for use on the CPU."""
+    """Open the file with onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -195,6 +185,6 @@ def open_onnx(path: Path, threads: int) -> "InferenceSession":
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def ask(session: "InferenceSession", pictures: list[Pixels]) -> list[NDArray[Any]]:
-    """The outputs of the file for pictures of one shape: probabilities [B, K] and any sets."""
-    return session.run(None, {INPUT: np.stack(pictures)[:, None]})
+def run_session(session: "InferenceSession", images: list[Pixels]) -> list[NDArray[Any]]:
+    """Return probabilities [B, K] and any prediction sets [B, K] of images of one shape [H, W]."""
+    return session.run(None, {INPUT: np.stack(images)[:, None]})

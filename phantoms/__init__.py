@@ -1,1 +1,1 @@
-"""Generated MRI slices with known patient, slice, plane and lesion mask."""
+"""Generate MRI slices of known patient, duplicate set, plane and lesion mask."""

@@ -1,9 +1,8 @@
-"""A made-up head in three dimensions and the plane that cuts it.
+"""Render slices of a three-dimensional head model.
 
-Lengths are centimetres in the head's own frame: x to one side, y to the front, z to the top, the
-origin near the middle of the brain. Brightness is relative to white matter after contrast (1.0).
-Everything is painted on a coarse grid of the picture's field and blown up later: a scanner of that
-resolution does the same.
+Lengths are in cm in head coordinates: x to one side, y to the front, z to the top, the origin near
+the centre of the brain. Brightness is relative to white matter after contrast (1.0). Slices are
+rendered on a grid of GRID_PX and enlarged later, like those of a scanner of that resolution.
 """
 
 import math
@@ -20,12 +19,13 @@ BRAIN_CM = (6.6, 8.3, 6.3)  # half-axes of the cerebrum
 SELLA_CM = (0.0, 1.6, -2.3)
 
 Array = np.ndarray
+Rng = np.random.Generator
 Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Head:
-    """What one made-up patient keeps from slice to slice; lengths in cm, the rest are factors."""
+    """Anatomy of one patient, the same in all slices; `scalp` in cm, the others are factors."""
 
     size: Point
     ventricles: float
@@ -40,27 +40,27 @@ class Head:
 
 @dataclass(frozen=True)
 class View:
-    """The head's coordinates of every grid point of one slice; one of the three is constant.
+    """Head coordinates (x, y, z) of the grid points of one slice, in cm.
 
-    `points` are in cm: two arrays [H, W] and, across the slice, one without dimensions.
+    Two of `points` are arrays [H, W]; the one perpendicular to the slice is 0-dimensional.
     """
 
     points: tuple[Array, Array, Array]
     depth_cm: float
 
     def part(self, box: tuple[slice, slice]) -> "View":
-        """The same slice at some of its rows and columns."""
-        across, front, top = (p[box] if p.ndim else p for p in self.points)
-        return View((across, front, top), self.depth_cm)
+        """Return some rows and columns of the slice."""
+        x, y, z = (p[box] if p.ndim else p for p in self.points)
+        return View((x, y, z), self.depth_cm)
 
     def mirrored(self) -> "View":
-        """The same slice with left and right laid over one another."""
-        across, front, top = self.points
-        return View((abs(across), front, top), self.depth_cm)
+        """Return the slice with |x| for x, to paint a structure on both sides at once."""
+        x, y, z = self.points
+        return View((abs(x), y, z), self.depth_cm)
 
 
-def build_head(rng: np.random.Generator) -> Head:
-    """Draw a head; whatever class the patient has, the same distribution."""
+def build_head(rng: Rng) -> Head:
+    """Draw a head at random, independent of the class."""
     return Head(
         size=tuple(rng.uniform(0.93, 1.06, 3).tolist()),
         ventricles=rng.uniform(0.7, 1.35),
@@ -74,13 +74,17 @@ def build_head(rng: np.random.Generator) -> Head:
     )
 
 
-def build_field(
-    rng: np.random.Generator, cells: tuple[int, int], depth_cm: float, rate: float
-) -> Array:
-    """Smooth Gaussian noise [H, W] of about unit variance that turns slowly with depth.
+def build_field(rng: Rng, cells: tuple[int, int], depth_cm: float, rate: float) -> Array:
+    """Return smooth Gaussian noise [H, W] of about unit variance that changes slowly with depth.
 
-    Two still fields are mixed by a rotating angle: neighbouring slices look alike, every slice has
-    the same statistics. `cells`: rows and columns of the blobs; `rate`: radians a cm.
+    Two fixed fields are mixed by an angle that grows with depth, so neighbouring slices are
+    correlated and all slices have the same statistics.
+
+    Args:
+        rng: Draws the fields.
+        cells: Rows and columns of the coarse noise.
+        depth_cm: Depth of the slice.
+        rate: Radians per cm.
     """
     first, second = rng.standard_normal((2, *cells), dtype=np.float32)
     cos, sin = np.float32(math.cos(depth_cm * rate)), np.float32(math.sin(depth_cm * rate))
@@ -88,35 +92,29 @@ def build_field(
 
 
 def resize(values: Array, size_px: int) -> Array:
-    """Bicubic resize of a float array to a square."""
-    picture = Image.fromarray(values).resize((size_px, size_px), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    """Resize a float array to a square by bicubic interpolation."""
+    resized = Image.fromarray(values).resize((size_px, size_px), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
 
 
 def ball(view: View, centre: Point, axes: Point) -> Array:
-    """Roughly the distance in cm to the surface of an ellipsoid [H, W], positive inside."""
+    """Return the approximate signed distance [H, W] in cm to an ellipsoid, positive inside."""
     terms = [((p - c) / a) ** 2 for p, c, a in zip(view.points, centre, axes, strict=True)]
     return (1.0 - np.sqrt(terms[0] + terms[1] + terms[2])) * min(axes)
 
 
 def paint(image: Array, inside_cm: Array, value: Array | float, soft_cm: float = 0.14) -> None:
-    """Lay `value` over `image` where `inside_cm` is positive, with an edge `soft_cm` wide."""
-    cover = inside_cm * np.float32(1 / soft_cm)
-    cover += 0.5
-    np.clip(cover, 0, 1, out=cover)
-    cover *= value - image
-    image += cover
+    """Blend `value` into `image` where `inside_cm` is positive, with an edge `soft_cm` wide."""
+    opacity = inside_cm * np.float32(1 / soft_cm) + np.float32(0.5)
+    np.clip(opacity, 0, 1, out=opacity)
+    opacity *= value - image
+    image += opacity
 
 
 def paint_ball(
-    image: Array,
-    view: View,
-    centre: Point,
-    axes: Point,
-    value: float,
-    soft_cm: float = 0.14,
+    image: Array, view: View, centre: Point, axes: Point, value: float, soft_cm: float = 0.14
 ) -> None:
-    """Paint an ellipsoid; works on its rows and columns alone, and on none where it is missed."""
+    """Paint an ellipsoid, limited to its bounding box in the slice."""
     for point, middle, axis in zip(view.points, centre, axes, strict=True):
         if not point.ndim and abs(point - middle) >= axis:
             return
@@ -132,13 +130,13 @@ def paint_ball(
 
 
 def smooth_maximum(first: Array, second: Array, width_cm: float) -> Array:
-    """The larger of two distances, with the corner between them rounded over `width_cm`."""
+    """Return the maximum of two distances, smoothed over `width_cm` where they are equal."""
     overlap = np.maximum(width_cm - np.abs(first - second), 0)
     return np.maximum(first, second) + overlap * overlap / (4 * width_cm)
 
 
-def compute_cerebrum(view: View, head: Head, margin_cm: float = 0.0) -> Array:
-    """Distance in cm to the surface of the cranial cavity above the tentorium, positive inside."""
+def compute_cerebrum(view: View, head: Head) -> Array:
+    """Return the signed distance in cm to the supratentorial surface, positive inside."""
     wide, long, high = head.size
     _, y, z = view.points
     axes = (BRAIN_CM[0] * wide, BRAIN_CM[1] * long, BRAIN_CM[2] * high)
@@ -147,27 +145,27 @@ def compute_cerebrum(view: View, head: Head, margin_cm: float = 0.0) -> Array:
     floor = front + np.clip(-0.8 - y, 0, 1) * (_compute_tentorium(y) - front)
     upper = np.minimum(vault, 0.9 * (z - floor))
     lobe = ball(view.mirrored(), (3.5 * wide, 0.4, -1.7), (2.9, 4.0, 2.3))
-    return smooth_maximum(upper, np.minimum(lobe, vault), 0.5) + margin_cm
+    return smooth_maximum(upper, np.minimum(lobe, vault), 0.5)
 
 
-def compute_hindbrain(view: View, head: Head, margin_cm: float = 0.0) -> Array:
-    """Distance in cm to the surface of the posterior fossa, positive inside."""
+def compute_hindbrain(view: View, head: Head) -> Array:
+    """Return the signed distance in cm to the surface of the posterior fossa, positive inside."""
     wide, long, _ = head.size
     fossa = ball(view, (0.0, -4.0 * long, -3.0), (5.2 * wide, 4.1 * long, 3.4))
     _, y, z = view.points
-    return np.minimum(fossa, 0.9 * (_compute_tentorium(y) - z)) + margin_cm
+    return np.minimum(fossa, 0.9 * (_compute_tentorium(y) - z))
 
 
 def _compute_tentorium(y: Array) -> Array:
-    """Height in cm of the membrane between cerebrum and cerebellum; it rises to the front."""
+    """Return the height of the tentorium in cm, which rises to the front."""
     return -0.9 + 0.24 * np.clip(y + 4.5, -4, 3.5)
 
 
-def render_head(view: View, head: Head, rng: np.random.Generator) -> tuple[Array, Array]:
-    """One slice of a head without a lesion.
+def render_head(view: View, head: Head, rng: Rng) -> tuple[Array, Array]:
+    """Render a slice without a lesion.
 
     Returns:
-        Relative brightness [H, W], and the depth under the surface of the cerebrum in cm [H, W].
+        Relative brightness [H, W], and the depth below the surface of the cerebrum in cm [H, W].
     """
     cerebrum = compute_cerebrum(view, head)
     hindbrain = compute_hindbrain(view, head)
@@ -183,8 +181,8 @@ def render_head(view: View, head: Head, rng: np.random.Generator) -> tuple[Array
     return image, cerebrum
 
 
-def _paint_soft_parts(image: Array, view: View, head: Head, rng: np.random.Generator) -> None:
-    """Outline of the head with its fat, and what lies under it: muscle, fat planes, bone."""
+def _paint_soft_parts(image: Array, view: View, head: Head, rng: Rng) -> None:
+    """Paint the outline of the head with scalp and fat, and muscle, fat planes and bone below."""
     wide, long, high = head.size
     x, y, z = view.points
     vault = ball(view, CENTRE_CM, (7.3 * wide, 9.1 * long, 7.0 * high))
@@ -197,7 +195,7 @@ def _paint_soft_parts(image: Array, view: View, head: Head, rng: np.random.Gener
     outline = smooth_maximum(outline, np.maximum(np.maximum(nose, chin), brow), 1.0) + head.scalp
     streaks = build_field(rng, (56, 30), view.depth_cm, 0.5)
     patches = build_field(rng, (16, 12), view.depth_cm, 0.4)
-    if x.ndim:  # left and right of the face are alike
+    if x.ndim:  # mostly symmetric
         streaks = 0.35 * streaks + 0.65 * (streaks + streaks[::-1]) / np.float32(1.4)
         patches = 0.35 * patches + 0.65 * (patches + patches[::-1]) / np.float32(1.4)
     inner = 1.05 + 0.3 * np.clip(patches, -2, 2) + 0.2 * streaks
@@ -209,7 +207,7 @@ def _paint_soft_parts(image: Array, view: View, head: Head, rng: np.random.Gener
 
 
 def _paint_neck(image: Array, view: View) -> None:
-    """Tongue, throat and the column of vertebrae."""
+    """Paint tongue, throat and vertebrae."""
     paint_ball(image, view, (0.0, 4.6, -9.4), (2.6, 3.4, 1.9), 0.95, 0.3)
     paint_ball(image, view, (0.0, 5.6, -7.2), (2.2, 2.6, 0.25), 0.15, 0.2)
     paint_ball(image, view, (0.0, 1.4, -8.5), (0.9, 0.6, 3.4), 0.06)
@@ -221,7 +219,7 @@ def _paint_neck(image: Array, view: View) -> None:
 
 
 def _paint_face(image: Array, view: View, head: Head) -> None:
-    """Orbits, nose and sinuses: drawn over the skull that they are set into."""
+    """Paint orbits, nose, sinuses and the bones of the skull base, over the skull."""
     both = view.mirrored()
     paint_ball(image, both, (0.0, 6.6, -4.4), (2.2, 3.2, 2.4), 1.0, 0.4)
     paint_ball(image, both, (0.85, 6.4, -4.3), (0.75, 2.7, 2.0), 0.08)
@@ -234,16 +232,14 @@ def _paint_face(image: Array, view: View, head: Head) -> None:
     paint_ball(image, both, (3.1, 7.1, -2.9), (1.25, 1.25, 1.2), 1.2, 0.2)  # eye
     paint_ball(image, both, (3.1, 7.1, -2.9), (1.05, 1.05, 1.0), 0.35, 0.2)
     paint_ball(image, both, (2.6, 4.4, -2.9), (0.28, 2.0, 0.28), 0.95, 0.2)  # optic nerve
-    paint_ball(image, both, (4.3, 5.2, -2.9), (0.25, 1.8, 0.5), 0.95, 0.2)  # its muscle
+    paint_ball(image, both, (4.3, 5.2, -2.9), (0.25, 1.8, 0.5), 0.95, 0.2)  # eye muscle
     paint_ball(image, view, (0.0, 0.4, -4.2), (1.2, 1.2, 2.0), 1.2, 0.5)  # clivus
     paint_ball(image, both, (0.6, 2.8, -3.5), (0.7, 1.2, 0.8), 0.06)  # sphenoid sinus
     paint_ball(image, both, (4.6, -0.9, -4.4), (1.8, 1.0, 0.9), 0.25, 0.6)  # petrous bone
 
 
-def _paint_skull(
-    image: Array, view: View, head: Head, cavity: Array, rng: np.random.Generator
-) -> None:
-    """The dark shell of bone with its patchy marrow, then dura and the fluid under it."""
+def _paint_skull(image: Array, view: View, head: Head, cavity: Array, rng: Rng) -> None:
+    """Paint dark bone with marrow, then dura and CSF."""
     patches = build_field(rng, (20, 20), view.depth_cm, 0.5)
     bone = 0.6 + 0.06 * patches
     paint(image, cavity + bone, 0.14)
@@ -253,8 +249,8 @@ def _paint_skull(
     paint(image, cavity, 0.4, 0.1)
 
 
-def _paint_hindbrain(image: Array, view: View, hindbrain: Array, rng: np.random.Generator) -> None:
-    """Cerebellum with its leaves, and brain stem."""
+def _paint_hindbrain(image: Array, view: View, hindbrain: Array, rng: Rng) -> None:
+    """Paint the cerebellum with its folia, brain stem and fourth ventricle."""
     _, y, z = view.points
     wobble = build_field(rng, (14, 14), view.depth_cm, 0.5)
     leaves = np.sin(8.5 * np.hypot(y + 1.5, 1.3 * (z + 2.5)) + 2.5 * wobble)
@@ -267,10 +263,8 @@ def _paint_hindbrain(image: Array, view: View, hindbrain: Array, rng: np.random.
     paint_ball(image, view, (0.0, -2.8, -3.3), (0.8, 0.5, 0.9), 0.42)  # fourth ventricle
 
 
-def _paint_cerebrum(
-    image: Array, view: View, head: Head, cerebrum: Array, rng: np.random.Generator
-) -> None:
-    """White matter, the grey ribbon along winding sulci, the fluid in them, a few vessels."""
+def _paint_cerebrum(image: Array, view: View, head: Head, cerebrum: Array, rng: Rng) -> None:
+    """Paint white matter, cortex along sulci, CSF in the sulci and a few vessels."""
     first, second = (p for p in view.points if p.ndim)
     bend = build_field(rng, (9, 9), view.depth_cm, 0.6)
     winding = 0.85 * build_field(rng, (20, 20), view.depth_cm, 0.9)
@@ -279,7 +273,7 @@ def _paint_cerebrum(
     gate = build_field(rng, (16, 16), view.depth_cm, 0.7)
     reach = np.clip((1.7 + 0.7 * gate - cerebrum) / 0.8, 0.0, 1.0)
     rind = np.clip((0.45 - cerebrum) / 0.2, 0, 1)
-    reach *= np.clip(np.hypot(first, second) - 3.0, 0, 1)  # none where the spokes meet
+    reach *= np.clip(np.hypot(first, second) - 3.0, 0, 1)  # sulci would meet at the centre
     grey = np.maximum(np.clip((0.55 - winding) / 0.25, 0, 1) * reach, rind)
     fluid = np.clip(((0.02 + 0.16 * head.atrophy) - winding) / 0.12, 0, 1) * reach
     vessel = np.clip((0.09 - veins) / 0.08, 0, 1) * (gate > 1.1) * head.vessels
@@ -288,8 +282,8 @@ def _paint_cerebrum(
     paint(image, cerebrum - 0.12 - 0.2 * head.atrophy * fluid, brain)
 
 
-def _paint_ventricles(image: Array, view: View, head: Head, rng: np.random.Generator) -> None:
-    """Lateral and third ventricles with their plexus, and the Sylvian fissure."""
+def _paint_ventricles(image: Array, view: View, head: Head, rng: Rng) -> None:
+    """Paint lateral and third ventricles, choroid plexus, Sylvian fissure and corpus callosum."""
     x, y, z = view.points
     bends = 0.25 * build_field(rng, (12, 12), view.depth_cm, 0.5)
     bowed = View((np.abs(x) - 0.05 * (y - 0.4) ** 2 + bends, y, z + bends), view.depth_cm)
@@ -310,7 +304,7 @@ def _paint_ventricles(image: Array, view: View, head: Head, rng: np.random.Gener
 
 
 def _paint_midline(image: Array, view: View, head: Head, cerebrum: Array) -> None:
-    """The fluid and the gland at the sella; falx and sagittal sinus."""
+    """Paint suprasellar CSF, carotids, pituitary gland, falx and sagittal sinus."""
     paint_ball(image, view, (0.0, 0.7, -1.8), (1.3, 1.3, 0.6), 0.45, 0.3)
     paint_ball(image, view.mirrored(), (1.3, 1.6, -2.4), (0.35, 0.8, 0.5), 1.3, 0.3)  # carotid
     paint_ball(image, view, SELLA_CM, (0.6, 0.45, 0.35), 1.4)

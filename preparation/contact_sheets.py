@@ -1,4 +1,4 @@
-"""Contact sheets that a person checks: linked slices laid on each other, and whole groups."""
+"""Draw contact sheets for a visual check: linked slices overlaid, and the largest groups."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from common.atomic_files import atomic_path
-from duplicates.finder import Copies
+from duplicates.finder import Duplicates
 from duplicates.registration import Registrations
 from duplicates.sift_features import THUMBNAIL_PX
 
-PICTURES = ("pairs_by_score.png", "largest_groups.png", "label_conflicts.png")
+SHEETS = ("pairs_by_score.png", "largest_groups.png", "label_conflicts.png")
 SCORE_BANDS = (12, 14, 17, 20, 25, 30, 50, 80)  # lower ends
-PAIRS_A_BAND = 4
-GROUPS_SHOWN, SLICES_SHOWN = 8, 14
+PAIRS_PER_BAND = 4
+GROUPS_SHOWN, IMAGES_SHOWN = 8, 14
 CONFLICTS_SHOWN = 24
 TITLE_PX, GAP_PX = 18, 6
 
@@ -25,80 +25,71 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def draw_sheets(
-    copies: Copies,
-    thumbnails: Mapping[str, Bytes],
-    frame: pd.DataFrame,
-    folder: Path,
+    duplicates: Duplicates, thumbnails: Mapping[str, Bytes], frame: pd.DataFrame, folder: Path
 ) -> None:
-    """Write PICTURES into a folder; one of which there is nothing to show is removed.
+    """Write SHEETS into a folder; remove a sheet that would be empty.
 
-    Args:
-        copies: What the finder found.
-        thumbnails: uint8 [THUMBNAIL_PX, THUMBNAIL_PX] by sha256.
-        frame: The manifest.
-        folder: Where they go.
+    `thumbnails` are uint8 [THUMBNAIL_PX, THUMBNAIL_PX] by sha256, `frame` is the manifest.
     """
     labels = frame.groupby("sha256")["label"].first()
-    links = copies.links()
-    ends = np.array([labels[digest] for digest in copies.digests])[links.pairs[:, :2]]
+    links, digests = duplicates.links(), duplicates.digests
+    pictures = [thumbnails[digest] for digest in digests]
+    ends = labels[digests].to_numpy()[links.pairs[:, :2]]
     across = np.flatnonzero(ends[:, 0] != ends[:, 1])[:CONFLICTS_SHOWN]
 
-    def show(rows: Sequence[int]) -> list[Image.Image]:
-        return [_draw_pair(links, row, copies.digests, thumbnails, ends[row]) for row in rows]
+    def draw(rows: Sequence[int]) -> list[Image.Image]:
+        return [_draw_pair(links, row, pictures, ends[row]) for row in rows]
 
-    _save(folder / PICTURES[0], show(_choose_by_score(links.scores)), columns=PAIRS_A_BAND)
-    _save(folder / PICTURES[1], _draw_groups(thumbnails, frame), columns=1)
-    _save(folder / PICTURES[2], show(across.tolist()), columns=2)
+    _save(folder / SHEETS[0], draw(_choose_by_score(links.scores)), columns=PAIRS_PER_BAND)
+    _save(folder / SHEETS[1], _draw_groups(thumbnails, frame), columns=1)
+    _save(folder / SHEETS[2], draw(across.tolist()), columns=2)
 
 
 def _choose_by_score(scores: npt.NDArray[np.int16]) -> list[int]:
-    """Some links of every band of scores, evenly spread over the band, weakest band first."""
+    """Return rows of some links of each score band, spread evenly over it, lowest band first."""
     chosen: list[int] = []
     for low, high in zip(SCORE_BANDS, (*SCORE_BANDS[1:], 2**15 - 1), strict=True):
         rows = np.flatnonzero((scores >= low) & (scores < high))
-        steps = np.linspace(0, len(rows) - 1, min(PAIRS_A_BAND, len(rows)))
-        chosen += rows[steps.round().astype(int)].tolist()
+        chosen += rows[_spread(len(rows), PAIRS_PER_BAND)].tolist()
     return chosen
 
 
+def _spread(n_items: int, n_chosen: int) -> npt.NDArray[np.intp]:
+    """Return evenly spread positions of at most `n_chosen` of `n_items`."""
+    return np.linspace(0, n_items - 1, min(n_chosen, n_items)).round().astype(int)
+
+
 def _draw_pair(
-    links: Registrations,
-    row: int,
-    digests: Sequence[str],
-    thumbnails: Mapping[str, Bytes],
-    names: Sequence[str],
+    links: Registrations, row: int, pictures: Sequence[Bytes], labels: Sequence[str]
 ) -> Image.Image:
-    """The first slice moved onto the second, the second, and both: magenta and green."""
+    """Draw the first slice moved onto the second, the second, and their magenta-green overlay."""
     first, second, mirrored = links.pairs[row]
-    start = thumbnails[digests[first]]
-    start = np.ascontiguousarray(start[:, ::-1]) if mirrored else start
+    start = np.ascontiguousarray(pictures[first][:, :: -1 if mirrored else 1])
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
     moved = _brighten(np.asarray(cv2.warpAffine(start, links.matrices[row], size), np.uint8))
-    fixed = _brighten(thumbnails[digests[second]])
+    fixed = _brighten(pictures[second])
     both = np.stack([moved, fixed, moved], axis=-1)
-    picture = np.concatenate([_colour(moved), _colour(fixed), both], axis=1)
-    way = ", mirrored" if mirrored else ""
-    return _entitle(picture, f"{links.scores[row]} points agree{way}: {names[0]} / {names[1]}")
+    picture = np.concatenate([_to_rgb(moved), _to_rgb(fixed), both], axis=1)
+    note = ", mirrored" if mirrored else ""
+    return _add_title(picture, f"score {links.scores[row]}{note}: {labels[0]} / {labels[1]}")
 
 
 def _draw_groups(thumbnails: Mapping[str, Bytes], frame: pd.DataFrame) -> list[Image.Image]:
-    """Some slices of each of the largest groups, a row a group."""
+    """Draw some slices of each of the largest groups, one row for each group."""
     known = frame[frame["sha256"].isin(thumbnails.keys())].drop_duplicates("sha256")
     sizes = known["group"].value_counts()
     largest = sizes[sizes > 1].sort_index().sort_values(ascending=False, kind="stable")
     rows = []
     for group, size in largest.head(GROUPS_SHOWN).items():
-        members = known[known["group"] == group].sort_values(["slice", "sha256"])
-        n_slices = members["slice"].nunique()
-        shown = members.drop_duplicates("slice") if n_slices >= SLICES_SHOWN else members
-        steps = np.linspace(0, len(shown) - 1, min(SLICES_SHOWN, len(shown))).round().astype(int)
-        pictures = [
-            _colour(_brighten(thumbnails[digest])) for digest in shown["sha256"].iloc[steps]
-        ]
-        picture = np.zeros((THUMBNAIL_PX, SLICES_SHOWN * THUMBNAIL_PX, 3), np.uint8)
+        members = known[known["group"] == group].sort_values(["duplicate_set", "sha256"])
+        n_sets = members["duplicate_set"].nunique()
+        shown = members.drop_duplicates("duplicate_set") if n_sets >= IMAGES_SHOWN else members
+        digests = shown["sha256"].iloc[_spread(len(shown), IMAGES_SHOWN)]
+        pictures = [_to_rgb(_brighten(thumbnails[digest])) for digest in digests]
+        picture = np.zeros((THUMBNAIL_PX, IMAGES_SHOWN * THUMBNAIL_PX, 3), np.uint8)
         picture[:, : len(pictures) * THUMBNAIL_PX] = np.concatenate(pictures, axis=1)
         classes = ", ".join(sorted(set(members["label"])))
-        rows.append(_entitle(picture, f"{group}: {size} images of {n_slices} slices, {classes}"))
+        rows.append(_add_title(picture, f"{group}: {size} images of {n_sets} slices, {classes}"))
     return rows
 
 
@@ -107,11 +98,11 @@ def _brighten(pixels: Bytes) -> Bytes:
     return (pixels * (190 / bright)).clip(0, 255).astype(np.uint8)
 
 
-def _colour(pixels: Bytes) -> Bytes:
+def _to_rgb(pixels: Bytes) -> Bytes:
     return np.repeat(pixels[:, :, None], 3, axis=2)
 
 
-def _entitle(picture: Bytes, title: str) -> Image.Image:
+def _add_title(picture: Bytes, title: str) -> Image.Image:
     image = Image.new("RGB", (picture.shape[1] + GAP_PX, picture.shape[0] + TITLE_PX + GAP_PX))
     image.paste(Image.fromarray(picture), (0, TITLE_PX))
     ImageDraw.Draw(image).text((4, 3), title, fill=(255, 230, 120))
@@ -119,14 +110,14 @@ def _entitle(picture: Bytes, title: str) -> Image.Image:
 
 
 def _save(path: Path, pictures: Sequence[Image.Image], columns: int) -> None:
+    """Write pictures of equal size as one sheet, or delete the file where there are none."""
     if not pictures:
         path.unlink(missing_ok=True)
         return
     width, height = pictures[0].size
     columns = min(columns, len(pictures))
-    n_rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * width, n_rows * height))
-    for place, picture in enumerate(pictures):
-        sheet.paste(picture, (place % columns * width, place // columns * height))
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (index % columns * width, index // columns * height))
     with atomic_path(path) as temporary:
         sheet.save(temporary, "PNG")

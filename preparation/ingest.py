@@ -1,7 +1,6 @@
-"""Pictures on their way to the disk: read or rendered, compared with what is there, written."""
+"""Read images of a source or render phantoms, and write those that the data folder lacks."""
 
 import dataclasses
-import hashlib
 import math
 import multiprocessing
 import os
@@ -11,24 +10,25 @@ from pathlib import Path
 import pandas as pd
 
 from helper import UserError
-from phantoms.generator import PhantomPlan, encode_phantom, render_phantom
-from preparation.manifest import ImageFacts, load_manifest, manifest_path, measure_images
-from preparation.sources import PlannedFile
+from phantoms.generator import PhantomPlan, encode_phantom, plan_phantoms, render_phantom
+from preparation.integrity import find_changes
+from preparation.layout import PlannedFile
+from preparation.manifest import ImageFacts, build_manifest, load_earlier_manifest, measure_images
 
 UNREADABLE_SHARE = 0.05
-PHANTOMS_A_WORKER = 16  # fewer are not worth starting another process
+PHANTOMS_A_WORKER = 16  # starting another process is not worth it for fewer
 
 
 def measure_source(
     planned: Sequence[PlannedFile], where: Path, data_dir: Path
 ) -> tuple[dict[str, ImageFacts], list[PlannedFile]]:
-    """Read a source once and write nothing.
+    """Read a source once without writing.
 
     Returns:
-        The facts of each picture by its target, and the files that the disk has not, or not whole.
+        The facts of each image by its target, and the files that are missing or incomplete on disk.
 
     Raises:
-        UserError: More than one picture and more than 5 % of them cannot be read, one is over the
+        UserError: More than one image and more than 5 % of all cannot be read, one is over the
             pixel limit, or the disk holds other content under its name.
     """
     missing: list[PlannedFile] = []
@@ -45,15 +45,32 @@ def measure_source(
     if len(unreadable) > max(1, UNREADABLE_SHARE * len(planned)):
         raise UserError(
             f"{where}: {len(unreadable)} of {len(planned)} images cannot be read, more than "
-            f"{UNREADABLE_SHARE:.0%} ({', '.join(unreadable[:3])}, ...); get a whole copy of it"
+            f"{UNREADABLE_SHARE:.0%} ({', '.join(unreadable[:3])}, ...); get a complete copy of it"
         )
     return facts, missing
 
 
-def render_phantoms(
+def plan_phantom_files(n_images: int, seed: int) -> dict[str, PhantomPlan]:
+    """Plan phantoms (`plan_phantoms`) by their path below the data folder."""
+    return {f"Images/{plan.label}/{plan.name}": plan for plan in plan_phantoms(n_images, seed)}
+
+
+def ingest_phantoms(
+    plans: Mapping[str, PhantomPlan], data_dir: Path, seed: int
+) -> tuple[pd.DataFrame, dict[str, ImageFacts]]:
+    """Write the missing phantoms; return the manifest with their true ids, and their facts."""
+    ids = {
+        name: (f"p{plan.patient:06d}", f"d{plan.duplicate_set:06d}", f"g{plan.patient:06d}")
+        for name, plan in plans.items()
+    }
+    facts = measure_images(_render_phantoms(plans, data_dir), len(plans), "phantoms")
+    return build_manifest(data_dir, seed, facts, true_ids=ids), facts
+
+
+def _render_phantoms(
     plans: Mapping[str, PhantomPlan], data_dir: Path
 ) -> Iterator[tuple[str, bytes]]:
-    """Render phantoms on all cores, write each that is missing, and hand on name and content."""
+    """Render phantoms on all cores, write the missing ones, and yield name and content of each."""
     n_workers = min(os.cpu_count() or 1, math.ceil(len(plans) / PHANTOMS_A_WORKER))
     with multiprocessing.get_context("spawn").Pool(n_workers) as pool:
         contents = pool.imap(_render, plans.values(), chunksize=4)
@@ -68,47 +85,34 @@ def _render(plan: PhantomPlan) -> bytes:
 
 
 def describe_plans(plans: Mapping[str, PhantomPlan]) -> str:
-    """The truth about phantoms as CSV: path, label, patient, slice, plane, sibling and the rest."""
-    rows = [
-        {"path": name, **dataclasses.asdict(plan), "sibling": plan.sibling}
-        for name, plan in plans.items()
-    ]
+    """Return the true properties of phantoms as CSV, one row for each path."""
+    rows = [{"path": name, **dataclasses.asdict(plan)} for name, plan in plans.items()]
     return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
 
 
 def is_complete(data_dir: Path, names: Collection[str]) -> bool:
-    """Whether the manifest lists just `names`, and every file still has its sha256."""
-    if not manifest_path(data_dir).is_file():
+    """Return whether the manifest lists just `names`, and every file has its sha256."""
+    listed = load_earlier_manifest(data_dir)
+    if listed is None or set(listed["path"]) != set(names):
         return False
-    listed = load_manifest(data_dir).set_index("path")["sha256"].to_dict()
-    return set(listed) == set(names) and all(
-        (data_dir / name).is_file()
-        and hashlib.sha256((data_dir / name).read_bytes()).hexdigest() == digest
-        for name, digest in listed.items()
-    )
+    return not len(find_changes(data_dir, listed))
 
 
 def needs_writing(target: Path, content: bytes) -> bool:
-    """Whether a file is absent or a beginning of `content` that was cut short.
-
-    Raises:
-        UserError: The file holds something else.
-    """
+    """Return whether a file is missing or incomplete; other content in it is a UserError."""
     if not target.exists():
         return True
     present = target.read_bytes() if target.is_file() else None
-    if present == content:
-        return False
-    if present is not None and content.startswith(present):
-        return True
-    raise UserError(
-        f"{target} exists with other content than the source's file of that name; nothing was "
-        "changed: choose another --data, or move the file away"
-    )
+    if present is None or not content.startswith(present):
+        raise UserError(
+            f"{target} exists with other content than the source's file of that name; nothing was "
+            "changed: choose another --data, or move the file away"
+        )
+    return present != content
 
 
 def write_image(target: Path, content: bytes) -> None:
-    """Write one picture, complete or not at all."""
+    """Write one image atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(".part")
     try:

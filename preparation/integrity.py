@@ -1,4 +1,4 @@
-"""Whether the pictures of a data folder are still those that prepare.py listed."""
+"""Check that the images of a data folder are still those that prepare.py listed."""
 
 import hashlib
 import os
@@ -13,12 +13,12 @@ import pandas as pd
 from helper import UserError, log
 from preparation.manifest import list_images, load_manifest
 
-SHOWN = 5  # names in a line
+SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Pictures below the data folder by what became of them, each sorted."""
+    """Paths of changed, missing and added images below the data folder, each sorted."""
 
     changed: list[str]
     missing: list[str]
@@ -28,40 +28,35 @@ class Changes:
         return len(self.changed) + len(self.missing) + len(self.added)
 
     def describe(self, data_dir: Path) -> str:
-        """How many, which ones, and how to go on."""
-        counts, names = [], []
-        for kind in ("changed", "missing", "added"):
-            found = getattr(self, kind)
-            counts += [f"{len(found)} {kind}"] if found else []
-            names += found
+        """Return one line: how many, which ones, and what to do."""
+        kinds = {name: paths for name, paths in vars(self).items() if paths}
+        counts = ", ".join(f"{len(paths)} {name}" for name, paths in kinds.items())
+        names = [path for paths in kinds.values() for path in paths]
         rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         if (data_dir / "CSV" / "phantoms.csv").exists():
-            way_on = f"delete {data_dir} and make phantoms anew by prepare.py --phantom"
+            remedy = f"delete {data_dir} and run prepare.py --phantom again"
         else:
             images, folder = (shlex.quote(str(part)) for part in (data_dir / "Images", data_dir))
-            back = "put them back" if self.changed or self.missing else "move them away"
-            way_on = (
-                f"{back}, or take the pictures as they are by "
+            restore = "put them back" if self.changed or self.missing else "move them away"
+            remedy = (
+                f"{restore}, or accept the images as they are by "
                 f"python prepare.py {images} --data {folder}"
             )
         return (
-            f"{data_dir}: {', '.join(counts)} since prepare.py ran "
-            f"({', '.join(names[:SHOWN])}{rest}); {way_on}"
+            f"{data_dir}: {counts} since prepare.py ran "
+            f"({', '.join(names[:SHOWN])}{rest}); {remedy}"
         )
 
 
 def find_changes(data_dir: Path, listed: pd.DataFrame) -> Changes:
-    """Compare the disk with rows of the manifest, by sha256.
+    """Compare files on disk with rows of the manifest, by sha256.
 
     Args:
-        data_dir: The folder that the paths begin at.
-        listed: path and sha256 of pictures.
-
-    Returns:
-        What is changed or missing of these rows; what is added to all of them.
+        data_dir: The folder that the paths are relative to.
+        listed: path and sha256 of images; other images on disk are `added`.
     """
 
-    def look(path: str, sha256: str) -> str:
+    def check_file(path: str, sha256: str) -> str:
         try:
             content = (data_dir / path).read_bytes()
         except FileNotFoundError:
@@ -70,43 +65,30 @@ def find_changes(data_dir: Path, listed: pd.DataFrame) -> Changes:
 
     paths = listed["path"].tolist()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(look, paths, listed["sha256"]))
+        states = list(pool.map(check_file, paths, listed["sha256"]))
     changed, missing = (
-        sorted(path for path, kind in zip(paths, found, strict=True) if kind == wanted)
+        sorted(path for path, state in zip(paths, states, strict=True) if state == wanted)
         for wanted in ("changed", "missing")
     )
     return Changes(changed, missing, sorted(set(list_images(data_dir)) - set(paths)))
 
 
 def check_all(data_dir: Path) -> None:
-    """Make sure that a folder holds what the manifest lists, and nothing else, before training.
-
-    Raises:
-        UserError: Pictures were changed, removed or added; says which.
-    """
+    """Raise a UserError unless a data folder holds exactly the files of its manifest."""
     changes = find_changes(data_dir, load_manifest(data_dir))
     if len(changes):
         raise UserError(changes.describe(data_dir))
 
 
 def check_used(data_dir: Path, used: Collection[str]) -> None:
-    """Make sure that some pictures are those of the manifest; what was added is a note.
+    """Raise a UserError if images of a data folder differ from its manifest.
 
-    Args:
-        data_dir: The folder.
-        used: Their paths below it.
-
-    Raises:
-        UserError: Some of them were changed or removed; says which.
+    Images that were added are logged.
     """
     listed = load_manifest(data_dir)
-    rows = listed[listed["path"].isin(set(used))]
-    changes = find_changes(data_dir, rows)
+    changes = find_changes(data_dir, listed[listed["path"].isin(set(used))])
     if changes.changed or changes.missing:
         raise UserError(Changes(changes.changed, changes.missing, []).describe(data_dir))
-    added = sorted(set(changes.added) - set(listed["path"]))
-    if added:
+    if added := sorted(set(changes.added) - set(listed["path"])):
         names = ", ".join(added[:SHOWN])
-        log.info(
-            "note: %s: %d pictures are not listed, and not used: %s", data_dir, len(added), names
-        )
+        log.info("note: %s: %d images are not listed and not used: %s", data_dir, len(added), names)

@@ -1,24 +1,27 @@
-"""The slices worth a look: the worst errors and the least certain, each with its heat map."""
+"""Galleries of the worst errors and the least certain predictions, each with its heat map."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from evaluation.predictions import Verdicts
+from evaluation.predictions import Predictions
 from explanation import heatmaps
-from model import to_unit_range
+from modeling.forward import to_unit_range
+from reporting.plots import build_figure
 
 
-class Exhibit(NamedTuple):
-    """A slice with what the network said of it and what it rested on.
+class GalleryItem(NamedTuple):
+    """A slice with its heat map and caption.
 
     Attributes:
         pixels: uint8 [S, S].
         heatmap: fp32 [S, S] in 0..1, for the predicted class.
-        caption: Truth, verdict and file.
+        caption: True class, predicted class and file name.
     """
 
     pixels: NDArray[np.uint8]
@@ -26,48 +29,71 @@ class Exhibit(NamedTuple):
     caption: str
 
 
-def show_errors(verdicts: Verdicts, count: int) -> list[Exhibit]:
-    """The wrong verdicts of highest confidence, one a distinct slice."""
-    confidence = verdicts.calibrated.probs.max(axis=1)
+def select_errors(predictions: Predictions, count: int) -> list[GalleryItem]:
+    """Return the wrong predictions of highest confidence, one per distinct slice."""
+    confidence = predictions.calibrated.probs.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
-    return _exhibit(verdicts, order[~verdicts.correct[order]], count)
+    return _build_items(predictions, order[~predictions.correct[order]], count)
 
 
-def show_least_certain(verdicts: Verdicts, count: int) -> list[Exhibit]:
-    """The verdicts of lowest confidence, right or wrong, one a distinct slice."""
-    confidence = verdicts.calibrated.probs.max(axis=1)
-    return _exhibit(verdicts, np.argsort(confidence, kind="stable"), count)
+def select_least_certain(predictions: Predictions, count: int) -> list[GalleryItem]:
+    """Return the predictions of lowest confidence, one per distinct slice."""
+    confidence = predictions.calibrated.probs.max(axis=1)
+    return _build_items(predictions, np.argsort(confidence, kind="stable"), count)
 
 
-def describe_method(verdicts: Verdicts) -> str:
-    """How the heat maps were made."""
-    method = heatmaps.choose_method(verdicts.parts[0].network)
+def describe_method(predictions: Predictions) -> str:
+    """Return the name of the heat-map method."""
+    method = heatmaps.choose_method(predictions.member_slices[0].network)
     return {"gradcam": "Grad-CAM", "occlusion": "occlusion"}[method]
 
 
-def _exhibit(verdicts: Verdicts, order: NDArray[np.int64], count: int) -> list[Exhibit]:
-    distinct = ~verdicts.rows["slice"].iloc[order].duplicated().to_numpy()
+def plot_gallery(items: Sequence[GalleryItem], title: str) -> Figure:
+    """Plot slices in pairs: plain, and with the heat map overlaid.
+
+    Args:
+        items: At least one.
+        title: Title of the plot.
+    """
+    n_columns = min(4, len(items))
+    n_rows = -(-len(items) // n_columns)
+    figure = build_figure(title, 3.4 * n_columns, 2.2 * n_rows + 0.7)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, (pixels, heatmap, caption) in zip(panels, items, strict=False):
+        axes.imshow(np.concatenate([pixels, pixels], axis=1), cmap="gray", vmin=0, vmax=255)
+        overlay = np.concatenate([np.zeros_like(heatmap), heatmap], axis=1)
+        axes.imshow(overlay, cmap="inferno", alpha=0.65 * overlay, vmin=0, vmax=1)
+        axes.axvline(pixels.shape[0] - 0.5, color="white", linewidth=1)
+        axes.set_title(caption, fontsize=7)
+    return figure
+
+
+def _build_items(
+    predictions: Predictions, order: NDArray[np.int64], count: int
+) -> list[GalleryItem]:
+    distinct = ~predictions.rows["duplicate_set"].iloc[order].duplicated().to_numpy()
     rows = order[distinct][:count]
     return [
-        _explain(verdicts, int(row))
+        _build_item(predictions, int(row))
         for row in tqdm(rows, "heat maps", unit="slice", leave=False, disable=None)
     ]
 
 
-def _explain(verdicts: Verdicts, row: int) -> Exhibit:
-    starts = np.cumsum([0, *(len(part.slices) for part in verdicts.parts)])
-    position = int(np.searchsorted(starts, row, side="right")) - 1
-    part = verdicts.parts[position]
-    pixels = part.slices.take(torch.tensor([row - int(starts[position])]))
-    probs = verdicts.calibrated.probs[row]
+def _build_item(predictions: Predictions, row: int) -> GalleryItem:
+    starts = np.cumsum([0, *(len(member.slices) for member in predictions.member_slices)])
+    index = int(np.searchsorted(starts, row, side="right")) - 1
+    member = predictions.member_slices[index]
+    pixels = member.slices.take(torch.tensor([row - int(starts[index])]))
+    probs = predictions.calibrated.probs[row]
     predicted = int(probs.argmax())
-    device = next(part.network.parameters()).device
-    heatmap = heatmaps.compute_heatmaps(
-        part.network, to_unit_range(pixels.to(device)), torch.tensor([predicted])
-    )[0]
-    record = verdicts.rows.iloc[row]
+    device = next(member.network.parameters()).device
+    images = to_unit_range(pixels.to(device))
+    heatmap = heatmaps.compute_heatmaps(member.network, images, torch.tensor([predicted]))[0]
+    record = predictions.rows.iloc[row]
     caption = (
-        f"{record['label']}, called {verdicts.classes[predicted]} ({probs[predicted]:.2f})\n"
-        f"{record['path'].rpartition('/')[2]}"
+        f"true {record['label']}, predicted {predictions.classes[predicted]} "
+        f"({probs[predicted]:.2f})\n{record['path'].rpartition('/')[2]}"
     )
-    return Exhibit(pixels[0, 0].cpu().numpy(), heatmap.numpy(), caption)
+    return GalleryItem(pixels[0, 0].cpu().numpy(), heatmap.numpy(), caption)

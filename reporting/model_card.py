@@ -1,4 +1,4 @@
-"""model_card.md: what a model is, what it was made from, how it did, what it is not for."""
+"""model_card.md: intended use, data, results and limits of a model."""
 
 import html
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 from common.atomic_files import write_text
 from helper import NOTICE
-from reporting.wording import AVERAGES, HEADLINE, Context, list_limits, load_template, part_notes
+from reporting.wording import AVERAGES, HEADLINE, Context, load_template, split_notes
 
 
 def write_model_card(
@@ -17,35 +17,31 @@ def write_model_card(
     checkpoints: Sequence[Mapping[str, Any]],
     context: Context,
 ) -> None:
-    """Write the card of one run, of the networks of its folds, or of an ensemble.
+    """Write the model card of one run, of the networks of its folds, or of an ensemble.
 
     Args:
-        path: The file to write.
-        report: The content of metrics.json.
-        checkpoints: The checkpoint, or all of them.
-        context: What else there is to tell.
+        path: File to write.
+        report: Content of metrics.json.
+        checkpoints: One or more.
+        context: Further statements.
 
     Source: Mitchell et al. 2019, Model cards for model reporting.
     """
     first = checkpoints[0]
-    warnings, notes = part_notes(report["notes"])
+    warnings, notes = split_notes(report["notes"])
+    sizes_px = sorted({each["preprocess"]["image_size"] for each in checkpoints})
     card = load_template("model_card.md.jinja", finalize=_escape).render(
         report=report,
         notice=NOTICE,
-        headline=HEADLINE | AVERAGES,
-        networks=sorted({f"{kept['model']}, started from {kept['start']}" for kept in checkpoints}),
+        metrics=HEADLINE | AVERAGES,
+        networks=sorted({f"{each['model']}, started from {each['start']}" for each in checkpoints}),
         n_networks=len(checkpoints),
-        best_epochs=", ".join(str(kept["best"]["epoch"]) for kept in checkpoints),
-        sizes_px=", ".join(
-            str(size) for size in sorted({kept["preprocess"]["image_size"] for kept in checkpoints})
-        ),
+        best_epochs=", ".join(str(each["best"]["epoch"]) for each in checkpoints),
+        sizes_px=", ".join(map(str, sizes_px)),
         split_by=first["config"]["data"]["split_by"],
-        n_train=sum(name == "train" for name in first["split"]["split"]),
-        n_val=sum(name == "val" for name in first["split"]["split"]),
-        made_from=context.made_from,
-        judged_on=context.judged_on,
-        output=context.output,
-        limits=list_limits(report),
+        n_train=first["split"]["split"].count("train"),
+        n_val=first["split"]["split"].count("val"),
+        context=context,
         warnings=warnings,
         notes=notes,
     )
@@ -53,7 +49,7 @@ def write_model_card(
 
 
 def _escape(value: Any) -> Any:
-    """Names are text, whatever they hold: no HTML, no picture or link, no column of a table."""
+    """Escape a text, so that it adds no HTML, image, link or table column."""
     if not isinstance(value, str):
         return value
     return re.sub(r"(\||`|!(?=\[)|\](?=\())", r"\\\1", html.escape(value, quote=False))

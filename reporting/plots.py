@@ -1,6 +1,10 @@
-"""Pictures of a run's results: arrays and a path in, a PNG out."""
+"""Plots of classification results as figures, and `save`, which writes one as a PNG file.
 
-from collections.abc import Mapping, Sequence
+Figures are built without pyplot, so no window, backend or global state of matplotlib changes.
+"""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,36 +12,95 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
-from reporting.canvas import LINE_STYLES, build_figure, get_palette, save, wrap
+from common.atomic_files import atomic_path
 
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.floating[Any]]
 
+DPI = 120
+FOOTER = "research use only · not a medical device"
+LINE_STYLES = ("-", "--", "-.", ":")  # lines differ in style as well as in colour
+MARKERS = "osD^vP*X"
 
-def plot_confusion_matrix(
-    confusion: IntArray, classes: Sequence[str], path: Path, *, stamp: str | None = None
-) -> None:
-    """Counts and shares of each true class, side by side; the diagonal is what was right.
+
+# ---- shared by all plots
+
+
+def build_figure(title: str, width_inch: float, height_inch: float) -> Figure:
+    """Return a figure with title, footer and constrained layout."""
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(width_inch, height_inch), dpi=DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    figure.supxlabel(FOOTER, fontsize=7, color="dimgrey")
+    return figure
+
+
+def save(figure: Figure, path: Path, stamp: str | None = None) -> None:
+    """Write the figure as PNG atomically, with a word such as PHANTOM laid over it."""
+    if stamp:
+        figure.suptitle(f"{figure.get_suptitle()} · {stamp}")
+        width_inch, height_inch = figure.get_size_inches()
+        # A letter is about 0.7 times its size wide; the stamp spans 0.6 of the diagonal.
+        length_inch = 0.6 * np.hypot(width_inch, height_inch)
+        size_pt = 72 * min(length_inch / (0.7 * len(stamp)), height_inch / 4)
+        figure.text(
+            0.5,
+            0.5,
+            stamp,
+            fontsize=size_pt,
+            color="red",
+            alpha=0.13,
+            rotation=np.degrees(np.arctan2(height_inch, width_inch)),
+            ha="center",
+            va="center",
+            weight="bold",
+            zorder=10,
+            in_layout=False,
+        )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def get_palette(n_colors: int) -> Any:
+    """Return colours that colour-blind readers can distinguish."""
+    return sns.color_palette("colorblind", n_colors)
+
+
+def wrap(text: str, width: int = 18) -> str:
+    """Break text at spaces and underscores into lines of at most `width` characters."""
+    lines = textwrap.wrap(text.replace("_", "_ "), width)
+    return "\n".join(line.replace("_ ", "_") for line in lines)
+
+
+# ---- plots
+
+
+def plot_confusion_matrix(confusion: IntArray, classes: Sequence[str]) -> Figure:
+    """Plot counts and shares of each true class side by side.
 
     Args:
         confusion: [K, K] counts, rows true, columns predicted.
         classes: K names.
-        path: The PNG to write.
-        stamp: A word to lay over the picture, such as PHANTOM.
     """
     n_classes = len(classes)
     names = [wrap(name) for name in classes]
     matrix_inch = max(3.2, 0.6 * n_classes)
     side_inch = matrix_inch + _compute_width_inch(names) + 0.8
-    figure = build_figure(2 * side_inch + 0.2, side_inch + 0.8)
+    n_images = int(confusion.sum())
+    accuracy = 100 * np.trace(confusion) / max(1, n_images)
+    title = f"Confusion matrix: accuracy {accuracy:.1f} % of {n_images} images"
+    figure = build_figure(title, 2 * side_inch + 0.2, side_inch + 0.8)
     n_true = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(n_true, 1)
     share_texts = np.where(n_true > 0, np.char.mod("%.1f %%", 100 * shares), "–")
-    accuracy = np.trace(confusion) / max(1, confusion.sum())
     panels = figure.subplots(1, 2)
     for axes, values, texts, top, title in (
         (panels[0], confusion, confusion.astype(str), None, "images"),
@@ -61,178 +124,181 @@ def plot_confusion_matrix(
         )
         axes.set(title=title, xlabel="predicted", ylabel="true")
         axes.tick_params(axis="y", rotation=0, labelsize=9)
-        _place_names(axes, names, 0.9 * matrix_inch / n_classes)
-    n_images = int(confusion.sum())
-    save(
-        figure,
-        path,
-        f"Confusion matrix: accuracy {100 * accuracy:.1f} % of {n_images} images",
-        stamp,
-    )
+        _label_classes(axes, names, 0.9 * matrix_inch / n_classes)
+    return figure
 
 
-def plot_roc_curves(
-    probs: FloatArray,
-    labels: IntArray,
-    classes: Sequence[str],
-    path: Path,
-    *,
-    stamp: str | None = None,
-) -> None:
-    """Each class against the rest: true positives over false positives, area in the legend.
-
-    Args:
-        probs: [N, K].
-        labels: [N] class ids.
-        classes: K names; those without images on both sides are left out and named.
-        path: The PNG to write.
-        stamp: A word to lay over the picture, such as PHANTOM.
-    """
-    figure = build_figure(7.6, 5.2)
-    axes = figure.subplots()
-    for index, label, style in _each_class(classes):
-        is_class = labels == index
-        if is_class.any() and not is_class.all():
-            false_rates, true_rates, _ = roc_curve(is_class, probs[:, index])
-            area = auc(false_rates, true_rates)
-            axes.plot(false_rates, true_rates, label=f"{label}\nAUC {area:.3f}", **style)
-    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="chance\nAUC 0.500")
-    axes.set(xlabel="false positive rate", ylabel="true positive rate")
-    _finish_curves(axes, labels, classes)
-    save(figure, path, "ROC curves, each class against the rest", stamp)
-
-
-def plot_pr_curves(
-    probs: FloatArray,
-    labels: IntArray,
-    classes: Sequence[str],
-    path: Path,
-    *,
-    stamp: str | None = None,
-) -> None:
-    """Each class against the rest: precision over recall, with average precision (AP).
-
-    The thin level line of a class is its prevalence: what guessing reaches.
-
-    Args:
-        probs: [N, K].
-        labels: [N] class ids.
-        classes: K names; those without images on both sides are left out and named.
-        path: The PNG to write.
-        stamp: A word to lay over the picture, such as PHANTOM.
-    """
-    figure = build_figure(7.6, 5.2)
-    axes = figure.subplots()
-    for index, label, style in _each_class(classes):
-        is_class = labels == index
-        if is_class.any() and not is_class.all():
-            precisions, recalls, _ = precision_recall_curve(is_class, probs[:, index])
-            mean_precision = average_precision_score(is_class, probs[:, index])
-            prevalence = is_class.mean()
-            axes.step(
-                recalls,
-                precisions,
-                where="post",
-                label=f"{label}\nAP {mean_precision:.3f}, prevalence {prevalence:.2f}",
-                **style,
-            )
-            axes.axhline(prevalence, color=style["color"], linewidth=0.8, alpha=0.6)
-    axes.set(xlabel="recall", ylabel="precision")
-    _finish_curves(axes, labels, classes)
-    save(figure, path, "Precision and recall of each class, level lines: prevalence", stamp)
-
-
-def plot_training_curves(
-    history: pd.DataFrame, best_epoch: int, path: Path, *, stamp: str | None = None
-) -> None:
-    """Loss, val scores and learning rate by epoch, the epoch that was kept marked.
-
-    Args:
-        history: Columns epoch, train_loss, val_loss, val_accuracy, val_macro_f1, lr.
-        best_epoch: Whose weights the checkpoint holds.
-        path: The PNG to write.
-        stamp: A word to lay over the picture, such as PHANTOM.
-    """
-    figure = build_figure(12.0, 4.0)
-    colors = sns.color_palette("colorblind")
-    panels = figure.subplots(1, 3)
-    curves = (
-        (panels[0], "loss", (("train_loss", "train"), ("val_loss", "val"))),
-        (panels[1], "val score", (("val_accuracy", "accuracy"), ("val_macro_f1", "macro F1"))),
-        (panels[2], "learning rate", (("lr", "learning rate"),)),
-    )
-    for axes, title, columns in curves:
-        for (column, label), color, style in zip(columns, colors, LINE_STYLES, strict=False):
-            axes.plot(
-                history["epoch"],
-                history[column],
-                style,
-                color=color,
-                label=label,
-                marker="o",
-                markersize=3,
-            )
-        axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.3)
-    score = float(history.loc[history["epoch"] == best_epoch, "val_macro_f1"].iloc[0])
-    panels[1].axvline(best_epoch, color="grey", linewidth=0.8)
-    panels[1].plot(best_epoch, score, "*", color=colors[3], markersize=12, label="best macro F1")
-    title = f"Training: best val macro F1 {score:.3f} at epoch {best_epoch}"
-    for axes in panels[:2]:
-        axes.legend(frameon=False)
-    panels[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    save(figure, path, title, stamp)
-
-
-def plot_class_metrics(
-    per_class: Mapping[str, Mapping[str, Any]], path: Path, *, stamp: str | None = None
-) -> None:
-    """Precision, recall and F1 of each class as bars; a dash where it is undefined.
+def plot_class_metrics(per_class: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Plot precision, recall and F1 of each class as bars, a dash where undefined.
 
     Args:
         per_class: `per_class` of metrics.json.
-        path: The PNG to write.
-        stamp: A word to lay over the picture, such as PHANTOM.
     """
     width_inch = max(6.4, 1.15 * len(per_class) + 2.4)
-    figure = build_figure(width_inch, 4.6)
+    figure = build_figure("Precision, recall and F1 of each class", width_inch, 4.6)
     axes = figure.subplots()
-    keys = ("precision", "recall", "f1")
-    positions = np.arange(len(per_class))
-    for offset, key, color in zip((-0.27, 0.0, 0.27), keys, get_palette(3), strict=True):
-        values = [figures[key]["value"] for figures in per_class.values()]
-        label = "F1" if key == "f1" else key
-        axes.bar(
-            positions + offset, [value or 0.0 for value in values], 0.25, color=color, label=label
-        )
-        for position, value in zip(positions + offset, values, strict=True):
+    columns = (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
+    for offset, (key, label), color in zip((-0.27, 0, 0.27), columns, get_palette(3), strict=True):
+        places = np.arange(len(per_class)) + offset
+        values = [metrics[key]["value"] for metrics in per_class.values()]
+        axes.bar(places, [value or 0.0 for value in values], 0.25, color=color, label=label)
+        for place, value in zip(places, values, strict=True):
             text = "–" if value is None else f"{value:.2f}"
-            axes.text(position, (value or 0) + 0.01, text, ha="center", fontsize=7)
-    names = [f"{wrap(name)}\n({figures['support']})" for name, figures in per_class.items()]
-    axes.set_xticks(positions, names)
-    _place_names(axes, names, (width_inch - 2.0) / len(names))
+            axes.text(place, (value or 0) + 0.01, text, ha="center", fontsize=7)
+    names = [f"{wrap(name)}\n({metrics['support']})" for name, metrics in per_class.items()]
+    axes.set_xticks(np.arange(len(names)), names)
+    _label_classes(axes, names, (width_inch - 2.0) / len(names))
     axes.set(ylim=(0, 1.08), ylabel="value", xlabel="class (images)")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
-    save(figure, path, "Precision, recall and F1 of each class", stamp)
+    return figure
 
 
-def _each_class(classes: Sequence[str]) -> list[tuple[int, str, dict[str, Any]]]:
-    """Id, wrapped name and line style of each class."""
-    return [
-        (
-            index,
-            wrap(name),
-            {"color": color, "linestyle": LINE_STYLES[index % len(LINE_STYLES)]},
+def plot_roc_curves(probs: FloatArray, labels: IntArray, classes: Sequence[str]) -> Figure:
+    """Plot the ROC curve of each class against the rest, with its area in the legend.
+
+    Args:
+        probs: [N, K].
+        labels: [N] class ids.
+        classes: K names; a class without images on both sides gets no curve and is named.
+    """
+    figure = build_figure("ROC curves, each class against the rest", 7.6, 5.2)
+    axes = figure.subplots()
+    for is_class, scores, name, style in _iterate_classes(probs, labels, classes):
+        false_rates, true_rates, _ = roc_curve(is_class, scores)
+        label = f"{name}\nAUC {auc(false_rates, true_rates):.3f}"
+        axes.plot(false_rates, true_rates, label=label, **style)
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="chance\nAUC 0.500")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate")
+    _finish_curves(axes, labels, classes)
+    return figure
+
+
+def plot_pr_curves(probs: FloatArray, labels: IntArray, classes: Sequence[str]) -> Figure:
+    """Plot the precision-recall curve of each class against the rest, with average precision (AP).
+
+    The thin horizontal line of a class is its prevalence, the precision of a random guess.
+
+    Args:
+        probs: [N, K].
+        labels: [N] class ids.
+        classes: K names; a class without images on both sides gets no curve and is named.
+    """
+    figure = build_figure(
+        "Precision and recall of each class, horizontal lines: prevalence", 7.6, 5.2
+    )
+    axes = figure.subplots()
+    for is_class, scores, name, style in _iterate_classes(probs, labels, classes):
+        precisions, recalls, _ = precision_recall_curve(is_class, scores)
+        prevalence = is_class.mean()
+        mean_precision = average_precision_score(is_class, scores)
+        label = f"{name}\nAP {mean_precision:.3f}, prevalence {prevalence:.2f}"
+        axes.step(recalls, precisions, where="post", label=label, **style)
+        axes.axhline(prevalence, color=style["color"], linewidth=0.8, alpha=0.6)
+    axes.set(xlabel="recall", ylabel="precision")
+    _finish_curves(axes, labels, classes)
+    return figure
+
+
+def plot_training_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
+    """Plot losses, val scores and learning rate by epoch, and mark the best epoch.
+
+    Args:
+        history: Columns epoch, train_loss, val_loss, val_accuracy, val_macro_f1, lr.
+        best_epoch: Epoch of the weights in best.pt.
+    """
+    score = float(history.loc[history["epoch"] == best_epoch, "val_macro_f1"].iloc[0])
+    title = f"Training: best val macro F1 {score:.3f} at epoch {best_epoch}"
+    figure = build_figure(title, 12.0, 4.0)
+    colors = get_palette(4)
+    panels = figure.subplots(1, 3)
+    curves = (
+        ("loss", {"train_loss": "train", "val_loss": "val"}),
+        ("val score", {"val_accuracy": "accuracy", "val_macro_f1": "macro F1"}),
+        ("learning rate", {"lr": "learning rate"}),
+    )
+    for axes, (title, columns) in zip(panels, curves, strict=True):
+        for (column, label), color, style in zip(
+            columns.items(), colors, LINE_STYLES, strict=False
+        ):
+            marks = {"marker": "o", "markersize": 3, "color": color}
+            axes.plot(history["epoch"], history[column], style, label=label, **marks)
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+    panels[1].axvline(best_epoch, color="grey", linewidth=0.8)
+    panels[1].plot(best_epoch, score, "*", color=colors[3], markersize=12, label="best macro F1")
+    for axes in panels[:2]:
+        axes.legend(frameon=False)
+    panels[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    return figure
+
+
+def plot_robustness(stress: Mapping[str, Any]) -> Figure:
+    """Plot accuracy by strength of each corruption, and of orientations and probes.
+
+    Args:
+        stress: `stress` of metrics.json.
+    """
+    figure = build_figure(
+        "Robustness: corruptions, orientations and probes for shortcuts", 11.5, 5.0
+    )
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    corruptions = stress["corruptions"]
+    colors = get_palette(len(corruptions))
+    for index, (name, rows) in enumerate(corruptions.items()):
+        left.plot(
+            [0, *(row["strength"] for row in rows)],
+            [stress["clean"]["value"], *(row["accuracy"]["value"] for row in rows)],
+            marker=MARKERS[index % len(MARKERS)],
+            color=colors[index],
+            linestyle=LINE_STYLES[index % len(LINE_STYLES)],
+            label=name,
         )
-        for index, (name, color) in enumerate(zip(classes, get_palette(len(classes)), strict=True))
-    ]
+    left.axhline(stress["majority"], color="grey", linewidth=0.8, label="most frequent class")
+    left.set(xlabel="strength (0: unchanged)", ylabel="accuracy", ylim=(0, 1.02))
+    left.set_xticks(range(6))
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
+    changes = {name: row for name, row in stress["orientations"].items() if name != "as stored"}
+    points = {
+        "unchanged": stress["clean"],
+        **changes,
+        "brightness matched": stress["probes"]["matched_brightness"]["accuracy"],
+        "inside of the head blanked": stress["probes"]["blank_interior"]["accuracy"],
+    }
+    points = {name: point for name, point in points.items() if point["value"] is not None}
+    values = np.array([point["value"] for point in points.values()])
+    bounds = np.array([point["ci95"] for point in points.values()]).T
+    rows = np.arange(len(points))
+    errors = np.abs(bounds - values)
+    right.errorbar(values, rows, xerr=errors, fmt="o", color=get_palette(1)[0], capsize=3)
+    right.axvline(stress["majority"], color="grey", linewidth=0.8)
+    right.set_yticks(rows, list(points))
+    right.invert_yaxis()
+    right.set(xlim=(0, 1.02), xlabel="accuracy, 95 % interval")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+# ---- parts of plots
+
+
+def _iterate_classes(
+    probs: FloatArray, labels: IntArray, classes: Sequence[str]
+) -> Iterator[tuple[NDArray[np.bool_], FloatArray, str, dict[str, Any]]]:
+    """Yield membership [N], scores [N], name and line style of each class that has a curve."""
+    colors = get_palette(len(classes))
+    for index, name in enumerate(classes):
+        is_class = labels == index
+        if is_class.any() and not is_class.all():
+            style = {"color": colors[index], "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
+            yield is_class, probs[:, index], wrap(name), style
 
 
 def _finish_curves(axes: Axes, labels: IntArray, classes: Sequence[str]) -> None:
-    """Limits, legend beside the axes, and the names of the classes that have no curve."""
+    """Set limits and legend, and name the classes that have no curve."""
     counts = np.bincount(labels, minlength=len(classes))
     left_out = [
         name for name, count in zip(classes, counts, strict=True) if count in (0, len(labels))
@@ -243,16 +309,16 @@ def _finish_curves(axes: Axes, labels: IntArray, classes: Sequence[str]) -> None
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=8)
     if left_out:
-        text = wrap(f"no curve where one side has no images: {', '.join(left_out)}", 56)
+        text = wrap(f"no curve, as one side has no images: {', '.join(left_out)}", 56)
         axes.text(0.5, 0.03, text, ha="center", va="bottom", fontsize=8, color="dimgrey")
 
 
-def _place_names(axes: Axes, names: Sequence[str], room_inch: float) -> None:
-    """Class names under the axes, upright where `room_inch` for each is too little."""
-    rotation = 90 if _compute_width_inch(names) > room_inch else 0
+def _label_classes(axes: Axes, names: Sequence[str], space_inch: float) -> None:
+    """Set the class names under the axes, vertical if wider than `space_inch` per class."""
+    rotation = 90 if _compute_width_inch(names) > space_inch else 0
     axes.tick_params(axis="x", rotation=rotation, labelsize=9)
 
 
 def _compute_width_inch(names: Sequence[str]) -> float:
-    """Width of the longest line of wrapped names in 9-point letters, 0.077 inch each."""
+    """Return the width of the longest line of wrapped names, 0.077 inch per 9-point letter."""
     return 0.077 * max(len(line) for name in names for line in name.splitlines())

@@ -1,365 +1,330 @@
-"""The files of results/RUN: metrics.json, predictions.csv, plots, report.html, model_card.md."""
+"""Build the content of metrics.json and write the files of results/RUN."""
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from common import atomic_files
-from evaluation import calibration, intervals, metrics
-from evaluation.predictions import LEAKY_SPLIT, PHANTOM, Verdicts, describe_leak
+from evaluation import calibration, comparison, conformal, metrics
+from evaluation.predictions import LEAKY_SPLIT, PHANTOM, Predictions, describe_leak
 from helper import UserError
 from preparation.audit import describe_audit, read_audit
-from reporting import galleries, plots, trust_plots
+from reporting import galleries, plots, uncertainty_plots
 from reporting.html_report import write_report
 from reporting.model_card import write_model_card
-from reporting.wording import Context, attribute
+from reporting.wording import HEADLINE, Context, describe_origin, list_limits
 
 METRICS_SCHEMA = 1
 ENSEMBLE = "ensemble"
-NOT_CALIBRATED = (
-    "calibration: {missing} of {all} checkpoints hold none, so temperature, prediction sets and "
-    "referral are null, and the probabilities of those are plain softmax; "
-    "python main.py --resume session/RUN fits it"
-)
-ENSEMBLE_NOT_CALIBRATED = (
-    "calibration: the ensemble averages probabilities that were calibrated on {of_whom}; nothing "
-    "was fitted to the average, so temperature, prediction sets and referral are null"
-)
 
 
-def build_report(verdicts: Verdicts, identity: dict[str, Any]) -> dict[str, Any]:
-    """The content of metrics.json.
+# ---- metrics.json
+
+
+def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str, Any]:
+    """Compute the content of metrics.json.
 
     Args:
-        verdicts: Of one run, pooled folds or an ensemble.
+        predictions: Of one run, pooled folds or an ensemble.
         identity: `run`, `checkpoint`, `data`, `split` and `environment`.
     """
-    calibrated, labels, classes = verdicts.calibrated, verdicts.labels, verdicts.classes
-    slices, groups = (verdicts.rows[name].to_numpy() for name in ("slice", "group"))
-    figures = metrics.compute_metrics(calibrated.probs, labels, slices, groups, classes)
-    fitted = [kept["calibration"] for kept in verdicts.checkpoints if kept.get("calibration")]
-    # an average is calibrated by none of its networks' temperatures
-    is_fitted = len(fitted) == len(verdicts.checkpoints) and not verdicts.is_average
-    notes = [*verdicts.warnings, *describe_leak(verdicts), *figures["notes"]]
+    calibrated, checkpoints = predictions.calibrated, predictions.checkpoints
+    labels, classes = predictions.labels, predictions.classes
+    duplicate_sets, groups = _get_ids(predictions)
+    computed = metrics.compute_metrics(calibrated.probs, labels, duplicate_sets, groups, classes)
+    fitted = [each["calibration"] for each in checkpoints if each.get("calibration")]
+    # an average of calibrated probabilities has no temperature
+    is_fitted = len(fitted) == len(checkpoints) and not predictions.is_ensemble
+    temperature = float(np.mean([each["temperature"] for each in fitted])) if is_fitted else None
     report = {
         "schema": METRICS_SCHEMA,
         **{key: identity[key] for key in ("run", "checkpoint", "data", "split")},
-        **figures,
+        **computed,
         "calibration": {
             **calibration.compute_calibration(calibrated.probs, labels),
-            "temperature": float(np.mean([each["temperature"] for each in fitted]))
-            if is_fitted
-            else None,
-            "uncalibrated": calibration.compute_calibration(verdicts.raw_probs, labels),
+            "temperature": temperature,
+            "uncalibrated": calibration.compute_calibration(predictions.raw_probs, labels),
         },
-        "conformal": dict.fromkeys(calibration.CONFORMAL_KEYS),
-        "referral": None,
+        "conformal": dict.fromkeys(conformal.CONFORMAL_KEYS),
+        "review": None,
         "operating_points": None,
-        "baselines": verdicts.baselines,
-        "provenance": {
-            "split_sha256": " ".join(
-                dict.fromkeys(kept["fingerprint"] for kept in verdicts.checkpoints)
-            ),
-            "weights_sha256": " ".join(_hash_weights(kept) for kept in verdicts.checkpoints),
-        },
+        "baselines": predictions.baselines,
+        "provenance": _describe_provenance(checkpoints),
         "environment": identity["environment"],
+        "notes": [
+            *predictions.warnings,
+            *describe_leak(predictions),
+            *computed["notes"],
+            *_describe_majority(predictions),
+            *_describe_calibration(predictions, fitted),
+        ],
     }
-    if calibrated.sets is not None and calibrated.unsure is not None:
-        report["conformal"] = calibration.compute_conformal(calibrated.sets, labels, classes)
-        report["referral"] = calibration.compute_referral(
-            calibrated.unsure, verdicts.correct, groups
-        )
-    if calibrated.called is not None:
-        report["operating_points"] = calibration.compute_operating_points(
-            calibrated.called, labels, groups, classes
-        )
-    report["notes"] = [
-        *notes,
-        *_describe_majority(verdicts),
-        *_describe_calibration(verdicts, fitted),
-    ]
+    sets, low_confidence = calibrated.prediction_sets, calibrated.low_confidence
+    if sets is not None and low_confidence is not None and calibrated.detected is not None:
+        report |= {
+            "conformal": conformal.compute_coverage(sets, labels, classes),
+            "review": calibration.compute_review(low_confidence, predictions.correct, groups),
+            "operating_points": calibration.compute_operating_points(
+                calibrated.detected, labels, groups, classes
+            ),
+        }
     return report
 
 
-def _hash_weights(kept: dict[str, Any]) -> str:
-    """A hash of a checkpoint's weights by name, whatever else the file holds."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(kept["weights"].items()):
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _get_ids(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Return the duplicate set [N] and the group [N] of each slice."""
+    rows = predictions.rows
+    return rows["duplicate_set"].to_numpy(), rows["group"].to_numpy()
 
 
-def _describe_calibration(verdicts: Verdicts, fitted: Sequence[dict[str, Any]]) -> list[str]:
-    """What limits the figures of calibration."""
-    if len(fitted) < len(verdicts.checkpoints):
-        missing = len(verdicts.checkpoints) - len(fitted)
-        return [NOT_CALIBRATED.format(missing=missing, all=len(verdicts.checkpoints))]
+def _describe_provenance(checkpoints: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the SHA-256 of the splits, and of names and values of the weights."""
+    digests = []
+    for checkpoint in checkpoints:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(checkpoint["weights"].items()):
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        digests.append(digest.hexdigest())
+    splits = dict.fromkeys(checkpoint["fingerprint"] for checkpoint in checkpoints)
+    return {"split_sha256": " ".join(splits), "weights_sha256": " ".join(digests)}
+
+
+def _describe_calibration(predictions: Predictions, fitted: Sequence[dict[str, Any]]) -> list[str]:
+    """Return notes on the limits of the calibration."""
+    n_checkpoints = len(predictions.checkpoints)
+    if len(fitted) < n_checkpoints:
+        return [
+            f"calibration: {n_checkpoints - len(fitted)} of {n_checkpoints} checkpoints hold none, "
+            "so temperature, prediction sets and review are null and these probabilities are plain "
+            "softmax; fit it with python main.py --resume session/RUN"
+        ]
     n_images, n_groups = (
-        _show_range(each[key] for each in fitted) for key in ("n_images", "n_groups")
+        _format_range([each[key] for each in fitted]) for key in ("n_images", "n_groups")
     )
-    if len(fitted) == 1:
-        of_whom = f"the {n_images} val slices ({n_groups} groups) that also chose the epoch"
-    else:
-        of_whom = (
-            f"the val slices of each network ({n_images} of {n_groups} groups) that also chose its "
-            "epoch"
-        )
-    if verdicts.is_average:
-        return [ENSEMBLE_NOT_CALIBRATED.format(of_whom=of_whom)]
+    source = f"{n_images} val slices ({n_groups} groups) that also selected the best epoch"
+    if len(fitted) > 1:
+        source = f"{source}, separately for each network"
+    if predictions.is_ensemble:
+        return [
+            f"calibration: the ensemble averages probabilities that were calibrated on {source}; "
+            "nothing was fitted to the average, so temperature, prediction sets and review are null"
+        ]
     notes = [
-        f"temperature, prediction sets and referral were fitted on {of_whom}: a little too "
-        "favourable"
+        f"temperature, prediction sets and review thresholds were fitted on {source}: slightly "
+        "optimistic"
     ]
     if len(fitted) > 1:
-        notes.append(f"temperature: the mean of {len(fitted)} networks, each with its own")
-    for name in verdicts.classes:
+        notes.append(f"temperature: mean of {len(fitted)} networks")
+    for name in predictions.classes:
         fewest = min(each["conformal"]["n_slices"][name] for each in fitted)
-        if fewest < calibration.FEWEST_SLICES:
+        if fewest < conformal.MIN_SLICES:
             notes.append(
-                f"prediction sets: {name} is in every set, for val has {fewest} groups of it, and "
-                f"{calibration.FEWEST_SLICES} are the fewest that say more"
+                f"prediction sets: {name} is in every set, because val has {fewest} groups of it; "
+                f"at least {conformal.MIN_SLICES} are needed"
             )
     return notes
 
 
-def _describe_majority(verdicts: Verdicts) -> list[str]:
-    """Where naming the commonest class of training is no measure, what would be."""
-    named = {kept["baselines"]["majority"] for kept in verdicts.checkpoints}
-    missing = [verdicts.classes[index] for index in sorted(named - set(verdicts.labels.tolist()))]
-    if not missing:
+def _describe_majority(predictions: Predictions) -> list[str]:
+    """Return a note if the majority class of training does not occur among the slices."""
+    majority = {each["baselines"]["majority"] for each in predictions.checkpoints}
+    absent = sorted(majority - set(predictions.labels.tolist()))
+    if not absent:
         return []
-    reached = np.bincount(verdicts.labels).max() / len(verdicts.labels)
+    reached = np.bincount(predictions.labels).max() / len(predictions.labels)
+    names = ", ".join(predictions.classes[index] for index in absent)
     return [
-        f"baselines: {', '.join(missing)}, the commonest class of training, is not among the "
-        f"judged slices; always naming the commonest of these would reach {reached:.4f}"
+        f"baselines: {names}, the most frequent class of training, does not occur among these "
+        f"slices; always naming their most frequent class would reach {reached:.4f}"
     ]
 
 
-def _show_range(counts: Iterable[int]) -> str:
-    """133, or 480 to 520."""
-    known = list(counts)
-    least, most = min(known), max(known)
+def _format_range(counts: Sequence[int]) -> str:
+    """Format counts as 133, or 480 to 520."""
+    least, most = min(counts), max(counts)
     return f"{least}" if least == most else f"{least} to {most}"
 
 
-def compare(members: Sequence[Verdicts], names: Sequence[str], whole: Verdicts) -> dict[str, Any]:
-    """Several runs on the same slices: a row each and one for their ensemble, and every pair.
+def compare(
+    members: Sequence[Predictions], names: Sequence[str], ensemble: Predictions
+) -> dict[str, Any]:
+    """Compare several runs and their ensemble on the same slices.
 
     Returns:
-        `rows` with accuracy, accuracy per slice and macro-F1 (each with interval), ECE and NLL;
-        `pairs` with the difference of accuracies, its interval and tests by groups and by slices;
-        `spread` of accuracy over the members: mean, standard deviation, least and greatest.
+        `rows` with accuracy, accuracy per distinct slice and macro-F1 (each with interval), ECE and
+        NLL; `pairs` with the difference of accuracies, its interval and tests by groups and by
+        slices; `spread` of accuracy over the members.
 
     Raises:
-        UserError: Two of them have one name.
+        UserError: Two runs have the same name.
     """
     for name in names:
         if name == ENSEMBLE or names.count(name) > 1:
             raise UserError(
-                f"more than one of the runs to compare is called {name}; name each run once, and "
-                "train with a --name of its own what is to be compared"
+                f"more than one of the runs to compare is called {name}; give each run once, and "
+                "train each with its own --name"
             )
-    compared = {**dict(zip(names, members, strict=True)), ENSEMBLE: whole}
-    slices, groups = (whole.rows[key].to_numpy() for key in ("slice", "group"))
+    compared = {**dict(zip(names, members, strict=True)), ENSEMBLE: ensemble}
+    duplicate_sets, groups = _get_ids(ensemble)
     rows = []
     for name, member in compared.items():
-        probs = member.calibrated.probs
-        figures = metrics.compute_metrics(probs, member.labels, slices, groups, whole.classes)
-        measured = calibration.compute_calibration(probs, member.labels)
+        probs, labels = member.calibrated.probs, member.labels
+        computed = metrics.compute_metrics(probs, labels, duplicate_sets, groups, member.classes)
+        errors = calibration.compute_calibration(probs, labels)
         rows.append(
             {
                 "run": name,
-                **{key: figures[key] for key in ("accuracy", "accuracy_per_slice", "f1_macro")},
-                **{key: measured[key] for key in ("ece", "ece_classwise", "nll")},
+                **{key: computed[key] for key in HEADLINE},
+                **{key: errors[key] for key in ("ece", "ece_classwise", "nll")},
             }
         )
     pairs = [
         {
             "first": first,
             "second": second,
-            **intervals.compare_paired(
-                compared[first].correct, compared[second].correct, slices, groups
-            ).to_dict(),
+            **comparison.compare_paired(
+                compared[first].correct, compared[second].correct, duplicate_sets, groups
+            ),
         }
         for first, second in itertools.combinations(compared, 2)
     ]
     accuracies = np.array([row["accuracy"]["value"] for row in rows[:-1]])
-    spread = {
-        "mean": float(accuracies.mean()),
-        "standard_deviation": float(accuracies.std(ddof=1)),
-        "least": float(accuracies.min()),
-        "greatest": float(accuracies.max()),
-    }
+    spread = {"mean": accuracies.mean(), "standard_deviation": accuracies.std(ddof=1)}
+    spread |= {"least": accuracies.min(), "greatest": accuracies.max()}
+    spread = {key: float(value) for key, value in spread.items()}
     return {"rows": rows, "pairs": pairs, "spread": spread}
 
 
+# ---- files
+
+
 def check_results_dir(results_dir: Path, report: dict[str, Any]) -> None:
-    """Results of another checkpoint, split or data are never overwritten.
+    """Make sure that no results of another checkpoint, split or data are overwritten.
 
     Raises:
         UserError: The folder holds such results.
     """
-    path = results_dir / "metrics.json"
+    path, identity = results_dir / "metrics.json", ("checkpoint", "split", "data")
     if not path.exists():
         return
-    there, identity = read_metrics(path), ("checkpoint", "split", "data")
-    if not all(isinstance(there.get(key), str) for key in identity):
+    try:
+        present = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        present = None
+    if not isinstance(present, dict) or not all(
+        isinstance(present.get(key), str) for key in identity
+    ):
         raise UserError(
-            f"{path} is not of this program, or damaged; choose another --name, or move that folder"
+            f"{path} was not written by this program or is damaged; choose another --name or move "
+            "that folder"
         )
     for key in identity:
-        if Path(there[key]).resolve() != Path(report[key]).resolve():
+        if Path(present[key]).resolve() != Path(report[key]).resolve():
             raise UserError(
-                f"{results_dir} holds results of {key} {there[key]}, not {report[key]}; choose "
-                "another --name, or move that folder"
+                f"{results_dir} holds results of {key} {present[key]}, not {report[key]}; choose "
+                "another --name or move that folder"
             )
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """The content of a metrics.json; empty where it is damaged."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def write_results(
+    results_dir: Path, report: dict[str, Any], predictions: Predictions, n_gallery: int
+) -> None:
+    """Write every file of results/RUN, metrics.json last: if it exists, all files are complete.
+
+    Args:
+        results_dir: results/RUN.
+        report: Content of metrics.json.
+        predictions: Of one run, pooled folds or an ensemble.
+        n_gallery: Number of slices in each gallery.
+    """
+    (results_dir / "metrics.json").unlink(missing_ok=True)
+    with atomic_files.atomic_path(results_dir / "predictions.csv") as temporary:
+        tabulate(predictions).to_csv(temporary, index=False)
+    plots_dir = results_dir / "plots"
+    for old in plots_dir.glob("*.png"):
+        old.unlink()  # it may belong to another evaluation
+    stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
+    stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
+    n_gallery = n_gallery if predictions.member_slices else 0
+    for name, figure in draw_plots(report, predictions, n_gallery):
+        plots.save(figure, plots_dir / f"{name}.png", stamp)
+    context = _build_context(report, predictions, n_gallery)
+    write_report(results_dir / "report.html", report, plots_dir, context)
+    write_model_card(results_dir / "model_card.md", report, predictions.checkpoints, context)
+    atomic_files.write_json(results_dir / "metrics.json", report)
 
 
-def tabulate(verdicts: Verdicts) -> pd.DataFrame:
-    """predictions.csv: a row a slice; `set` holds class names joined by |, empty where none."""
-    calibrated, classes = verdicts.calibrated, np.array(verdicts.classes)
-    table = verdicts.rows[["path", "sha256", "slice", "group", "label"]].reset_index(drop=True)
+def tabulate(predictions: Predictions) -> pd.DataFrame:
+    """Return predictions.csv, one row per slice; classes of a prediction set are joined by |."""
+    calibrated, classes = predictions.calibrated, np.array(predictions.classes)
+    columns = ["path", "sha256", "patient", "duplicate_set", "group", "label"]
+    table = predictions.rows[columns].reset_index(drop=True)
     table["predicted"] = classes[calibrated.probs.argmax(1)]
     table["confidence"] = calibrated.probs.max(1).round(6)
     for index, name in enumerate(classes):
         table[f"p_{name}"] = calibrated.probs[:, index].round(6)
-    if calibrated.sets is None:
-        return table.assign(set="", refer="")
+    if calibrated.prediction_sets is None:
+        return table.assign(prediction_set="", needs_review="")
     return table.assign(
-        set=["|".join(classes[row]) for row in calibrated.sets], refer=calibrated.refer
+        prediction_set=["|".join(classes[row]) for row in calibrated.prediction_sets],
+        needs_review=calibrated.needs_review,
     )
 
 
-def write_results(
-    results_dir: Path, report: dict[str, Any], verdicts: Verdicts, n_exhibits: int
-) -> None:
-    """Every file of results/RUN; metrics.json last, so that where it is, all is.
-
-    Args:
-        results_dir: results/RUN.
-        report: The content of metrics.json.
-        verdicts: Of one run, pooled folds or an ensemble.
-        n_exhibits: Slices in each gallery.
-    """
-    labels, probs, classes = verdicts.labels, verdicts.calibrated.probs, verdicts.classes
-    stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
-    stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
-    leaky = find_leaky_twin(verdicts, report, results_dir.parent)
-    (results_dir / "metrics.json").unlink(missing_ok=True)
-    with atomic_files.atomic_path(results_dir / "predictions.csv") as temporary:
-        tabulate(verdicts).to_csv(temporary, index=False)
-    pictures = results_dir / "plots"
-    for old in pictures.glob("*.png"):
-        old.unlink()  # what is not drawn again would be of another evaluation
-    plots.plot_confusion_matrix(
-        np.array(report["confusion_matrix"]),
-        classes,
-        pictures / "confusion_matrix.png",
-        stamp=stamp,
-    )
-    plots.plot_class_metrics(report["per_class"], pictures / "class_metrics.png", stamp=stamp)
-    plots.plot_roc_curves(probs, labels, classes, pictures / "roc.png", stamp=stamp)
-    plots.plot_pr_curves(probs, labels, classes, pictures / "pr.png", stamp=stamp)
-    curves = {"softmax": verdicts.raw_probs}
-    if verdicts.is_average:
-        curves["averaged"] = probs
+def draw_plots(
+    report: dict[str, Any], predictions: Predictions, n_gallery: int
+) -> Iterator[tuple[str, Figure]]:
+    """Yield name and figure of every plot that applies to these predictions."""
+    probs, labels, classes = predictions.calibrated.probs, predictions.labels, predictions.classes
+    confusion = np.array(report["confusion_matrix"])
+    yield "confusion_matrix", plots.plot_confusion_matrix(confusion, classes)
+    yield "class_metrics", plots.plot_class_metrics(report["per_class"])
+    yield "roc", plots.plot_roc_curves(probs, labels, classes)
+    yield "pr", plots.plot_pr_curves(probs, labels, classes)
+    curves = {"plain softmax": predictions.raw_probs}
+    if predictions.is_ensemble:
+        curves["ensemble"] = probs
     elif report["calibration"]["temperature"] is not None:
         curves["calibrated"] = probs
-    trust_plots.plot_reliability(curves, labels, pictures / "reliability.png", stamp=stamp)
-    trust_plots.plot_risk_coverage(probs, labels, pictures / "risk_coverage.png", stamp=stamp)
-    if len(verdicts.checkpoints) == 1:
-        history = pd.DataFrame(verdicts.checkpoints[0]["history"])
-        best_epoch = verdicts.checkpoints[0]["best"]["epoch"]
-        plots.plot_training_curves(history, best_epoch, pictures / "training.png", stamp=stamp)
+    yield "reliability", uncertainty_plots.plot_reliability(curves, labels)
+    review = report["review"]
+    yield "risk_coverage", uncertainty_plots.plot_risk_coverage(probs, labels, review)
+    if len(predictions.checkpoints) == 1:
+        [checkpoint] = predictions.checkpoints
+        history = pd.DataFrame(checkpoint["history"])
+        yield "training", plots.plot_training_curves(history, checkpoint["best"]["epoch"])
     if "stress" in report:
-        trust_plots.plot_stress(report["stress"], pictures / "stress.png", stamp=stamp)
-    shows_maps = n_exhibits > 0 and len(verdicts.parts) > 0
-    if shows_maps:
-        plot_galleries(verdicts, n_exhibits, pictures, stamp)
-    context = Context(
-        **_describe_data(verdicts, report),
-        output=_describe_output(verdicts, report["calibration"]["temperature"]),
+        yield "stress", plots.plot_robustness(report["stress"])
+    if n_gallery and (errors := galleries.select_errors(predictions, n_gallery)):
+        yield "errors", galleries.plot_gallery(errors, "Errors of highest confidence")
+    if n_gallery:
+        least = galleries.select_least_certain(predictions, n_gallery)
+        yield "least_certain", galleries.plot_gallery(least, "Predictions of lowest confidence")
+
+
+def _build_context(report: dict[str, Any], predictions: Predictions, n_gallery: int) -> Context:
+    """Return the statements on data, output and limits."""
+    first, temperature = predictions.checkpoints[0], report["calibration"]["temperature"]
+    training_data = describe_origin(first["data"], first["classes"], first["phantom"])
+    is_own = Path(first["data"]).resolve() == Path(report["data"]).resolve()
+    if predictions.is_ensemble:
+        output = "the average of the networks' calibrated probabilities"
+    elif temperature is None:
+        output = "softmax probabilities, not calibrated"
+    else:
+        output = f"calibrated probabilities (temperature {temperature:.3f})"
+    return Context(
+        training_data=training_data,
+        evaluation_data=training_data if is_own else f"slices of {report['data']}",
+        output=output,
+        limits=list_limits(report["classes"], PHANTOM in report["notes"]),
         audit=describe_audit(audit) if (audit := read_audit(Path(report["data"]))) else (),
-        leaky=leaky,
-        heatmap_method=galleries.describe_method(verdicts) if shows_maps else "",
+        heatmap_method=galleries.describe_method(predictions) if n_gallery else "",
     )
-    write_report(results_dir / "report.html", report, pictures, context)
-    write_model_card(results_dir / "model_card.md", report, verdicts.checkpoints, context)
-    atomic_files.write_json(results_dir / "metrics.json", report)
-
-
-def _describe_data(verdicts: Verdicts, report: dict[str, Any]) -> dict[str, str]:
-    """Whose slices the networks learnt from, and whose they were judged on."""
-    kept = verdicts.checkpoints[0]
-    made_from = attribute(kept["data"], kept["classes"], kept["phantom"])
-    is_own = Path(kept["data"]).resolve() == Path(report["data"]).resolve()
-    return {
-        "made_from": made_from,
-        "judged_on": made_from if is_own else f"slices of {report['data']}",
-    }
-
-
-def _describe_output(verdicts: Verdicts, temperature: float | None) -> str:
-    """What the probabilities are."""
-    if verdicts.is_average:
-        return "the average of the networks' probabilities, to which nothing was fitted"
-    if temperature is None:
-        return "a softmax, not calibrated"
-    return f"calibrated probabilities (temperature {temperature:.3f})"
-
-
-def plot_galleries(verdicts: Verdicts, count: int, pictures: Path, stamp: str | None) -> None:
-    """The worst errors and the least certain slices with their heat maps."""
-    for name, title, exhibits in (
-        ("errors.png", "Errors of highest confidence", galleries.show_errors(verdicts, count)),
-        (
-            "least_certain.png",
-            "Verdicts of least confidence",
-            galleries.show_least_certain(verdicts, count),
-        ),
-    ):
-        if exhibits:
-            trust_plots.plot_gallery(exhibits, title, pictures / name, stamp=stamp)
-
-
-def find_leaky_twin(
-    verdicts: Verdicts, report: dict[str, Any], results_root: Path
-) -> dict[str, Any] | None:
-    """The accuracy of the same training on a random split of the same images, if measured."""
-    wanted = {key: report[key] for key in ("schema", "data", "split", "classes")}
-    own = verdicts.checkpoints[0]["config"]
-    if len(verdicts.checkpoints) > 1 or own["data"]["split_by"] == "image":
-        return None
-    for path in sorted(results_root.glob("*/metrics.json")):
-        there = read_metrics(path)
-        if any(there.get(key) != value for key, value in wanted.items()):
-            continue
-        kept = Path(there["checkpoint"]).parent / "config.json"
-        if LEAKY_SPLIT not in there["notes"] or not kept.is_file():
-            continue
-        if _list_recipe(json.loads(kept.read_text("utf-8"))) == _list_recipe(own):
-            return {**there["accuracy"], "run": there["run"]}
-    return None
-
-
-def _list_recipe(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides a training, but for the split, the seed and where it ran."""
-    return {
-        **{group: config[group] for group in ("model", "train", "augment")},
-        "phantom": config["data"]["phantom"],
-    }

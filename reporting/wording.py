@@ -1,4 +1,4 @@
-"""Words that page, model card and terminal share: figures, limits, the publisher."""
+"""Texts and number formats that the report, the model card and the terminal share."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,22 +8,26 @@ from typing import Any
 
 import jinja2
 
-LIMITS = (
-    "A model names one of its classes for any picture; the published data set has no healthy one.",
-    "A prediction set or a confidence is about slices like those of val, not about other scanners.",
-    "Research use only. Not a medical device; no diagnosis rests on it.",
-)
 PUBLISHED_CLASSES = ["Glioma", "Menin", "Tumor"]
-PUBLISHED_LIMITS = (
-    "No class holds healthy brains: the model names a tumour for any picture.",
-    "One public data set without patient identifiers, scanner or acquisition data; "
-    "other hospitals' slices may be judged otherwise.",
-    "The publisher of the Bangladesh Brain Cancer MRI Dataset does not say what its third class, "
-    "Tumor, is.",
-)
 ATTRIBUTION = (
     "Bangladesh Brain Cancer MRI Dataset, Md Mizanur Rahman, Daffodil International University, "
     "version 1, 2024, doi 10.17632/mk56jw9rns.1."
+)
+LIMITS = (
+    "Confidence and prediction sets hold for slices like those of the val split, not for slices "
+    "of other scanners.",
+    "Research use only. Not a medical device. Do not base a diagnosis on it.",
+)
+GENERAL_LIMITS = (
+    "The model assigns one of its classes to every image; the published data set has no healthy "
+    "class.",
+)
+PUBLISHED_LIMITS = (
+    "No class holds healthy brains: the model names a tumour for every image.",
+    "The data are one public data set without patient identifiers, scanner or acquisition data. "
+    "Results on slices of other hospitals may differ.",
+    "The publisher of the Bangladesh Brain Cancer MRI Dataset does not define its third class, "
+    "Tumor.",
 )
 HEADLINE = {
     "accuracy": "accuracy",
@@ -36,40 +40,36 @@ AVERAGES = {
     "roc_auc_macro": "ROC AUC, macro",
     "mcc": "Matthews correlation",
 }
+WARNING = re.compile(r"[A-Z]{4,}")  # a note that starts like this stands above the results
 
 
 @dataclass(frozen=True)
 class Context:
-    """What page and card tell beside the figures.
+    """What the report and the model card state beside the metrics.
 
     Attributes:
-        made_from: Whose slices the network was trained on.
-        judged_on: Whose slices it was judged on.
+        training_data: Origin of the slices that the network was trained on.
+        evaluation_data: Origin of the slices that it was evaluated on.
         output: What its probabilities are.
-        audit: Lines of what prepare found; empty where unknown.
-        leaky: Accuracy of the same training on a random split of images, with its interval and the
-            run's name as `run`; None where there is none.
-        heatmap_method: How the heat maps of the gallery were made.
+        limits: Limits of use, the most important first.
+        audit: Lines of the audit by prepare.py; empty if unknown.
+        heatmap_method: Method of the heat maps in the galleries; empty without galleries.
     """
 
-    made_from: str
-    judged_on: str
+    training_data: str
+    evaluation_data: str
     output: str
+    limits: Sequence[str] = (*GENERAL_LIMITS, *LIMITS)
     audit: Sequence[str] = ()
-    leaky: Mapping[str, Any] | None = None
     heatmap_method: str = ""
 
 
-# A note that begins with such a word is a warning, and stands above the figures.
-WARNING = re.compile(r"[A-Z]{4,}")
-
-
 def load_template(name: str, **options: Any) -> jinja2.Template:
-    """A template of this folder in which a missing value is an error.
+    """Load a template in which a missing value is an error.
 
     Args:
-        name: Of the file.
-        options: Of jinja2's Environment: how values are escaped.
+        name: File in the folder templates.
+        options: Options of jinja2.Environment that control escaping.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -77,47 +77,50 @@ def load_template(name: str, **options: Any) -> jinja2.Template:
         trim_blocks=True,
         **options,
     )
-    environment.filters |= {"show": show, "figure": show_figure, "percent": "{:.1%}".format}
+    environment.filters |= {
+        "number": format_number,
+        "estimate": format_estimate,
+        "percent": "{:.1%}".format,
+    }
     return environment.get_template(name)
 
 
-def part_notes(notes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Warnings, and the other notes."""
+def split_notes(notes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate warnings from the other notes."""
     warnings = [note for note in notes if WARNING.match(note)]
     return warnings, [note for note in notes if note not in warnings]
 
 
-def is_published(report: Mapping[str, Any]) -> bool:
-    """Whether the figures are of the published classes, and not of phantoms."""
-    phantom = any(note.startswith("PHANTOM") for note in report["notes"])
-    return report["classes"] == PUBLISHED_CLASSES and not phantom
-
-
-def list_limits(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """What no figure here tells, the gravest first."""
-    return (*PUBLISHED_LIMITS, *LIMITS[1:]) if is_published(report) else LIMITS
-
-
-def attribute(data: str, classes: Sequence[str], phantom: bool) -> str:
-    """Whose slices lie in a folder that a run was trained on."""
-    if list(classes) == PUBLISHED_CLASSES and not phantom:
+def describe_origin(data: str, classes: Sequence[str], phantom: bool) -> str:
+    """Describe the origin of the slices in a data folder."""
+    if is_published(classes, phantom):
         return ATTRIBUTION
     return f"{'generated phantoms' if phantom else 'slices'} of {data}"
 
 
-def show_interval(figure: Mapping[str, Any]) -> str:
-    """The 95 % interval: [0.9712, 0.9931]; empty where there is none."""
-    if figure["ci95"] is None:
+def list_limits(classes: Sequence[str], phantom: bool) -> tuple[str, ...]:
+    """List the limits of use, the most important first."""
+    return (*(PUBLISHED_LIMITS if is_published(classes, phantom) else GENERAL_LIMITS), *LIMITS)
+
+
+def is_published(classes: Sequence[str], phantom: bool) -> bool:
+    """Return whether these are the classes of the published data set, and no phantoms."""
+    return list(classes) == PUBLISHED_CLASSES and not phantom
+
+
+def format_interval(estimate: Mapping[str, Any]) -> str:
+    """Format the 95 % interval as [0.9712, 0.9931]; empty if there is none."""
+    if estimate["ci95"] is None:
         return ""
-    low, high = figure["ci95"]
+    low, high = estimate["ci95"]
     return f"[{low:.4f}, {high:.4f}]"
 
 
-def show(value: float | None) -> str:
-    """A figure to four places, or the word for none."""
+def format_number(value: float | None) -> str:
+    """Format a number with four decimals; None is undefined."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def show_figure(figure: Mapping[str, Any]) -> str:
-    """A figure with its interval: 0.9876 [0.9712, 0.9931]."""
-    return f"{show(figure['value'])} {show_interval(figure)}".strip()
+def format_estimate(estimate: Mapping[str, Any]) -> str:
+    """Format a value with its interval as 0.9876 [0.9712, 0.9931]."""
+    return f"{format_number(estimate['value'])} {format_interval(estimate)}".strip()

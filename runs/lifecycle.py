@@ -1,13 +1,13 @@
-"""One run of one network: started or taken up, fitted, calibrated; all of it in session/RUN."""
+"""Start, resume and finish the training of one network in session/RUN."""
 
 import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -16,89 +16,205 @@ import helper
 import model
 from args import TrainConfig
 from common import atomic_files
-from evaluation import baselines, calibration, ood, predictions
+from evaluation import baselines, predictions
 from helper import UserError, first_line, log
 from loading import memory_budget
-from loading.image_source import Slices
-from modeling import activation_stats, checkpoint, precision
+from loading.image_source import SliceSource
+from modeling import checkpoint, precision
+from modeling.weights import build_initial_model, describe_start
 from preparation import integrity
+from runs.post_hoc import fit_post_hoc
 from trainer import Trainer
-from training import distributed
+from training import distributed, progressive_resizing
 
-# A picture is compared with no more than these: of 6,000 numbers each they take 48 MiB.
-REFERENCE_SLICES = 4096
+# ---- start
+
+
+def check_model(config: TrainConfig) -> None:
+    """Check `--model` and its sizes before any file is opened.
+
+    Raises:
+        UserError: They do not fit; exit status 2.
+    """
+    options = config.model
+    uses_weights = options.pretrained or options.weights is not None
+    first_px = progressive_resizing.compute_size(0, 1, options.image_size, config.train.first_size)
+    model.check_model(options.model, options.image_size, uses_weights, first_px)
+
+
+def load_table(config: TrainConfig) -> pd.DataFrame:
+    """Load the manifest with the splits of a new run, after an integrity check of its files."""
+    integrity.check_all(config.data_dir)
+    return dataset.load_table(config.data_dir, config.data.split_by, config.data.split_seed)
 
 
 def start_run(
     config: TrainConfig,
     table: pd.DataFrame,
-    data_dir: Path,
     run_dir: Path,
     name: str,
     device: torch.device,
-    *,
-    again: bool = False,
 ) -> None:
-    """Train one network from its start, on the slices as the table divides them.
+    """Create the folder of a run and train one network from its initial weights.
 
     Args:
-        config: Every option of the run.
-        table: Of `dataset.load_table`.
-        data_dir: The folder that the table's paths begin at.
-        run_dir: session/RUN, which must not exist.
-        name: What the run is called in its results.
-        device: To train on.
-        again: The folder is there, of a run that was killed before it saved anything.
+        config: All options of the run.
+        table: Manifest with the splits of the run, see `load_table`.
+        run_dir: Folder to create, session/RUN.
+        name: Name of the run in its results.
+        device: Training device.
+
+    Raises:
+        UserError: The folder, the slices, the weights or the disk do not allow it.
+        KeyboardInterrupt: The run was stopped; the message says how to continue it.
     """
-    options = config.model
-    helper.set_threads(config.run.threads)
-    classes = dataset.list_classes(table)
-    check_parts(config, table)
-    helper.seed_everything(config.run.seed, "weights")
-    network = model.build_model(
-        options.model,
-        len(classes),
-        options.image_size,
-        pretrained=options.pretrained,
-        weights=options.weights,
-        dropout=options.dropout,
-    )
-    record = build_record(config, network, table, data_dir, name, device)
-    if distributed.is_first() and not again:
+    distributed.check_batch_size(table["split"].tolist(), config.train.batch_size)
+    if distributed.is_main_process():
         with atomic_files.new_folder(run_dir) as folder:
-            write_start(config, table, folder)
-    with hold(run_dir):
+            atomic_files.write_json(folder / "config.json", config.to_dict())
+    _train_new(config, table, run_dir, name, device)
+
+
+def _train_new(
+    config: TrainConfig, table: pd.DataFrame, run_dir: Path, name: str, device: torch.device
+) -> None:
+    """Train in a folder that holds nothing but config.json."""
+    options = config.model
+    split = table[["sha256", "path", "label", "duplicate_set", "group", "split"]]
+    helper.set_threads(config.run.threads)
+    with lock_run(run_dir):
         trainer = None
         try:
-            if distributed.is_first() and again:
-                write_start(config, table, run_dir)
-            trainer = prepare(config, record, network, table, device, run_dir)
-            fit(trainer, table)
+            if distributed.is_main_process():
+                text = split.to_csv(index=False, lineterminator="\n")
+                atomic_files.write_text(run_dir / "split.csv", text)
+            helper.seed_everything(config.run.seed, "weights")
+            network = build_initial_model(
+                options.model,
+                len(dataset.list_classes(table)),
+                options.image_size,
+                pretrained=options.pretrained,
+                weights=options.weights,
+                dropout=options.dropout,
+            )
+            record = build_record(config, network, table, name, device)
+            trainer = build_trainer(config, record, network, table, device, run_dir)
+            _train(trainer, table)
         except BaseException as error:
-            outside = isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError)
-            has_steps = trainer is not None and trainer.saved_steps > 0
-            kept = (outside or has_steps or distributed.count() > 1) and (
-                run_dir / "last.pt"
-            ).exists()
-            if distributed.is_first() and not kept and not (run_dir / "history.csv").exists():
-                shutil.rmtree(run_dir)  # it failed at the start: give the name back
+            if distributed.is_main_process() and not _is_worth_keeping(run_dir, trainer, error):
+                shutil.rmtree(run_dir)  # it failed at the start, so its name stays free
             raise
+
+
+def _is_worth_keeping(run_dir: Path, trainer: Trainer | None, error: BaseException) -> bool:
+    """Return whether a failed run can be resumed with a chance of success."""
+    if (run_dir / "history.csv").exists():
+        return True
+    is_external = isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError)
+    has_steps = trainer is not None and trainer.saved_steps > 0
+    is_resumable = is_external or has_steps or distributed.get_world_size() > 1
+    return is_resumable and (run_dir / "last.pt").exists()
+
+
+# ---- resume
+
+
+def resume_run(run_dir: Path, device: torch.device) -> None:
+    """Continue a stopped run from its last.pt, or restart it if it was killed before any save.
+
+    Raises:
+        UserError: There is no such run, or its slices have changed since it started.
+    """
+    path = run_dir / "last.pt"
+    if _was_never_saved(run_dir):
+        log.info("%s: killed before anything was saved; it restarts", run_dir)
+        config = read_config(run_dir / "config.json")
+        _train_new(config, load_table(config), run_dir, run_dir.name, device)
+        return
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the folder of a stopped run")
+    with lock_run(run_dir):  # before reading: another program may be writing last.pt
+        last = checkpoint.load_run(path)
+        checkpoint.check_progress(last, path)
+        helper.set_threads(last["threads"])
+        table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
+        if dataset.compute_fingerprint(table[table["split"] != ""]) != last["fingerprint"]:
+            raise UserError(
+                f"{last['data']}: the slices of run {last['run']} have changed since it started "
+                "(added, removed, renamed or relabelled); restore them, or start a new run"
+            )
+        integrity.check_used(Path(last["data"]), set(table["path"][table["split"] != ""]))
+        config = _parse_config(last["config"], path)
+        distributed.check_batch_size(table["split"].tolist(), config.train.batch_size)
+        network = checkpoint.restore_model(last, path)
+        record = {key: last[key] for key in checkpoint.RECORD_KEYS}
+        log.info("%s: continuing after epoch %d", run_dir, last["epoch"])
+        trainer = build_trainer(config, record, network, table, device, run_dir)
+        _train(trainer, table, last)
+
+
+def _was_never_saved(run_dir: Path) -> bool:
+    """Return whether a single run was killed before its first checkpoint."""
+    is_fold = (run_dir.parent / "config.json").is_file()  # its splits are in the folder above
+    saved = any((run_dir / name).exists() for name in ("last.pt", "best.pt", "history.csv"))
+    return (run_dir / "config.json").is_file() and not is_fold and not saved
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read config.json of a run.
+
+    Raises:
+        UserError: It is not JSON, or not from this version.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({first_line(error)})") from error
+    return _parse_config(values, path)
+
+
+def _parse_config(values: Any, path: Path) -> TrainConfig:
+    """Convert the options that `TrainConfig.to_dict` wrote into a file."""
+    try:
+        return TrainConfig.from_dict(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not the options of a run of this version ({type(error).__name__}: "
+            f"{first_line(error)}); start a new run"
+        ) from error
+
+
+# ---- train and finish
+
+
+@contextlib.contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Lock a run against other programs and delete files that a killed one left unfinished.
+
+    Raises:
+        UserError: Another program trains this run.
+    """
+    if not distributed.is_main_process():
+        yield
+        return
+    with atomic_files.lock(run_dir, f"{run_dir}: another program trains this run; wait for it"):
+        atomic_files.clear_unfinished(run_dir)
+        yield
 
 
 def build_record(
     config: TrainConfig,
     network: model.Classifier,
     table: pd.DataFrame,
-    data_dir: Path,
     name: str,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What the checkpoints of a run say of it, as plain values; arguments as of `start_run`."""
-    options = config.model
+    """Return what the checkpoints of a run hold besides training progress, as plain values."""
+    options, data_dir = config.model, config.data_dir
     return {
         "run": name,
         **model.describe_model(options.model, network, dataset.list_classes(table)),
-        "start": model.describe_start(options.model, options.pretrained, options.weights),
+        "start": describe_start(options.model, options.pretrained, options.weights),
         "config": config.to_dict(),
         "data": data_dir.as_posix(),
         "phantom": dataset.is_phantom(data_dir),
@@ -110,119 +226,7 @@ def build_record(
     }
 
 
-def check_parts(config: TrainConfig, table: pd.DataFrame) -> None:
-    """Check that the processes of the run can share its batches; see `distributed.check_parts`."""
-    counts = table["split"].value_counts()
-    distributed.check_parts(counts.get("train", 0), counts.get("val", 0), config.train.batch_size)
-
-
-def write_start(config: TrainConfig, table: pd.DataFrame, run_dir: Path) -> None:
-    """What is known before the first step: config.json and split.csv."""
-    columns = ["sha256", "path", "label", "slice", "group", "split"]
-    atomic_files.write_json(run_dir / "config.json", config.to_dict())
-    with atomic_files.atomic_path(run_dir / "split.csv") as temporary:
-        table[columns].to_csv(temporary, index=False)
-
-
-def take_up(run_dir: Path, device: torch.device) -> None:
-    """Go on with one network from its last.pt.
-
-    Raises:
-        UserError: The slices are not those that the run began with.
-    """
-    path = run_dir / "last.pt"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name the folder of a run that was stopped")
-    with hold(run_dir):  # before it is read: another program may just be writing it
-        last = checkpoint.load_run(path)
-        checkpoint.check_progress(last, path)
-        helper.set_threads(last["threads"])
-        table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
-        if dataset.compute_fingerprint(table[table["split"] != ""]) != last["fingerprint"]:
-            raise UserError(
-                f"{last['data']}: the slices of run {last['run']} are not what they were when it "
-                "began (some added, removed, renamed or relabelled); put them back, or start a "
-                "new run"
-            )
-        integrity.check_used(Path(last["data"]), set(table["path"][table["split"] != ""]))
-        config = read_config(last["config"], path)
-        check_parts(config, table)
-        network = checkpoint.restore_model(last, path)
-        record = {key: last[key] for key in checkpoint.RECORD_KEYS}
-        log.info("%s: going on after epoch %d", run_dir, last["epoch"])
-        trainer = prepare(config, record, network, table, device, run_dir)
-        fit(trainer, table, last)
-
-
-@contextlib.contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
-    """Train in a folder as the only program, and clear away what a killed one left unfinished.
-
-    Raises:
-        UserError: Another program trains there.
-    """
-    if not distributed.is_first():
-        yield
-        return
-    with atomic_files.lock(run_dir, f"{run_dir}: another program trains this run; let it end"):
-        atomic_files.clear_unfinished(run_dir)
-        yield
-
-
-def read_config(values: Any, path: Path) -> TrainConfig:
-    """The options of a run, as `TrainConfig.to_dict` wrote them into a file.
-
-    Raises:
-        UserError: They are not those of this version.
-    """
-    try:
-        return TrainConfig.from_dict(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not the options of a run of this version ({type(error).__name__}: "
-            f"{first_line(error)}); start a new run"
-        ) from error
-
-
-def fit(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = None) -> None:
-    """Train, from the content of last.pt where the run is taken up, and calibrate on val.
-
-    Args:
-        trainer: Of `prepare`.
-        table: The rows that its slices are of.
-        last: What last.pt holds; None begins anew.
-    """
-    run_dir = trainer.run_dir
-    if last is not None:
-        try:
-            trainer.resume(last)
-        except torch.OutOfMemoryError:
-            raise
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise UserError(
-                f"{run_dir / 'last.pt'}: the state of its training is not that of this run "
-                f"({type(error).__name__}: {first_line(error)}); start a new run"
-            ) from error
-    else:
-        trainer.save(improved=False)  # a run killed in its first epoch can be taken up too
-    try:
-        trainer.fit()
-        if distributed.is_first():
-            complete(run_dir / "best.pt", trainer, table)
-    except KeyboardInterrupt as error:
-        steps = f"{trainer.saved_steps} of {trainer.steps_per_epoch} steps"
-        begun = f" and {steps}" if trainer.saved_steps else ""
-        raise type(error)(
-            f"ended after epoch {trainer.epoch}{begun}; go on with --resume {run_dir}"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{atomic_files.advise(error)} with --resume {run_dir}: what was saved before is whole"
-        ) from error
-    distributed.wait()
-
-
-def prepare(
+def build_trainer(
     config: TrainConfig,
     record: dict[str, Any],
     network: model.Classifier,
@@ -230,120 +234,88 @@ def prepare(
     device: torch.device,
     run_dir: Path,
 ) -> Trainer:
-    """Everything that comes before the first step; the baselines go into the record."""
+    """Load the slices, fit the baselines into the record and return the trainer."""
     precision.keep_freed_memory()
     if config.run.deterministic:
-        precision.be_deterministic()
-    train, val = open_splits(config, record, table, device)
-    if distributed.is_first():
+        precision.use_deterministic_algorithms()
+    train, val = _load_slices(config, record, table, device)
+    n_classes = len(record["classes"])
+    if distributed.is_main_process():
         record["baselines"] = baselines.fit_baselines(
-            predictions.measure_brightness(train),
-            train.labels.cpu().numpy(),
-            len(record["classes"]),
+            predictions.compute_brightness(train), train.labels.cpu().numpy(), n_classes
         )
     weights = None
     if config.data.class_weights == "balanced":
-        weights = dataset.compute_class_weights(train.labels.cpu(), len(record["classes"]))
-        weights = weights.to(device)
-    announce(record, len(train), len(val), device, run_dir)
+        weights = dataset.compute_class_weights(train.labels.cpu(), n_classes).to(device)
+    _log_start(record, len(train), len(val), run_dir)
     return Trainer(network.to(device), train, val, config, record, run_dir, weights)
 
 
-def open_splits(
+def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = None) -> None:
+    """Train to the end, from the content of last.pt if given, then fit calibration and OOD."""
+    run_dir = trainer.run_dir
+    if last is None:
+        trainer.save(improved=False)  # so that a run killed in its first epoch can be resumed
+    else:
+        try:
+            trainer.resume(last)
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{run_dir / 'last.pt'}: its training state does not fit this run "
+                f"({type(error).__name__}: {first_line(error)}); start a new run"
+            ) from error
+    try:
+        trainer.fit()
+        if distributed.is_main_process():
+            fit_post_hoc(run_dir / "best.pt", trainer, table)
+    except KeyboardInterrupt as error:
+        steps = f" and {trainer.saved_steps} of {trainer.steps_per_epoch} steps"
+        raise type(error)(
+            f"stopped after epoch {trainer.epoch}{steps if trainer.saved_steps else ''}; "
+            f"continue with --resume {run_dir}"
+        ) from error
+    except OSError as error:
+        line = atomic_files.describe_os_error(error)
+        raise UserError(f"{line} with --resume {run_dir}: earlier saves are intact") from error
+    distributed.barrier()
+
+
+def _load_slices(
     config: TrainConfig, record: dict[str, Any], table: pd.DataFrame, device: torch.device
-) -> tuple[Slices, Slices]:
-    """The slices to learn from and those that choose the epoch: on the device, or left on disk."""
-    names, image_size = ("train", "val"), record["preprocess"]["image_size"]
-    wanted_mib = dataset.count_bytes(table, names, image_size) / 2**20
+) -> list[SliceSource]:
+    """Load training and val slices to the device, or leave them on disk if memory is too small."""
+    splits, image_size = ("train", "val"), record["preprocess"]["image_size"]
+    needed_mib = dataset.count_bytes(table, splits, image_size) / 2**20
     allowed_mib = config.run.memory_mib or memory_budget.measure_budget_mib(
-        device, distributed.count_local()
+        device, distributed.get_local_world_size()
     )
-    if wanted_mib > allowed_mib:
-        log.info(
-            "%.0f MiB of slices, %.0f MiB for them (--memory-mib): read from disk batch by batch",
-            wanted_mib,
-            allowed_mib,
-        )
-    with distributed.first_before_others():  # the first decodes, the others find the cache
-        train, val = (
+    in_memory = needed_mib <= allowed_mib
+    if not in_memory:
+        line = "the slices need %.0f MiB, allowed are %.0f MiB (--memory-mib): read from disk"
+        log.info(line, needed_mib, allowed_mib)
+    data_dir, classes = Path(record["data"]), record["classes"]
+    with distributed.main_process_first():  # it fills the pixel cache for the others
+        return [
             dataset.take_slices(
-                table,
-                split,
-                Path(record["data"]),
-                record["classes"],
-                image_size,
-                in_memory=wanted_mib <= allowed_mib,
+                table, split, data_dir, classes, image_size, in_memory=in_memory
             ).to(device)
-            for split in names
-        )
-    return train, val
+            for split in splits
+        ]
 
 
-def complete(path: Path, trainer: Trainer, table: pd.DataFrame) -> None:
-    """Fit what belongs to val, once the epoch is chosen, and keep it in best.pt.
-
-    Args:
-        path: The checkpoint, which is written anew.
-        trainer: With the slices on the device.
-        table: The rows that its slices are of.
-    """
-    best = checkpoint.load_run(path)
-    network = checkpoint.restore_model(best, path).to(trainer.device)
-    batch_size, val = trainer.micro_batch, trainer.val
-    groups = table.loc[table["split"] == "val", "group"].to_numpy()
-    with activation_stats.watch_layers(network) as watch:
-        logits = model.infer(network, val.iterate(batch_size))[0].numpy()
-    best["calibration"] = calibration.fit_calibration(
-        logits, val.labels.cpu().numpy(), groups, best["classes"]
-    )
-    rows = table[table["split"] == "train"].reset_index(drop=True)
-    chosen = choose_reference(rows)
-    parts = torch.from_numpy(chosen).split(batch_size)
-    with activation_stats.watch_layers(network) as known:
-        embeddings = model.infer(network, trainer.train.read(parts))[1]
-    fitted = ood.fit_novelty(known.collect().numpy(), watch.collect().numpy(), groups)
-    best["reference"] = {
-        "sha256": rows["sha256"].iloc[chosen].tolist(),
-        "labels": rows["label"].iloc[chosen].tolist(),
-        "embeddings": torch.nn.functional.normalize(embeddings).half(),
-        "threshold": fitted.threshold,
-        "mean": torch.from_numpy(fitted.mean),
-        "deviation": torch.from_numpy(fitted.deviation),
-        "statistics": torch.from_numpy(fitted.statistics).half(),
-    }
-    checkpoint.save_checkpoint(path, best)
-
-
-def choose_reference(rows: pd.DataFrame) -> np.ndarray:
-    """The training slices that a picture is compared with: places of one of each distinct slice.
-
-    Of more than REFERENCE_SLICES as many are taken, evenly over the table.
-    """
-    distinct = np.flatnonzero(~rows["slice"].duplicated().to_numpy())
-    if len(distinct) <= REFERENCE_SLICES:
-        return distinct
-    return distinct[np.linspace(0, len(distinct) - 1, REFERENCE_SLICES).round().astype(int)]
-
-
-def announce(
-    record: dict[str, Any], n_train: int, n_val: int, device: torch.device, run_dir: Path
-) -> None:
-    """Say what is trained on what, and what a reader must not overlook."""
+def _log_start(record: dict[str, Any], n_train: int, n_val: int, run_dir: Path) -> None:
+    """Log warnings, network, device, slices and folder."""
     if record["phantom"]:
         log.info(predictions.PHANTOM)
     if record["config"]["data"]["split_by"] == "image":
         log.info(predictions.LEAKY_SPLIT)
+    n_processes = distributed.get_world_size()
+    processes = f"{n_processes} processes of " if n_processes > 1 else ""
     log.info(
-        "%s (%s) at %d px on %s, %s%d threads, %s; %d training slices, %d val; classes %s; into %s",
-        record["model"],
-        record["start"],
-        record["preprocess"]["image_size"],
-        record["environment"]["device"],
-        f"{distributed.count()} processes of " if distributed.count() > 1 else "",
-        record["threads"],
-        record["precision"],
-        n_train,
-        n_val,
-        ", ".join(record["classes"]),
-        run_dir,
+        f"{record['model']} ({record['start']}) at {record['preprocess']['image_size']} px on "
+        f"{record['environment']['device']}, {processes}{record['threads']} threads, "
+        f"{record['precision']}; {n_train} training slices, {n_val} val; classes "
+        f"{', '.join(record['classes'])}; into {run_dir}"
     )

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Read by torch at its import, and by processes that tests start: one thread, the same bits.
-os.environ["OMP_NUM_THREADS"] = "1"
+# torch reads it when it is imported, and so do the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from filelock import FileLock

@@ -1,8 +1,10 @@
-"""evaluate.py: calibrated verdicts, and several checkpoints beside each other."""
+"""evaluate.py: splits and data, calibrated probabilities, and several checkpoints together."""
 
-import dataclasses
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,245 +14,257 @@ import torch
 import evaluate
 import main
 from evaluation import predictions
-from helper import UserError
-from modeling import checkpoint
-from tests.support.builders import ON_CPU, QUICK, Run, expect_refusal, read_metrics
+from modeling import checkpoint as checkpoints
+from reporting import results
+from tests.support.builders import Run, expect_refusal, list_files, make_data_folder, read_metrics
 
-ON = ("--device", "cpu")
+FIRST = "session/first/best.pt"
 
 
-def change_checkpoint(source: str, target: str, **values: object) -> None:
-    """The same checkpoint with other content, at another place."""
-    kept = checkpoint.load_run(Path(source))
-    kept.update(values)
-    checkpoint.save_checkpoint(Path(target), kept)
+@pytest.fixture(autouse=True)
+def _skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "draw_plots", lambda *_: ())
+
+
+def run_evaluate(*argv: str) -> int:
+    return evaluate.main([*argv, "--device", "cpu", "--gallery", "0"])
+
+
+def load_first() -> dict[str, Any]:
+    return checkpoints.load_run(Path(FIRST))
+
+
+def change_checkpoint(name: str, **values: object) -> str:
+    """Save the checkpoint of `first` with other values as session/NAME/best.pt; its path."""
+    path = Path("session") / name / "best.pt"
+    checkpoints.save_checkpoint(path, {**load_first(), **values})
+    return str(path)
+
+
+def change_head(change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of `first` with another last layer."""
+    names = ("backbone.head.weight", "backbone.head.bias")
+    weights = load_first()["weights"]
+    return {**weights, **{name: change(weights[name]) for name in names}}
+
+
+def read_predictions(run: str) -> pd.DataFrame:
+    return pd.read_csv(f"results/{run}/predictions.csv")
+
+
+def has_note(report: dict, words: str) -> bool:
+    return any(words in note for note in report["notes"])
+
+
+# ---- splits and data
+
+
+def test_evaluate_repeats_the_metrics_of_the_training_run(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_metrics(trained.root, "first")
+    for budget_mib in (1e6, 0.0):  # slices in memory, and read from disk
+        monkeypatch.setattr(predictions, "measure_budget_mib", lambda _, mib=budget_mib: mib)
+        shutil.rmtree("results")
+        assert run_evaluate(FIRST) == 0
+        after = read_metrics(trained.root, "first")
+        assert after | {"environment": 0} == before | {"environment": 0}
+
+
+def test_other_splits_and_checkpoints_have_their_own_folders(trained: Run) -> None:
+    before = list_files(Path("results/first"))
+    notes = {"val": "SEEN: these are the val", "train": "SEEN: these are the train"}
+    for split, words in (notes | {"all": "belong to the run"}).items():
+        assert run_evaluate(FIRST, "--split", split) == 0
+        assert has_note(read_metrics(trained.root, f"first-{split}"), words)
+    assert run_evaluate("session/first/last.pt") == 0
+    assert read_metrics(trained.root, "first-last")["split"] == "test"
+    assert list_files(Path("results/first")) == before
+
+
+def test_other_data_may_have_fewer_classes(trained: Run) -> None:
+    make_data_folder(Path("two"), ("Glioma", "Menin"))
+    assert run_evaluate(FIRST, "--data", "two", "--split", "all") == 0
+    report = read_metrics(trained.root, "first-on-two-all")
+    assert has_note(report, "OTHER DATA")
+    assert report["classes"] == ["Glioma", "Menin", "Tumor"]
+    assert report["per_class"]["Tumor"]["support"] == 0
+    assert report["n_images"] == 12
+    card = Path("results/first-on-two-all/model_card.md").read_text("utf-8")
+    assert "Evaluation data: slices of two" in card
+    assert "Training data: generated phantoms of data/phantom" in card
+    absent = has_note(report, "most frequent class of training, does not occur")
+    assert absent == (report["baselines"]["majority"] == 0)
+
+
+def test_the_split_comes_from_the_checkpoint(trained: Run, phantom_dir: Path) -> None:
+    """A later change of the manifest moves no slice, and a missing duplicate search is reported."""
+    shutil.copytree(phantom_dir, "other", ignore=shutil.ignore_patterns("cache"))
+    path, audit = Path("other/CSV/images.csv"), Path("other/CSV/audit.json")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table["split"] = table["split"].replace({"train": "test", "test": "train"})
+    table.to_csv(path, index=False)
+    audit.write_text(json.dumps(json.loads(audit.read_text("utf-8")) | {"phantom": False}))
+    assert run_evaluate(FIRST, "--data", "other") == 0
+    before, after = (read_metrics(trained.root, name) for name in ("first", "first-on-other"))
+    assert after["confusion_matrix"] == before["confusion_matrix"]
+    assert has_note(after, "UNCHECKED")
+    sha256 = [read_predictions(name)["sha256"].tolist() for name in ("first", "first-on-other")]
+    assert sha256[0] == sha256[1]
+
+
+def test_data_that_do_not_fit_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    make_data_folder(Path("other"), ("Glioma", "Menin", "Tumor"))
+    make_data_folder(Path("four"), ("Glioma", "No Finding"))
+    line = expect_refusal(capsys, run_evaluate(FIRST, "--data", "other"))
+    assert "test slices of run first" in line
+    line = expect_refusal(capsys, run_evaluate(FIRST, "--data", "four", "--split", "all"))
+    assert "No Finding" in line
+    assert "Glioma, Menin, Tumor" in line
+    assert [path.name for path in Path("results").iterdir()] == ["first"]
+
+
+def test_files_that_are_no_usable_checkpoint_are_refused(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(FIRST, weights_only=True)
+    Path("broken.pt").write_bytes(Path(FIRST).read_bytes()[:1000])
+    torch.save({**content, "best": {}, "history": []}, "early.pt")
+    torch.save({**content, "run": "../elsewhere"}, "parent.pt")
+    change_checkpoint("nan", weights=change_head(lambda head: torch.full_like(head, 3e38)))
+    for path, words in (
+        *(("none.pt", "none.pt"), ("session", "session"), ("broken.pt", "broken.pt")),
+        *(("early.pt", "no epoch is finished"), ("parent.pt", "plain name")),
+        ("session/nan/best.pt", "NaN or infinite"),
+    ):
+        assert words in expect_refusal(capsys, run_evaluate(path, "--name", "new")), path
+    for path in ("none.pt", "session", "broken.pt"):
+        assert path in expect_refusal(capsys, main.main(["--resume", path]))
+    assert not Path("results/new").exists()
 
 
 # ---- calibration
 
 
 def test_a_run_is_calibrated_on_val_when_it_ends(trained: Run) -> None:
-    kept = checkpoint.load_run(Path("session/first/best.pt"))
+    fitted = load_first()["calibration"]
     split = pd.read_csv("session/first/split.csv")
     val = split[split["split"] == "val"]
-    assert kept["calibration"]["n_images"] == len(val)
-    assert kept["calibration"]["n_groups"] == val["group"].nunique()
+    assert fitted["n_images"] == len(val)
+    assert fitted["n_groups"] == val["group"].nunique()
     report = read_metrics(trained.root, "first")
-    assert report["calibration"]["temperature"] == kept["calibration"]["temperature"]
-    assert any("that also chose the epoch" in note for note in report["notes"])
-    # three patients a class are too few for a set that leaves its class out
-    assert any("Glioma is in every set" in note for note in report["notes"])
-    table = pd.read_csv("results/first/predictions.csv")
-    assert set(table["set"]) == {"Glioma|Menin|Tumor"}
-    assert table["refer"].all()
+    assert report["calibration"]["temperature"] == fitted["temperature"]
+    assert has_note(report, "that also selected the best epoch")
+    # val has too few groups of a class for a set that leaves the class out
+    assert has_note(report, "Glioma is in every set")
+    table = read_predictions("first")
+    assert set(table["prediction_set"]) == {"Glioma|Menin|Tumor"}
+    assert table["needs_review"].all()
     assert report["conformal"]["coverage"] == 1.0
     assert report["conformal"]["mean_set_size"] == 3.0
 
 
-def test_temperature_changes_probabilities_and_nothing_else(trained: Run) -> None:
-    kept = checkpoint.load_run(Path("session/first/best.pt"))
-    calibration = {**kept["calibration"], "temperature": 3 * kept["calibration"]["temperature"]}
-    change_checkpoint("session/first/best.pt", "session/soft/best.pt", calibration=calibration)
-    assert evaluate.main(["session/soft/best.pt", *ON, "--name", "soft"]) == 0
-    sharp, soft = (pd.read_csv(f"results/{name}/predictions.csv") for name in ("first", "soft"))
+def test_temperature_changes_the_probabilities_only(trained: Run) -> None:
+    fitted = load_first()["calibration"]
+    changed = {**fitted, "temperature": 3 * fitted["temperature"]}
+    assert run_evaluate(change_checkpoint("soft", run="soft", calibration=changed)) == 0
+    sharp, soft = (read_predictions(name) for name in ("first", "soft"))
     assert (soft["confidence"] < sharp["confidence"]).all()
     assert (soft["predicted"] == sharp["predicted"]).all()
-    before, after = (read_metrics(trained.root, name) for name in ("first", "soft"))
-    assert after["accuracy"] == before["accuracy"]
-    assert after["calibration"]["uncalibrated"] == before["calibration"]["uncalibrated"]
-    assert after["calibration"]["nll"] != before["calibration"]["nll"]
+    before, after = (read_metrics(trained.root, run)["calibration"] for run in ("first", "soft"))
+    assert after["uncalibrated"] == before["uncalibrated"]
+    assert after["nll"] != before["nll"]
 
 
-def test_a_checkpoint_without_calibration_is_judged_and_says_so(trained: Run) -> None:
-    change_checkpoint("session/first/best.pt", "session/old/best.pt", calibration=None)
-    assert evaluate.main(["session/old/best.pt", *ON, "--name", "old"]) == 0
-    report = read_metrics(trained.root, "old")
-    assert verdicts_note(report, "1 of 1 checkpoints hold none")
+def test_a_checkpoint_without_calibration_is_evaluated_and_marked(trained: Run) -> None:
+    fitted = load_first()["calibration"]
+    change_checkpoint("first", calibration=None)
+    assert run_evaluate(FIRST) == 0
+    report = read_metrics(trained.root, "first")
+    assert has_note(report, "1 of 1 checkpoints hold none")
     assert report["calibration"]["temperature"] is None
     assert report["conformal"]["coverage"] is None
-    assert report["referral"] is None
-    table = pd.read_csv("results/old/predictions.csv")
-    assert table["set"].isna().all()
-    assert "Output: a softmax, not calibrated, of Glioma" in read_card("old")
-    assert "Output: calibrated probabilities (temperature " in read_card("first")
+    assert report["review"] is None
+    assert read_predictions("first")["prediction_set"].isna().all()
+    assert "not calibrated" in Path("results/first/model_card.md").read_text("utf-8")
+    shutil.rmtree("results")  # resuming the finished run fits the calibration again
+    assert main.main(["--resume", "session/first", "--device", "cpu"]) == 0
+    assert load_first()["calibration"] == fitted
 
 
-def read_card(run: str) -> str:
-    return Path(f"results/{run}/model_card.md").read_text("utf-8")
+# ---- several checkpoints
 
 
-def verdicts_note(report: dict, words: str) -> bool:
-    return any(words in note for note in report["notes"])
-
-
-def test_resume_calibrates_a_run_that_lacks_it(trained: Run) -> None:
-    kept = checkpoint.load_run(Path("session/first/best.pt"))["calibration"]
-    change_checkpoint("session/first/best.pt", "session/first/best.pt", calibration=None)
-    shutil.rmtree("results")
-    assert main.main(["--resume", "session/first", *ON]) == 0
-    assert checkpoint.load_run(Path("session/first/best.pt"))["calibration"] == kept
-
-
-def test_nan_verdicts_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = checkpoint.load_run(Path("session/first/best.pt"))
-    weights = dict(kept["weights"])
-    for part in ("weight", "bias"):
-        weights[f"backbone.head.{part}"] = torch.full_like(weights[f"backbone.head.{part}"], 3e38)
-    change_checkpoint("session/first/best.pt", "session/nan/best.pt", weights=weights)
-    line = expect_refusal(capsys, evaluate.main(["session/nan/best.pt", *ON, "--name", "nan"]))
-    assert "logits that are NaN or infinite" in line
-    assert not Path("results/nan").exists()
-
-
-# ---- several
-
-
-@pytest.fixture
-def second(trained: Run) -> Run:
-    """A second run beside `first`, of another seed."""
-    argv = [*QUICK, *ON_CPU, "--epochs", "1", "--seed", "7", "--name", "second"]
-    assert main.main(argv) == 0
-    return trained
-
-
-BOTH = ("session/first/best.pt", "session/second/best.pt")
-
-
-def test_several_are_compared(second: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert evaluate.main([*BOTH, *ON]) == 0
-    printed = capsys.readouterr().out
-    report = read_metrics(second.root, "first+second")
+def test_several_checkpoints_are_compared(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = change_head(lambda head: -0.5 * head)
+    second = change_checkpoint("second", run="second", weights=weights)
+    assert run_evaluate(second) == 0
+    assert run_evaluate(FIRST, second) == 0
+    report = read_metrics(trained.root, "first+second")
     rows = {row["run"]: row for row in report["comparison"]["rows"]}
     assert list(rows) == ["first", "second", "ensemble"]
-    alone = {name: read_metrics(second.root, name) for name in ("first", "second")}
-    for name, figures in alone.items():
+    alone = {name: read_metrics(trained.root, name) for name in ("first", "second")}
+    for name, metrics in alone.items():
         for key in ("accuracy", "accuracy_per_slice", "f1_macro"):
-            assert rows[name][key]["value"] == pytest.approx(figures[key]["value"])
-            assert rows[name][key]["ci95"] == pytest.approx(figures[key]["ci95"])
-        assert rows[name]["nll"] == pytest.approx(figures["calibration"]["nll"])
-        assert name in printed
+            assert rows[name][key]["value"] == pytest.approx(metrics[key]["value"])
+            assert rows[name][key]["ci95"] == pytest.approx(metrics[key]["ci95"])
+        assert rows[name]["nll"] == pytest.approx(metrics["calibration"]["nll"])
     assert rows["ensemble"]["accuracy"] == report["accuracy"]
     [pair] = [pair for pair in report["comparison"]["pairs"] if pair["second"] == "second"]
     values = [alone[name]["accuracy"]["value"] for name in ("first", "second")]
     assert pair["difference"] == pytest.approx(values[0] - values[1])
-    assert pair["ci95"][0] <= pair["difference"] <= pair["ci95"][1]
     assert report["comparison"]["spread"]["mean"] == pytest.approx(np.mean(values))
-    assert "by groups" in printed
+    assert "by groups" in capsys.readouterr().out
     # the ensemble is the mean of the calibrated probabilities
     tables = [
-        pd.read_csv(f"results/{name}/predictions.csv").sort_values("path", ignore_index=True)
+        read_predictions(name).sort_values("path", ignore_index=True)
         for name in ("first", "second", "first+second")
     ]
     means = (tables[0]["p_Glioma"] + tables[1]["p_Glioma"]) / 2
     assert np.allclose(tables[2]["p_Glioma"], means, atol=2e-6)
-    assert verdicts_note(report, "nothing was fitted to the average")
-    assert "Output: the average of the networks' probabilities" in read_card("first+second")
+    assert has_note(report, "nothing was fitted to the average")
+    card, page = (
+        Path(f"results/first+second/{name}").read_text("utf-8")
+        for name in ("model_card.md", "report.html")
+    )
+    assert "Output: the average of" in card
+    assert f"<td>first minus second</td><td>{pair['difference']:+.4f} [" in page
+    assert "standard deviation" in page
 
 
-def test_only_slices_that_all_judge_are_compared(trained: Run) -> None:
-    """The second run has two of the first one's test slices in val."""
-    kept = checkpoint.load_run(Path("session/first/best.pt"))
-    splits = list(kept["split"]["split"])
-    moved = [row for row, split in enumerate(splits) if split == "test"][:2]
-    for row in moved:
-        splits[row] = "val"
-    split = {**kept["split"], "split": splits}
-    change_checkpoint("session/first/best.pt", "session/other/best.pt", run="other", split=split)
-    assert evaluate.main(["session/first/best.pt", "session/other/best.pt", *ON]) == 0
-    alone, both = (read_metrics(trained.root, name) for name in ("first", "first+other"))
-    assert both["n_images"] == alone["n_images"] - 2
-    left = set(pd.read_csv("results/first+other/predictions.csv")["sha256"])
-    assert not left & {kept["split"]["sha256"][row] for row in moved}
+def test_runs_are_compared_on_their_common_slices(trained: Run) -> None:
+    """In the second run two of the test slices are in val, and one file has other content."""
+    split = load_first()["split"]
+    moved = [row for row, name in enumerate(split["split"]) if name == "test"][:2]
+    names = ["val" if row in moved else name for row, name in enumerate(split["split"])]
+    other = change_checkpoint("other", run="other", split={**split, "split": names})
+    options = {"device": "cpu", "batch_size": 32, "threads": 1}
+    first, second = (
+        predictions.predict_run(Path(path), "test", None, **options) for path in (FIRST, other)
+    )
+    second.rows.loc[0, "sha256"] = "another"
+    reverse = np.arange(len(second.labels))[::-1]
+    aligned = predictions.align([first, second.take(reverse)])
+    assert [len(each.labels) for each in aligned] == [len(first.labels) - 3] * 2
+    common = set(aligned[0].rows["sha256"])
+    assert not common & {"another", *(split["sha256"][row] for row in moved)}
+    assert aligned[0].rows["path"].tolist() == aligned[1].rows["path"].tolist()
+    assert np.array_equal(aligned[0].calibrated.probs, aligned[1].calibrated.probs)
+    assert np.array_equal(predictions.average_predictions(aligned).labels, aligned[0].labels)
 
 
-def test_two_runs_of_one_name_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    change_checkpoint("session/first/best.pt", "session/copy/best.pt")
-    change_checkpoint("session/first/best.pt", "session/ensemble/best.pt", run="ensemble")
-    for other, name in (("copy", "first"), ("ensemble", "ensemble")):
-        code = evaluate.main(["session/first/best.pt", f"session/{other}/best.pt", *ON])
-        assert f"is called {name}" in expect_refusal(capsys, code)
-    assert not Path("results/first+first").exists()
-
-
-def test_pictures_of_one_name_and_other_content_are_not_the_same(trained: Run) -> None:
-    path = Path("session/first/best.pt")
-    judged = predictions.judge(path, "test", None, device="cpu", batch_size=8, threads=1)
-    rows = judged.rows.copy()
-    rows.loc[0, "sha256"] = "another"
-    other = dataclasses.replace(judged, rows=rows)
-    first, second = predictions.align([judged, other])
-    assert len(first.labels) == len(second.labels) == len(judged.labels) - 1
-    rows["sha256"] = "another"
-    with pytest.raises(UserError, match="no slice is in the test of all"):
-        predictions.align([judged, dataclasses.replace(judged, rows=rows)])
-
-
-def test_the_leaky_twin_is_found_where_it_is_one(
+def test_runs_that_cannot_be_compared_are_refused(
     trained: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = [*QUICK, *ON_CPU, "--epochs", "2", "--split-by", "image", "--name", "leaky"]
-    assert main.main(argv) == 0
-    # training figures of the leaky run come first by name, and must not be taken
-    command = ["session/leaky/best.pt", *ON, "--split", "train", "--name", "a-leaky"]
-    assert evaluate.main(command) == 0
-    assert evaluate.main(["session/first/best.pt", *ON]) == 0
-    page = Path("results/first/report.html").read_text("utf-8")
-    leaky = read_metrics(trained.root, "leaky")["accuracy"]["value"]
-    card = page.partition("leaky: the same training")[2].partition("</div>")[0]
-    assert f"<strong>{leaky:.4f}</strong>" in card
-    assert "run leaky;" in card
-    # an ensemble has none, and its average is calibrated by nothing
-    change_checkpoint("session/first/best.pt", "session/again/best.pt", run="again")
-    assert evaluate.main(["session/first/best.pt", "session/again/best.pt", *ON]) == 0
-    page = Path("results/first+again/report.html").read_text("utf-8")
-    assert "leaky: the same training" not in page
-    report = read_metrics(trained.root, "first+again")
-    assert report["calibration"]["temperature"] is None
-    assert any("nothing was fitted to the average" in note for note in report["notes"])
-    # another recipe has no twin
-    shutil.copytree("session/first", "session/longer")
-    kept = checkpoint.load_run(Path("session/first/best.pt"))
-    config = {**kept["config"], "train": {**kept["config"]["train"], "epochs": 3}}
-    change_checkpoint(
-        "session/first/best.pt", "session/longer/best.pt", run="longer", config=config
-    )
-    assert evaluate.main(["session/longer/best.pt", *ON]) == 0
-    page = Path("results/longer/report.html").read_text("utf-8")
-    assert "leaky: the same training" not in page
-
-
-def test_disjoint_tests_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = checkpoint.load_run(Path("session/first/best.pt"))
-    swapped = {"train": "test", "test": "train", "val": "val"}
-    split = {**kept["split"], "split": [swapped[name] for name in kept["split"]["split"]]}
-    change_checkpoint("session/first/best.pt", "session/swapped/best.pt", split=split)
-    code = evaluate.main(["session/first/best.pt", "session/swapped/best.pt", *ON])
-    assert "no slice is in the test of all of them" in expect_refusal(capsys, code)
-
-
-def test_other_classes_are_not_compared(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    classes = ["Glioma", "Tumor", "Menin"]
-    change_checkpoint("session/first/best.pt", "session/odd/best.pt", classes=classes)
-    code = evaluate.main(["session/first/best.pt", "session/odd/best.pt", *ON])
-    assert "compare runs of the same classes" in expect_refusal(capsys, code)
-
-
-def test_one_run_twice_agrees_with_itself(trained: Run) -> None:
-    path = Path("session/first/best.pt")
-    judged = predictions.judge(path, "test", None, device="cpu", batch_size=8, threads=1)
-    first, second = predictions.align([judged, judged.take(np.arange(len(judged.labels))[::-1])])
-    assert first.rows["path"].tolist() == second.rows["path"].tolist()
-    assert np.array_equal(first.calibrated.probs, second.calibrated.probs)
-    assert np.array_equal(predictions.average_members([first, second]).labels, first.labels)
-
-
-def test_slices_that_exceed_the_memory_are_judged_from_disk(
-    trained: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = read_metrics(trained.root, "first")
-    monkeypatch.setattr(predictions, "measure_budget_mib", lambda _: 0.0)
-    assert evaluate.main(["session/first/best.pt", "--device", "cpu"]) == 0
-    after = read_metrics(trained.root, "first")
-    for key in ("accuracy", "confusion_matrix", "baselines", "calibration"):
-        assert after[key] == before[key]
+    split = load_first()["split"]
+    swap = {"train": "test", "test": "train", "val": "val"}
+    swapped = {**split, "split": [swap[name] for name in split["split"]]}
+    for words, values in (
+        ("is called first", {}),
+        ("is called ensemble", {"run": "ensemble"}),
+        ("no slice", {"split": swapped}),
+        ("same classes", {"classes": ["Glioma", "Tumor", "Menin"]}),
+    ):
+        other = change_checkpoint("other", **values)
+        assert words in expect_refusal(capsys, run_evaluate(FIRST, other))
+    assert [path.name for path in Path("results").iterdir()] == ["first"]

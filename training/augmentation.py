@@ -1,101 +1,81 @@
-"""Random changes of whole batches of slices, on the device, with parameters drawn an image."""
+"""Random augmentation of whole batches on the device, with parameters drawn per slice."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from args import AugmentOptions
 
-@dataclass(frozen=True)
+
 class Augmentation:
-    """Which changes, and how far they go; each slice of a batch draws its own.
+    """Augments batches of slices as the options say.
 
-    Geometry is one resampling: flip, quarter turn, small turn, zoom and shift are one affine map.
-    Every draw is made on the CPU from the generator that is handed in, so that all devices see the
-    same slices.
+    Flip, quarter turn, rotation, zoom and shift are one affine map, so slices are resampled once.
+    All random numbers are drawn on the CPU from a given generator, so every device sees the same
+    slices. Zoom, gamma and contrast are factors from 1 / (1 + x) to 1 + x.
 
-    Source: Zhong et al. 2020, Random erasing data augmentation, for the box.
-
-    Attributes:
-        flip: Mirror half of the slices.
-        quarter_turns: Turn by 0, 90, 180 or 270 degrees.
-        rotation: Further turn, up to this many degrees either way.
-        shift: Shift along each axis, up to this share of the side.
-        zoom: Zoom in or out, up to this share.
-        gamma: Gamma within 1 / (1 + gamma) to 1 + gamma.
-        contrast: Contrast about the slice's mean, within 1 / (1 + contrast) to 1 + contrast.
-        erase: Share of the slices in which a box of 2 to 20 % is blanked.
-        mixup: Alpha of the Beta distribution of mixup; 0 mixes nothing.
-        cutmix: Alpha of the Beta distribution of cutmix; 0 mixes nothing.
+    Source: Zhong et al. 2020, Random erasing data augmentation, for `erase`.
     """
 
-    flip: bool
-    quarter_turns: bool
-    rotation: float
-    shift: float
-    zoom: float
-    gamma: float
-    contrast: float
-    erase: float
-    mixup: float
-    cutmix: float
+    def __init__(self, options: AugmentOptions) -> None:
+        self.options = options
 
     def draw(self, n_slices: int, generator: torch.Generator) -> Tensor:
-        """What happens to each slice of a batch: [B, 12], on the CPU.
+        """Draw the parameters of each slice: [B, 12] on the CPU, copied to the device at once.
 
         Columns: the six entries of the affine map, gamma, contrast, and left, right, top and bottom
-        of the box that is blanked, as shares of the side. One table is one copy to the device.
+        of the erased box as shares of the side.
         """
         affine = self._draw_affine(n_slices, generator)
-        gamma = _draw_factor(n_slices, self.gamma, generator)
-        contrast = _draw_factor(n_slices, self.contrast, generator)
-        boxes = _draw_boxes(n_slices, self.erase, generator)
+        gamma = _draw_factor(n_slices, self.options.gamma, generator)
+        contrast = _draw_factor(n_slices, self.options.contrast, generator)
+        boxes = _draw_boxes(n_slices, self.options.erase, generator)
         return torch.cat([affine, gamma, contrast, boxes], dim=1)
 
     def augment(self, slices: Tensor, draws: Tensor) -> Tensor:
-        """Change each slice by itself: [B, 1, S, S] in 0..1 to the same shape and range.
+        """Augment each slice independently, without changing the input.
 
         Args:
-            slices: On any device.
-            draws: Of `draw`, [B, 12].
+            slices: [B, 1, S, S] in 0..1, on any device; the result has the same shape and range.
+            draws: Parameters from `draw`, [B, 12].
         """
         draws = _to_device(draws, slices.device)
-        if self._moves():
+        if self._is_geometric():
             grid = _build_grid(draws[:, :6], slices.shape[-1])
-            # bilinear would blur, and batch norm's statistics would not be those of val
+            # bilinear would blur, and batch norm's statistics would not match those of val
             slices = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clamp_(0, 1)
         else:
-            slices = slices.clone()  # what is handed in stays as it is
-        if self.gamma:
+            slices = slices.clone()  # the input is not changed
+        if self.options.gamma:
             slices.pow_(draws[:, 6].view(-1, 1, 1, 1))
-        if self.contrast:
+        if self.options.contrast:
             mean = slices.mean((2, 3), keepdim=True)
             slices.lerp_(mean, 1 - draws[:, 7].view(-1, 1, 1, 1)).clamp_(0, 1)
-        if self.erase:
-            slices.masked_fill_(_cover(draws[:, 8:], slices.shape[-1]), 0.0)
+        if self.options.erase:
+            slices.masked_fill_(_build_box_mask(draws[:, 8:], slices.shape[-1]), 0.0)
         return slices
 
     def mix(
         self, slices: Tensor, targets: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Mix each slice with another of the batch, and the targets in the same share.
+        """Apply mixup or cutmix: mix slices in pairs, and their targets by the same weights.
 
         Args:
             slices: [B, 1, S, S].
             targets: Class probabilities [B, K].
-            generator: On the CPU.
+            generator: Random generator on the CPU.
 
         Source: Zhang et al. 2018, mixup: beyond empirical risk minimization; Yun et al. 2019,
         CutMix: regularization strategy to train strong classifiers with localizable features.
         """
-        alpha = self.mixup or self.cutmix
+        alpha = self.options.mixup or self.options.cutmix
         if not alpha:
             return slices, targets
         share = _draw_beta(alpha, generator)
         partner = _to_device(torch.randperm(len(slices), generator=generator), slices.device)
-        if self.mixup:
+        if self.options.mixup:
             slices = share * slices + (1 - share) * slices[partner]
         else:
             top, bottom, left, right = _draw_box(slices.shape[-1], 1 - share, generator)
@@ -104,33 +84,32 @@ class Augmentation:
             share = 1 - (bottom - top) * (right - left) / slices.shape[-1] ** 2
         return slices, share * targets + (1 - share) * targets[partner]
 
-    def _moves(self) -> bool:
-        return bool(self.flip or self.quarter_turns or self.rotation or self.shift or self.zoom)
+    def _is_geometric(self) -> bool:
+        options = self.options
+        sizes = (options.rotation, options.shift, options.zoom)
+        return options.flip or options.quarter_turns or any(sizes)
 
     def _draw_affine(self, n_slices: int, generator: torch.Generator) -> Tensor:
-        """Maps [B, 6], rows of 2 x 3, from output to input coordinates, both in -1..1."""
-        turns = torch.randint(4, (n_slices,), generator=generator) * float(self.quarter_turns)
-        mirror = torch.randint(2, (n_slices,), generator=generator) * float(self.flip)
-        tilt = _draw_symmetric(n_slices, self.rotation, generator)
+        """Draw affine maps [B, 6], rows of 2 x 3, from output to input coordinates in -1..1."""
+        options = self.options
+        turns = torch.randint(4, (n_slices,), generator=generator) * float(options.quarter_turns)
+        mirror = torch.randint(2, (n_slices,), generator=generator) * float(options.flip)
+        tilt = _draw_symmetric(n_slices, options.rotation, generator)
         angle = turns * (math.pi / 2) + tilt * (math.pi / 180)
-        scale = _draw_factor(n_slices, self.zoom, generator).squeeze(1)
-        # the side spans 2 in these coordinates
-        shift_x = _draw_symmetric(n_slices, 2 * self.shift, generator)
-        shift_y = _draw_symmetric(n_slices, 2 * self.shift, generator)
+        scale = _draw_factor(n_slices, options.zoom, generator).squeeze(1)
+        # the side is 2 long in these coordinates
+        shift_x = _draw_symmetric(n_slices, 2 * options.shift, generator)
+        shift_y = _draw_symmetric(n_slices, 2 * options.shift, generator)
         cosine, sine, sign = angle.cos() * scale, angle.sin() * scale, 1 - 2 * mirror
         rows = [sign * cosine, -sign * sine, shift_x, sine, cosine, shift_y]
         return torch.stack(rows, dim=1)
 
 
 def _build_grid(maps: Tensor, size_px: int) -> Tensor:
-    """Where each pixel comes from: [B, S, S, 2], x and y in -1..1.
+    """Return the sampling grid [B, S, S, 2], x and y in -1..1, of affine maps [B, 6].
 
-    As `F.affine_grid` with `align_corners=False`, in one sum of what columns and rows contribute
-    instead of a product of matrices.
-
-    Args:
-        maps: Affine maps [B, 6], rows of 2 x 3.
-        size_px: S.
+    Same result as `F.affine_grid` with `align_corners=False`, but faster: columns and rows are
+    added instead of multiplying matrices.
     """
     centres = (2 * torch.arange(size_px, device=maps.device) + 1) / size_px - 1
     by_column, by_row, shift = maps.view(-1, 1, 2, 3).unbind(3)  # [B, 1, 2] each
@@ -140,26 +119,26 @@ def _build_grid(maps: Tensor, size_px: int) -> Tensor:
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on the device, without waiting for what the device is doing."""
+    """Copy a small CPU tensor to the device without waiting for the device."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def _draw_symmetric(n_slices: int, limit: float, generator: torch.Generator) -> Tensor:
-    """Uniform in -limit..limit, [B]."""
+    """Draw uniformly from -limit..limit, [B]."""
     return (torch.rand(n_slices, generator=generator) * 2 - 1) * limit
 
 
 def _draw_factor(n_slices: int, limit: float, generator: torch.Generator) -> Tensor:
-    """Log-uniform in 1 / (1 + limit) to 1 + limit, [B, 1]: up is as likely as down."""
+    """Draw log-uniformly from 1 / (1 + limit) to 1 + limit, [B, 1]."""
     return _draw_symmetric(n_slices, math.log1p(limit), generator).exp().unsqueeze(1)
 
 
 def _draw_boxes(n_slices: int, share: float, generator: torch.Generator) -> Tensor:
-    """Boxes to blank, [B, 4]: left, right, top, bottom in 0..1; most of no width at a low share.
+    """Draw boxes to erase, [B, 4]: left, right, top, bottom in 0..1; width 0 in all but `share`.
 
-    A box takes 2 to 20 % of the slice, its sides in a ratio of 1/3 to 3.
+    A box covers 2 to 20 % of the slice; the ratio of its sides is 1/3 to 3.
     """
     chosen, area, ratio, x, y = torch.rand(5, n_slices, generator=generator)
     area = (chosen < share) * (0.02 + 0.18 * area)
@@ -168,8 +147,8 @@ def _draw_boxes(n_slices: int, share: float, generator: torch.Generator) -> Tens
     return torch.stack([x - half_width, x + half_width, y - half_height, y + half_height], dim=1)
 
 
-def _cover(boxes: Tensor, size_px: int) -> Tensor:
-    """Which pixels lie in the slices' boxes: bool [B, 1, S, S]."""
+def _build_box_mask(boxes: Tensor, size_px: int) -> Tensor:
+    """Return a mask of the pixels inside each slice's box: bool [B, 1, S, S]."""
     centres = (torch.arange(size_px, device=boxes.device) + 0.5) / size_px
     left, right, top, bottom = boxes.view(-1, 4, 1).unbind(1)  # [B, 1] each
     across = (centres > left) & (centres < right)  # [B, S]
@@ -178,13 +157,13 @@ def _cover(boxes: Tensor, size_px: int) -> Tensor:
 
 
 def _draw_beta(alpha: float, generator: torch.Generator) -> float:
-    """One draw of Beta(alpha, alpha); torch's own sampler takes no generator."""
+    """Draw from Beta(alpha, alpha); torch's own sampler accepts no generator."""
     first, second = torch._standard_gamma(torch.full((2,), alpha), generator=generator).tolist()
     return first / (first + second) if first + second > 0 else 0.5
 
 
 def _draw_box(size_px: int, area: float, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """A square of a share of the slice: top, bottom, left, right, cut at the border."""
+    """Draw a square with a share of the slice's area: top, bottom, left, right, clipped."""
     half = math.sqrt(area) * size_px / 2
     row, column = (torch.rand(2, generator=generator) * size_px).tolist()
     return (

@@ -1,8 +1,8 @@
-"""The processes of one run, as torchrun starts them; every function also serves a run of one.
+"""Data-parallel training with torchrun; in a run of one process every function is a no-op.
 
-Each process holds the same weights, takes its part of every batch, and adds its gradients to those
-of the others. The first alone writes files and speaks. When one is killed, torchrun ends the rest:
-on the CPU they say so in a line; on CUDA one that waits for its device may be killed without.
+Each process holds the same weights, takes its part of every batch and sums its gradients with
+those of the others. Only the main process writes files and logs. When one process dies, torchrun
+ends the others: on the CPU they print one line; on CUDA they may be killed without one.
 """
 
 import contextlib
@@ -19,15 +19,18 @@ from torch import Tensor, nn
 
 from helper import UserError, first_line, log, resolve_device
 
-# The first process may decode, or judge val, while the others wait; torchrun ends what hangs.
-LONGEST_WAIT = timedelta(hours=6)
+# The others wait while the main process decodes slices; torchrun ends processes that hang.
+TIMEOUT = timedelta(hours=6)
 
 
-def join(name: str) -> torch.device:
-    """The device called `name`; where torchrun has started several processes, they meet here.
+def init(name: str) -> torch.device:
+    """Join the process group, if torchrun has started several processes.
+
+    Args:
+        name: Value of `--device`.
 
     Returns:
-        The device of this process: of several CUDA devices, that of its local rank.
+        The device of this process; of several CUDA devices, the one of its local rank.
 
     Raises:
         UserError: This machine has no such device.
@@ -40,146 +43,151 @@ def join(name: str) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGTERM, _raise_lost_connection)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        with _speaking_plainly():
-            dist.init_process_group(backend, timeout=LONGEST_WAIT)
-    if not is_first():
+        with _convert_errors():
+            dist.init_process_group(backend, timeout=TIMEOUT)
+    if not is_main_process():
         log.setLevel(logging.WARNING)
     return device
 
 
-def leave() -> None:
-    """Part from the others at the end of the work; not called when it fails, for it would wait."""
+def destroy() -> None:
+    """Leave the process group after success; after a failure this would wait for the others."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def get_rank() -> int:
-    """Which process this is, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
-    """Processes of the run."""
+def get_world_size() -> int:
+    """Return the number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def count_local() -> int:
-    """Those of them on this machine."""
+def get_local_world_size() -> int:
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes files and speaks."""
+def is_main_process() -> bool:
+    """Return whether this process writes files and logs."""
     return get_rank() == 0
 
 
-def wait() -> None:
-    """Go on when every process has come here."""
-    if count() > 1:
-        with _speaking_plainly():
+def barrier() -> None:
+    """Wait until every process has reached this call."""
+    if get_world_size() > 1:
+        with _convert_errors():
             dist.barrier()
 
 
 @contextlib.contextmanager
-def first_before_others() -> Iterator[None]:
-    """Let the first process do something before the others do, such as filling a cache."""
-    if not is_first():
-        wait()
+def main_process_first() -> Iterator[None]:
+    """Run the block in the main process before the others run it, e.g. to fill a cache."""
+    if not is_main_process():
+        barrier()
     yield
-    if is_first():
-        wait()
+    if is_main_process():
+        barrier()
 
 
-def agree(value: Any) -> Any:
-    """What the first process holds, a plain value."""
-    if count() == 1:
+def broadcast(value: Any) -> Any:
+    """Return the plain value that the main process passed."""
+    if get_world_size() == 1:
         return value
-    box = [value]
-    with _speaking_plainly():
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value]
+    with _convert_errors():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def add_up(values: Tensor) -> Tensor:
-    """The sum of every process's tensor, on its device; all must have one shape."""
-    if count() == 1:
-        return values
-    with _speaking_plainly():
-        dist.all_reduce(values)
+def all_reduce(values: Tensor) -> Tensor:
+    """Sum a tensor in place over all processes; its shape must be the same in each."""
+    if get_world_size() > 1:
+        with _convert_errors():
+            dist.all_reduce(values)
     return values
 
 
-def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of all processes, in one message."""
-    if count() == 1:
+def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum the gradients over all processes, in one message."""
+    if get_world_size() == 1:
         return
     gradients = [each.grad for each in parameters if each.grad is not None]
-    flat = add_up(torch.cat([gradient.flatten() for gradient in gradients]))
+    flat = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
     sizes = [gradient.numel() for gradient in gradients]
     for gradient, total in zip(gradients, flat.split(sizes), strict=True):
         gradient.copy_(total.view_as(gradient))
 
 
-def gather_rows(rows: Tensor, n_rows: int) -> Tensor:
-    """The rows that the processes hold, one after another: [n_rows, …], on the CPU.
+def all_gather_rows(rows: Tensor, n_rows: int) -> Tensor:
+    """Concatenate the rows of all processes: [n_rows, …], on the CPU.
 
     Args:
-        rows: Of this process, [n, …]; process r of R holds what `tensor_split(R)[r]` of all gives.
-        n_rows: Of all processes.
+        rows: Rows of this process, [n, …]; process r of R holds part r of `tensor_split(R)`.
+        n_rows: Total over all processes.
     """
-    if count() == 1:
+    if get_world_size() == 1:
         return rows.cpu()
-    places = torch.arange(n_rows).tensor_split(count())[get_rank()]
-    whole = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype)
-    whole[places] = rows.cpu()
-    return add_up(whole)  # a sum with zeros is exact
+    indices = torch.arange(n_rows).tensor_split(get_world_size())[get_rank()]
+    gathered = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype)
+    gathered[indices] = rows.cpu()
+    return all_reduce(gathered)  # a sum with zeros is exact
 
 
-def share_batch_norm(network: nn.Module) -> None:
-    """Batch norm over the slices of all processes, on CUDA; the CPU has none.
+def convert_sync_batch_norm(network: nn.Module) -> None:
+    """Synchronise batch norm over all processes on CUDA.
 
-    There each process normalises by its own part of the batch.
+    torch has no synchronised batch norm for the CPU: there each process normalises by its own part
+    of the batch.
     """
-    if count() > 1 and next(network.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, but for a lone batch norm
+    if get_world_size() > 1 and next(network.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, except for a lone batch norm
 
 
-def check_parts(n_train: int, n_val: int, batch_size: int) -> None:
-    """Make sure that each process has two slices of every batch, the least that batch norm takes.
+def check_batch_size(splits: list[str], batch_size: int) -> None:
+    """Check that each process gets two slices of every batch, the minimum of batch norm.
+
+    Args:
+        splits: Split of each slice.
+        batch_size: Value of `--batch-size`.
 
     Raises:
-        UserError: The batches, or val, are too small for so many processes.
+        UserError: The batches or the val split are too small for the number of processes.
     """
-    if count() == 1 or not n_train:
-        return  # an empty split is told where it is opened
-    if n_val < count():
-        raise UserError(f"{count()} processes would share {n_val} val slices; start fewer")
+    n_processes, n_train, n_val = get_world_size(), splits.count("train"), splits.count("val")
+    if n_processes == 1 or not n_train or not n_val:
+        return  # an empty split is reported where it is opened
+    if n_val < n_processes:
+        raise UserError(f"{n_processes} processes would share {n_val} val slices; start fewer")
     smallest = n_train // -(-n_train // batch_size)
-    if smallest < 2 * count():
+    if smallest < 2 * n_processes:
         raise UserError(
-            f"{count()} processes would share batches of {smallest} slices; each needs two: "
-            f"give a --batch-size of {2 * count()} or more, or start fewer processes"
+            f"{n_processes} processes would share batches of {smallest} slices; each needs two: "
+            f"give a --batch-size of {2 * n_processes} or more, or start fewer processes"
         )
 
 
 @contextlib.contextmanager
-def _speaking_plainly() -> Iterator[None]:
-    """A lost connection in one line; torch's own message is a page."""
+def _convert_errors() -> Iterator[None]:
+    """Convert torch.distributed errors into one-line UserErrors."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        raise _describe_loss(f" ({first_line(error)})") from error
+        raise _describe_lost_connection(f" ({first_line(error)})") from error
 
 
-def _end(signal_number: int, frame: Any) -> NoReturn:
-    """What torchrun's signal to end, sent when another process has failed, does."""
-    raise _describe_loss()
+def _raise_lost_connection(signal_number: int, frame: Any) -> NoReturn:
+    """Handle SIGTERM, which torchrun sends when another process has failed."""
+    raise _describe_lost_connection()
 
 
-def _describe_loss(cause: str = "") -> UserError:
+def _describe_lost_connection(cause: str = "") -> UserError:
     return UserError(
-        f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost the others: one of them "
-        f"has ended, and its own line says why{cause}; go on with --resume, or start again"
+        f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost the connection: another "
+        f"process has ended, see its own error line{cause}; continue with --resume, or start again"
     )

@@ -1,58 +1,55 @@
-"""The losses of an epoch, read from the device without holding up the steps that follow."""
+"""Collect the losses of an epoch without making the device wait."""
 
 import torch
 from torch import Tensor
 
 from helper import UserError
 
-# Steps between looks: a NaN is told within twice as many.
-STEPS_PER_LOOK = 20
+# Steps between reads; a NaN is reported after at most twice as many steps.
+STEPS_PER_READ = 20
 
 
-class LossWatch:
-    """Collects one loss a step and refuses those that are no numbers.
+class LossTracker:
+    """Collects one loss a step and refuses losses that are not finite.
 
-    A look sends the losses since the last look on their way to the host and reads those that the
-    look before had sent, which have long arrived: the device never waits for the host, nor the
-    host for the step that is running.
+    Each read starts an asynchronous copy of the losses since the last read and returns those that
+    the last read copied. So neither the device nor the host waits for the other.
 
     Args:
-        epoch: Of the steps, counted from 1; named when a loss is not finite.
+        epoch: Number of the epoch from 1, for error messages.
         n_steps: Steps of the epoch.
-        before: Losses of its first steps, where it was begun earlier, [steps] on the CPU.
+        before: Losses of the epoch's first steps [steps] on the CPU, when it is resumed.
     """
 
     def __init__(self, epoch: int, n_steps: int, before: Tensor | None = None) -> None:
         self._epoch, self._n_steps = epoch, n_steps
-        self._recent: list[Tensor] = []  # on the device, not yet sent
-        self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None
-        # on the CPU, known to be finite
-        self._read: list[Tensor] = [] if before is None else [before]
+        self._recent: list[Tensor] = []  # on the device
+        self._in_transit: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._checked: list[Tensor] = [] if before is None else [before]  # on the CPU, finite
 
     def add(self, loss: Tensor) -> None:
-        """Take the loss of the next step, a scalar on the device."""
+        """Append the loss of a step, a scalar on the device."""
         self._recent.append(loss)
 
-    def look(self) -> float | None:
-        """The mean of the losses sent at the look before; None at the first look.
+    def read_delayed(self) -> float | None:
+        """Return the mean of the losses that the last call copied; None at the first call.
 
         Raises:
-            UserError: One of them is NaN or infinite; names the epoch and the step.
+            UserError: A loss is NaN or infinite; names the epoch and the step.
         """
         self._receive()
         self._send()
-        return float(self._read[-1].mean()) if self._read else None
+        return float(self._checked[-1].mean()) if self._checked else None
 
     def read(self) -> Tensor:
-        """Every loss so far, [steps] on the CPU; the device is waited for.
+        """Wait for the device and return every loss so far, [steps] on the CPU.
 
         Raises:
-            UserError: As `look`.
+            UserError: As `read_delayed`.
         """
+        self.read_delayed()
         self._receive()
-        self._send()
-        self._receive()
-        return torch.cat(self._read)
+        return torch.cat(self._checked)
 
     def _send(self) -> None:
         if not self._recent:
@@ -62,21 +59,21 @@ class LossWatch:
             host = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
             losses, arrival = host.copy_(losses, non_blocking=True), torch.cuda.Event()
             arrival.record()
-        self._recent, self._sent = [], (losses, arrival)
+        self._recent, self._in_transit = [], (losses, arrival)
 
     def _receive(self) -> None:
-        if self._sent is None:
+        if self._in_transit is None:
             return
-        losses, arrival = self._sent
+        losses, arrival = self._in_transit
         if arrival is not None:
             arrival.synchronize()
-        self._sent = None
+        self._in_transit = None
         losses = losses.cpu()
         finite = losses.isfinite()
         if not finite.all():
-            step = sum(map(len, self._read)) + int((~finite).int().argmax()) + 1
+            step = sum(map(len, self._checked)) + int((~finite).int().argmax()) + 1
             raise UserError(
                 f"loss is not finite in epoch {self._epoch}, step {step} of {self._n_steps}: "
                 "lower --lr or try --precision fp32"
             )
-        self._read.append(losses)
+        self._checked.append(losses)

@@ -1,60 +1,59 @@
-"""What moves the weights: groups of parameters, the learning rate's course, the average."""
+"""Optimizer parameter groups, learning-rate schedule and EMA."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-FLOOR_LR_SHARE = 0.01
-LONGEST_WARMUP = 0.2  # of the run
+FLOOR_LR_FACTOR = 0.01
+LONGEST_WARMUP = 0.2  # share of the run's steps
 
 
 def build_optimizer(
     network: nn.Module,
     head: nn.Module,
     lr: float,
-    body_lr_share: float,
+    backbone_lr_factor: float,
     weight_decay: float,
 ) -> torch.optim.AdamW:
-    """AdamW with a rate of its own for the body, and no decay for norms and biases.
+    """Return AdamW (fused where the device supports it) with up to four parameter groups.
 
-    Each group has `lr_share`, its rate as a share of `lr`. Where the device has them, all weights
-    are moved by one fused kernel.
+    Parameters of the backbone get `lr` times `backbone_lr_factor`, those of the head `lr`. Norms
+    and biases get no weight decay. `lr_factor` of a group is its multiplier of `lr`.
 
     Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization.
     """
     in_head = set(map(id, head.parameters()))
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
-        share = 1.0 if id(parameter) in in_head else body_lr_share
+        factor = 1.0 if id(parameter) in in_head else backbone_lr_factor
         decay = weight_decay if parameter.dim() > 1 else 0.0
-        groups.setdefault((share, decay), []).append(parameter)
-    fused = next(network.parameters()).device.type in {"cpu", "cuda"}
+        groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "lr_share": share, "weight_decay": decay}
-            for (share, decay), parameters in groups.items()
+            {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+            for (factor, decay), parameters in groups.items()
         ],
         lr=lr,
-        fused=fused,
+        fused=next(network.parameters()).device.type in {"cpu", "cuda"},
     )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of a rate."""
+    """Set the learning rate of every group to `lr` times its multiplier."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_share"]
+        group["lr"] = lr * group["lr_factor"]
 
 
-def compute_rate_share(step: int, n_steps: int, n_warmup: float) -> float:
-    """Share of the peak rate at a step, 0 to 1: linear warm-up, then half a cosine to 1 %.
+def compute_lr_factor(step: int, n_steps: int, n_warmup: float) -> float:
+    """Return the learning rate at a step as a multiple of its peak, 0 to 1.
 
-    The warm-up takes at most a fifth of the run.
+    Linear warm-up over at most a fifth of the run, then half a cosine down to 0.01.
 
     Args:
-        step: Steps taken before.
-        n_steps: Of the whole run.
-        n_warmup: Steps of warm-up that are asked for.
+        step: Steps before this one.
+        n_steps: Steps of the whole run.
+        n_warmup: Requested steps of warm-up.
 
     Source: Loshchilov and Hutter 2017, SGDR: stochastic gradient descent with warm restarts.
     """
@@ -62,15 +61,15 @@ def compute_rate_share(step: int, n_steps: int, n_warmup: float) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1.0, n_steps - warmup)
-    return FLOOR_LR_SHARE + (1 - FLOOR_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
+    return FLOOR_LR_FACTOR + (1 - FLOOR_LR_FACTOR) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @torch.no_grad()
-def update_average(averaged: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
-    """Move averaged weights towards the trained ones; the decay is at most (1 + t) / (10 + t).
+def update_ema(ema: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
+    """Update the EMA weights; the decay of step t is at most (1 + t) / (10 + t).
 
     Source: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging.
     """
-    targets: list[Tensor] = list(averaged.parameters())
+    targets: list[Tensor] = list(ema.parameters())
     sources: list[Tensor] = list(trained.parameters())
     torch._foreach_lerp_(targets, sources, 1 - min(decay, (1 + step) / (10 + step)))

@@ -1,22 +1,22 @@
-"""Progressive resizing: a run begins with smaller slices, whose steps are cheaper."""
+"""Progressive resizing: the first steps of a run use smaller slices, which cost less."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
-# Networks halve their input five times; sizes between bring no other shapes at the end.
+# Networks halve their input five times, so only multiples of 32 px change the last feature map.
 SIZE_STEP_PX = 32
-# Of the steps; the rest is at full size, to which the network must adapt.
+# Share of the steps in which the size grows; the rest trains at full size.
 GROWING_SHARE = 0.6
 
 
 def compute_size(step: int, n_steps: int, full_px: int, first_share: float) -> int:
-    """Side of the training slices at a step, px: from a share of the full one up to it.
+    """Return the side of the training slices at a step, px.
 
     Args:
-        step: Steps taken before.
-        n_steps: Of the whole run.
-        full_px: Side of the slices in the end, and in val.
-        first_share: Of the side, at the first step; 1 is no resizing.
+        step: Steps before this one.
+        n_steps: Steps of the whole run.
+        full_px: Side of the slices at the end of training, and in validation.
+        first_share: First side as a share of `full_px`; 1 disables resizing.
 
     Source: Howard 2018, Training ImageNet in 3 hours for 25 minutes; Touvron et al. 2019, Fixing
     the train-test resolution discrepancy.
@@ -28,7 +28,7 @@ def compute_size(step: int, n_steps: int, full_px: int, first_share: float) -> i
 
 
 def shrink(slices: Tensor, size_px: int) -> Tensor:
-    """Slices [B, 1, S, S] in 0..1 at a smaller size, without aliasing."""
+    """Downscale slices [B, 1, S, S] in 0..1 to `size_px`, with antialiasing."""
     if slices.shape[-1] == size_px:
         return slices
     return F.interpolate(slices, (size_px, size_px), mode="bilinear", antialias=True)

@@ -1,1 +1,1 @@
-"""The local page that predicts dropped pictures."""
+"""The local web page that predicts dropped images."""

@@ -1,6 +1,7 @@
-"""What stands between the page of app.py and whoever asks for it: Gradio leaves more doors open.
+"""Restrict the page to the requests that it needs, and its process to this machine.
 
-Standard library only: an ASGI application around another, and a lock on the process.
+An ASGI application around that of Gradio, which answers more than the page needs, and an audit
+hook. Standard library only.
 """
 
 import ipaddress
@@ -15,120 +16,105 @@ Send = Callable[[Message], Awaitable[None]]
 Site = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-# The browser itself refuses what would leave this machine. Gradio's script is inline and makes
-# functions of its templates.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
 HEADERS = {
-    "content-security-policy": CONTENT_SECURITY_POLICY,
-    "cache-control": "no-store",  # a browser's cache outlives the page, and pictures pass through
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
+    # Gradio's script is inline and builds functions from its templates
+    b"content-security-policy": (
+        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+        b"style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+        b"object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    b"cache-control": b"no-store",  # a browser cache would keep images after the page has ended
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
 }
-_READ = frozenset({"GET", "HEAD"})
 _PAGES = frozenset({"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"})
-_PARTS = ("/assets/", "/static/")
+_FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/")
 _API = "/gradio_api/"
 _FILE = _API + "file="
-_ASKED = frozenset({"queue/data", "upload_progress", "startup-events"})
-_HEARTBEAT = _API + "heartbeat/"
-_SENT = frozenset({"queue/join", "upload", "cancel", "reset"})
-_NAME_EVENTS = frozenset({"socket.getaddrinfo", "socket.gethostbyname"})
-_REVERSE_EVENTS = frozenset({"socket.gethostbyaddr", "socket.getnameinfo"})
+_API_GET = frozenset({"queue/data", "upload_progress", "startup-events"})
+_API_POST = frozenset({"queue/join", "upload", "cancel", "reset"})
+_FORWARD_EVENTS = frozenset({"socket.getaddrinfo", "socket.gethostbyname"})
+_LOOKUP_EVENTS = _FORWARD_EVENTS | {"socket.gethostbyaddr", "socket.getnameinfo"}
 _ADDRESS_EVENTS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 
 
-class Guard:
-    """A site that answers its own pages what they ask for, and nothing else.
+class RequestFilter:
+    """Passes the requests of the page to an ASGI application and refuses all others.
 
     Args:
-        site: The application behind it.
-        folder: The only folder whose files are handed out.
-        hosts: The names under which it may be asked, so that no foreign page reaches it by a name
-            of its own; None: any.
+        site: The application.
+        folder: The only folder whose files are served.
+        hosts: Allowed Host headers, against DNS rebinding; None: any.
     """
 
     def __init__(self, site: Site, folder: Path, hosts: frozenset[str] | None) -> None:
         self._site, self._folder, self._hosts = site, folder.resolve(), hosts
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
+        """Answer or refuse a request; websockets are ignored."""
         if scope["type"] == "lifespan":
             await self._site(scope, receive, send)
             return
         if scope["type"] != "http":
             return
 
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                kept = [pair for pair in message.get("headers", []) if not _is_ours(pair[0])]
-                ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": kept + ours}
+                headers = message.get("headers", [])
+                others = [pair for pair in headers if pair[0].lower() not in HEADERS]
+                message = {**message, "headers": [*others, *HEADERS.items()]}
             await send(message)
 
         if status := self._refuse(scope):
-            headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send_guarded(
-                {"type": "http.response.start", "status": status, "headers": headers}
-            )
-            await send_guarded({"type": "http.response.body", "body": b"refused\n"})
+            content_type = [(b"content-type", b"text/plain; charset=utf-8")]
+            start = {"type": "http.response.start", "status": status, "headers": content_type}
+            await send_with_headers(start)
+            await send_with_headers({"type": "http.response.body", "body": b"refused\n"})
             return
-        await self._site(scope, receive, send_guarded)
+        await self._site(scope, receive, send_with_headers)
 
     def _refuse(self, scope: Message) -> int:
-        """The status with which a request is refused; 0: it is not."""
+        """Return the status of a refused request, 0 for an allowed one."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if self._hosts is not None and strip_port(host) not in self._hosts:
+        if self._hosts is not None and _strip_port(host) not in self._hosts:
             return 403
         if origin is not None and origin != f"http://{host}":
-            return 403  # another site's page, in the browser of whoever has this one open
-        return 0 if self._knows(scope["method"], scope["path"]) else 404
+            return 403  # a page of another site in the same browser
+        return 0 if self._is_known(scope["method"], scope["path"]) else 404
 
-    def _knows(self, method: str, path: str) -> bool:
+    def _is_known(self, method: str, path: str) -> bool:
         if method == "POST":
-            return path.removeprefix(_API) in _SENT
-        if method not in _READ:
+            return path.removeprefix(_API) in _API_POST
+        if method not in {"GET", "HEAD"}:
             return False
         if path.startswith(_FILE) and "\0" not in path:
-            # a file of the page, never an address that the server would fetch
+            # a file of the folder, never a URL that the server would fetch
             return Path(path.removeprefix(_FILE)).resolve().is_relative_to(self._folder)
-        is_page = path in _PAGES or path.startswith((*_PARTS, _HEARTBEAT))
-        return is_page or path.removeprefix(_API) in _ASKED
+        is_page = path in _PAGES or path.startswith(_FOLDERS)
+        return is_page or path.removeprefix(_API) in _API_GET
 
 
-def _is_ours(name: bytes) -> bool:
-    return name.decode("latin-1").lower() in HEADERS
-
-
-def strip_port(host: str) -> str:
-    """`127.0.0.1` of `127.0.0.1:7860`, `::1` of `[::1]:7860`."""
+def _strip_port(host: str) -> str:
+    """Return `127.0.0.1` for `127.0.0.1:7860`, `::1` for `[::1]:7860`."""
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def refuse_connections() -> None:
-    """From now on no Python code of this process connects to anything but this machine.
+    """Refuse all later connections of this process's Python code to other machines.
 
-    Processes that it starts and sockets of C libraries are not seen. There is no way back: it is
-    for a process that does nothing else.
+    Child processes and sockets of C libraries are not covered. It cannot be undone.
     """
     sys.addaudithook(_refuse_connection)
 
 
 def _refuse_connection(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in _NAME_EVENTS:
-        host = arguments[0]
-        # a plain address asks nobody, so that sockets may be opened at it
-        if host and not is_local(host) and not _is_address(host):
-            raise PermissionError("this program looks up no names outside this machine")
-    elif event in _REVERSE_EVENTS:
-        # an address, alone or with its port: others are asked for its name
+    if event in _LOOKUP_EVENTS:
         host = arguments[0][0] if isinstance(arguments[0], tuple) else arguments[0]
-        if not is_local(host):
+        # sockets are opened with numeric addresses, which need no name server
+        is_numeric = event in _FORWARD_EVENTS and (not host or _is_address(host))
+        if not is_numeric and not is_local(host):
             raise PermissionError("this program looks up no names outside this machine")
     elif event in _ADDRESS_EVENTS:
         address = arguments[1]
@@ -137,7 +123,7 @@ def _refuse_connection(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def is_local(host: str | bytes) -> bool:
-    """Whether a host is this machine itself."""
+    """Return whether a host is this machine."""
     name = host.decode("latin-1") if isinstance(host, bytes) else host
     return name in LOCAL_HOSTS or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
 

@@ -1,12 +1,11 @@
-"""What each reader of app.py's page has before them: a file, a verdict, heat maps; many files."""
+"""State and actions of one user of the page: an uploaded file, its prediction, its heat maps."""
 
 import contextlib
-import dataclasses
 import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,64 +13,52 @@ from numpy.typing import NDArray
 
 from imaging.dicom import is_dicom, read_header
 from imaging.grayscale import ImageError, Pixels
-from imaging.reader import read_frames, read_start
-from inference import image_stream, output_table
-from inference.predictor import PreprocessedSlice, SliceClassifier, Verdict
+from imaging.reader import read_first_bytes, read_frames
+from inference.image_stream import Picture
+from inference.output_table import Row
+from inference.pipeline import RowBuilder, predict_batches
+from inference.predictor import Prediction, PreprocessedSlice, SlicePredictor
 from preparation.sources import MAX_FILE_MIB
 
-BATCH_SIZE = 32
-GONE = "no longer here; drop it again"
+FILE_DELETED = "the file was deleted; drop it again"
 
 
 # ---- one slice
 
 
 @dataclass
-class Desk:
-    """What lies before one reader: a file, one picture of it, and what is said of that.
+class Session:
+    """The file of one user, one image of it and the prediction."""
 
-    Attributes:
-        turn: Counts what was laid here, so that a heat map which comes late is told from its own.
-        name: The file as it was called where it came from.
-        upload: Where it was uploaded to.
-        path: Where it lies, while more of its frames may be asked for.
-        frame: Which of them the picture is, from 1.
-        n_frames: How many there are.
-        slice: The picture; None: nothing lies here.
-        verdict: On it.
-        heatmaps: By class, fp32 [H, W] in 0..1.
-        class_name: Whose heat map is wanted.
-    """
-
-    turn: int = 0
-    name: str = ""
-    upload: Path | None = None
-    path: Path | None = None
-    frame: int = 1
+    version: int = 0  # increases with each image: a late heat map of another one is discarded
+    name: str = ""  # original name of the file
+    upload: Path | None = None  # where it was uploaded to
+    path: Path | None = None  # where it is now; None unless it has several frames
+    frame: int = 1  # of the image, from 1
     n_frames: int = 1
     slice: PreprocessedSlice | None = None
-    verdict: Verdict | None = None
-    heatmaps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    class_name: str = ""
+    prediction: Prediction | None = None
+    heatmaps: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # [H, W] in 0..1
+    class_name: str = ""  # of the displayed heat map
 
     def clear(self) -> None:
-        """Take the picture away."""
-        self.turn += 1
-        self.slice = self.verdict = None
+        """Remove the image and its results."""
+        self.version += 1
+        self.slice = self.prediction = None
         self.heatmaps, self.class_name = {}, ""
 
     def delete_file(self) -> None:
-        """Keep no file for further frames."""
+        """Delete the file."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
         self.path, self.frame, self.n_frames = None, 1, 1
 
 
 def check_upload(path: Path, folder: Path) -> Path:
-    """A file that a client names as dropped, as it really lies; it may be gone.
+    """Resolve the path that a client names as its upload; the file may be deleted already.
 
     Raises:
-        ImageError: It does not lie in the folder of what is dropped, or is no file.
+        ImageError: The path is outside the upload folder, or is not a file.
     """
     found = path.resolve()
     if not found.is_relative_to(folder.resolve()) or (found.exists() and not found.is_file()):
@@ -79,126 +66,101 @@ def check_upload(path: Path, folder: Path) -> Path:
     return found
 
 
-def lay_file(desk: Desk, classifier: SliceClassifier, path: Path) -> None:
-    """Judge the first picture of a file; the file is deleted unless it holds more of them.
+def open_file(session: Session, predictor: SlicePredictor, path: Path) -> None:
+    """Predict the first image of a file, and delete the file unless it has more frames.
 
     Raises:
-        ImageError: It is gone, too large or no picture; its name is not told, it may be a
-            patient's.
+        ImageError: The file is deleted, too large or not an image. The message omits its name,
+            which may be that of a patient.
     """
-    if path == desk.upload and desk.slice is not None and not path.exists():
-        return  # dropped twice before it was answered: one content has one place
-    desk.clear()
-    desk.delete_file()
-    own = path.with_name(secrets.token_hex(8))  # another reader may drop the same content
+    if path == session.upload and session.slice is not None and not path.exists():
+        return  # the same content was dropped twice before the first prediction
+    session.clear()
+    session.delete_file()
+    own = path.with_name(secrets.token_hex(8))  # another user may upload the same content
     try:
         path.rename(own)
     except FileNotFoundError:
-        raise ImageError(GONE) from None
-    desk.name, desk.upload, desk.path = path.name, path, own
+        raise ImageError(FILE_DELETED) from None
+    session.name, session.upload, session.path = path.name, path, own
     try:
-        if own.stat().st_size > MAX_FILE_MIB * 2**20:
-            raise ImageError(f"over the limit of {MAX_FILE_MIB} MiB a file")
-        desk.n_frames = read_header(own).n_frames if is_dicom(read_start(own)) else 1
-        lay_frame(desk, classifier, 1)
+        if fault := _find_fault(own):
+            raise ImageError(fault)
+        session.n_frames = read_header(own).n_frames if is_dicom(read_first_bytes(own)) else 1
+        open_frame(session, predictor, 1)
     finally:
-        if desk.slice is None or desk.n_frames == 1:
-            desk.delete_file()  # behind a frame that cannot be read none can be
+        if session.slice is None or session.n_frames == 1:
+            session.delete_file()
 
 
-def lay_frame(desk: Desk, classifier: SliceClassifier, number: int) -> None:
-    """Judge one picture of the file on the desk, counted from 1.
-
-    Raises:
-        ImageError: It cannot be read, there are not so many, or the file is gone.
-    """
-    desk.clear()
-    if desk.path is None or not desk.path.exists():
-        raise ImageError(GONE)
-    os.utime(desk.path)  # in use: `sweep` spares it
-    desk.frame = number
-    preprocessed = classifier.preprocess(read_frame(desk.path, number))
-    desk.verdict = classifier.judge([preprocessed])[0]
-    desk.class_name = desk.verdict.predicted
-    desk.slice = preprocessed
-
-
-def read_frame(path: Path, number: int) -> Pixels:
-    """One picture of a file, counted from 1: uint8 [H, W].
+def open_frame(session: Session, predictor: SlicePredictor, number: int) -> None:
+    """Predict one frame of the open file, counted from 1.
 
     Raises:
-        ImageError: It cannot be read, or there are not so many.
+        ImageError: It does not exist or cannot be read, or the file is deleted.
     """
+    session.clear()
+    if session.path is None or not session.path.exists():
+        raise ImageError(FILE_DELETED)
+    os.utime(session.path)  # protects it from `delete_old_files`
+    session.frame = number
+    preprocessed = predictor.preprocess(_read_frame(session.path, number))
+    session.prediction = predictor.predict([preprocessed])[0]
+    session.class_name = session.prediction.predicted
+    session.slice = preprocessed
+
+
+def _read_frame(path: Path, number: int) -> Pixels:
     for current, pixels in enumerate(read_frames(path), start=1):
         if current == number:
             return pixels
     raise ImageError(f"it has no frame {number}")
 
 
-def make_heatmap(desk: Desk, classifier: SliceClassifier) -> None:
-    """Make the heat map of the class that is wanted, once; one that comes too late is dropped."""
-    turn, preprocessed, class_name = desk.turn, desk.slice, desk.class_name
-    if preprocessed is None or class_name in desk.heatmaps:
+def _find_fault(path: Path) -> str:
+    """Return why a file is not opened at all, else ""."""
+    if not path.exists():
+        return FILE_DELETED
+    is_large = path.stat().st_size > MAX_FILE_MIB * 2**20
+    return f"over the limit of {MAX_FILE_MIB} MiB a file" if is_large else ""
+
+
+def make_heatmap(session: Session, predictor: SlicePredictor) -> None:
+    """Compute the heat map of the chosen class once; discard it if the image was replaced."""
+    version, preprocessed, class_name = session.version, session.slice, session.class_name
+    if preprocessed is None or class_name in session.heatmaps:
         return
-    heatmap = classifier.explain(preprocessed, class_name)
-    if desk.turn == turn:
-        desk.heatmaps[class_name] = heatmap
+    heatmap = predictor.explain(preprocessed, class_name)
+    if session.version == version:
+        session.heatmaps[class_name] = heatmap
 
 
 # ---- many files
 
 
-def judge_files(
-    classifier: SliceClassifier, paths: Sequence[Path]
-) -> Iterator[list[output_table.Row]]:
-    """The rows of predict.py's table, a batch at a time; the files are deleted when they are read.
+def predict_files(predictor: SlicePredictor, paths: Sequence[Path]) -> Iterator[list[Row]]:
+    """Yield the rows of predict.py's table, batch by batch, and delete the files at the end.
 
-    Each file stands under its plain name; the slices of a DICOM series have one more row together.
+    Rows have plain file names; each DICOM series has a row too.
     """
-    tally = output_table.SeriesTally(classifier.classes)
+    builder = RowBuilder(predictor.classes)
     try:
-        faults = [(path, _find_fault(path)) for path in paths]
-        yield [
-            output_table.describe_picture(path.name, None, fault, classifier.classes)
-            for path, fault in faults
-            if fault
-        ]
-        readable = [path for path, fault in faults if not fault]
-        batches = image_stream.read_batches(
-            readable, classifier.preprocess, BATCH_SIZE, overlap=classifier.device.type != "cpu"
-        )
-        for batch in batches:
-            rows: list[output_table.Row] = []
-            for picture, verdict in output_table.judge_batch(classifier, batch):
-                own = dataclasses.replace(picture, path=Path(picture.path.name))
-                rows += tally.add(own, verdict)
-                row = output_table.describe_picture(
-                    own.name, verdict, own.error, classifier.classes
-                )
-                rows.append(row)
-            yield rows
-        yield [{**row, "file": row["file"].removeprefix(".#")} for row in tally.close()]
+        faults = {path: _find_fault(path) for path in paths}
+        refused = {Path(path.name): fault for path, fault in faults.items() if fault}
+        yield builder.add([(Picture(path, error=fault), None) for path, fault in refused.items()])
+        for batch in predict_batches(predictor, [path for path in paths if not faults[path]]):
+            renamed = [(replace(each, path=Path(each.path.name)), found) for each, found in batch]
+            yield builder.add(renamed)
+        yield [{**row, "file": row["file"].removeprefix(".#")} for row in builder.close()]
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
 
 
-def _find_fault(path: Path) -> str:
-    """Why a file is not even opened, else ""."""
-    try:
-        is_small = path.stat().st_size <= MAX_FILE_MIB * 2**20
-    except FileNotFoundError:
-        return GONE
-    return "" if is_small else f"over the limit of {MAX_FILE_MIB} MiB a file"
-
-
-# ---- what nobody comes back to
-
-
-def sweep(folder: Path, age_s: float) -> None:
-    """Delete the files in a folder and below that nobody has used for that long."""
+def delete_old_files(folder: Path, age_s: float) -> None:
+    """Delete the files below a folder that were not used for `age_s` seconds."""
     before_s = time.time() - age_s
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # another deletes it, or a system keeps what is open
+        with contextlib.suppress(OSError):  # deleted by others, or locked while open
             if path.is_file() and path.stat().st_mtime < before_s:
                 path.unlink()

@@ -1,6 +1,5 @@
-"""Files and folders that are complete or absent, and are written by one program at a time."""
+"""Atomic files and folders, and locks."""
 
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ def umask_027() -> Iterator[None]:
     os.umask(before)
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
 
@@ -30,7 +29,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         with atomic_files.atomic_path(path) as temporary:
             assert temporary.parent == tmp_path
             assert temporary.suffix == ".txt"
-            temporary.write_text("half of the n")
+            temporary.write_text("half")
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
@@ -39,42 +38,37 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_clean_end_replaces_the_file_in_folders_made_for_it(tmp_path: Path) -> None:
+def test_a_successful_write_replaces_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file.txt"
     for text in ("one", "two"):
         with atomic_files.atomic_path(path) as temporary:
             temporary.write_text(text)
-            number = temporary.stat().st_ino
+            inode = temporary.stat().st_ino
             assert not path.exists() or path.read_text() == "one"
         assert path.read_text() == text
-        assert path.stat().st_ino == number  # renamed: a copy could be cut short
+        assert path.stat().st_ino == inode  # renamed, not copied
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.skipif(os.name == "nt", reason="no such permissions on Windows")
 @pytest.mark.usefixtures("umask_027")
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     atomic_files.write_text(tmp_path / "file.txt", "text")
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o640
-    assert os.umask(0o027) == 0o027  # and the umask is as it was
+    assert os.umask(0o027) == 0o027
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_json_refuses_what_is_no_number(value: float, tmp_path: Path) -> None:
+def test_json_has_no_nan_and_no_infinity(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
-    atomic_files.write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        atomic_files.write_json(path, {"a": [0.5, value]})
-    assert json.loads(path.read_text()) == {"a": 1}
+    atomic_files.write_json(path, {"ä": None})
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(ValueError, match="JSON"):
+            atomic_files.write_json(path, {"a": [0.5, value]})
+    assert path.read_bytes() == '{\n  "ä": null\n}\n'.encode()
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_json_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:
-    atomic_files.write_json(tmp_path / "file.json", {"ä": None})
-    assert (tmp_path / "file.json").read_bytes() == '{\n  "ä": null\n}\n'.encode()
-
-
-def test_a_folder_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_folder_is_renamed_when_it_is_complete(tmp_path: Path) -> None:
     run_dir = tmp_path / "session" / "first"
     with atomic_files.new_folder(run_dir) as folder:
         (folder / "config.json").write_text("{}")
@@ -90,22 +84,22 @@ def test_a_folder_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
     assert "--name" in str(caught.value)
 
 
-def test_two_folders_of_one_name_are_never_one(tmp_path: Path) -> None:
+def test_two_programs_cannot_create_the_same_folder(tmp_path: Path) -> None:
     run_dir = tmp_path / "first"
 
-    def make_both() -> None:
+    def create_both() -> None:
         with atomic_files.new_folder(run_dir) as folder:
             (folder / "mine").touch()
             with atomic_files.new_folder(run_dir) as other:
                 (other / "theirs").touch()
 
     with pytest.raises(UserError, match="first exists"):
-        make_both()
+        create_both()
     assert [path.name for path in run_dir.iterdir()] == ["theirs"]
     assert list(tmp_path.iterdir()) == [run_dir]
 
 
-def test_a_folder_that_fails_is_not_there(tmp_path: Path) -> None:
+def test_a_failed_folder_is_deleted(tmp_path: Path) -> None:
     def fail() -> None:
         with atomic_files.new_folder(tmp_path / "first") as folder:
             (folder / "half").touch()
@@ -116,21 +110,17 @@ def test_a_folder_that_fails_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_program_left_is_cleared_away(tmp_path: Path) -> None:
-    for name in (
-        f"{atomic_files.UNFINISHED}abc.pt",
-        f"{atomic_files.UNFINISHED}abc.npz",
-        "last.pt",
-    ):
+def test_unfinished_files_are_deleted(tmp_path: Path) -> None:
+    for name in (".part-abc.pt", ".part-abc.npz", "last.pt"):
         (tmp_path / name).touch()
-    (tmp_path / f"{atomic_files.UNFINISHED}dir.pt" / "inside").mkdir(parents=True)
+    (tmp_path / ".part-dir.pt" / "inside").mkdir(parents=True)
     atomic_files.clear_unfinished(tmp_path, ".pt")
     assert {path.name for path in tmp_path.iterdir()} == {".part-abc.npz", "last.pt"}
     atomic_files.clear_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_content_and_name_are_flushed_before_and_after_the_rename(
+def test_content_and_rename_are_flushed_to_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[bool, bool]] = []
@@ -147,18 +137,18 @@ def test_content_and_name_are_flushed_before_and_after_the_rename(
     assert len(seen) == 2
 
 
-def test_who_comes_second_waits_and_says_so(
+def test_the_second_program_waits_for_the_lock(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     order: list[str] = []
 
-    def be_second() -> None:
+    def wait_for_lock() -> None:
         with atomic_files.lock(tmp_path):
             order.append("second")
 
     with atomic_files.lock(tmp_path):
-        other = threading.Thread(target=be_second)
+        other = threading.Thread(target=wait_for_lock)
         other.start()
         while "waiting for another program" not in caplog.text:
             time.sleep(0.01)
@@ -167,26 +157,27 @@ def test_who_comes_second_waits_and_says_so(
     assert order == ["first", "second"]
 
 
-HOLD = """
+LOCK_AND_SLEEP = """
 import sys, time
 from pathlib import Path
-import files
-with files.lock(Path(sys.argv[1])):
-    print("held", flush=True)
+from common import atomic_files
+with atomic_files.lock(Path(sys.argv[1])):
+    print("locked", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_folder_is_held_by_one_program_and_free_when_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.integration
+def test_a_lock_ends_when_its_program_is_killed(tmp_path: Path) -> None:
     root = Path(atomic_files.__file__).parents[1]
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    command = [sys.executable, "-c", LOCK_AND_SLEEP, str(tmp_path)]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="taken"), atomic_files.lock(tmp_path, "taken"):
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="busy"), atomic_files.lock(tmp_path, "busy"):
             pass
         other.kill()
         other.wait()
-    with atomic_files.lock(tmp_path, "taken"):
+    with atomic_files.lock(tmp_path, "busy"):
         pass
     assert list(tmp_path.iterdir()) == []

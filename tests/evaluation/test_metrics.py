@@ -1,5 +1,6 @@
+"""Classification metrics: by hand, against scikit-learn, undefined values, refusals."""
+
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -16,45 +17,47 @@ from evaluation.metrics import (
 from helper import UserError
 
 CLASSES = ["Glioma", "Menin", "Tumor"]
+HEADLINE = [
+    *("accuracy", "accuracy_per_slice", "precision_macro", "recall_macro", "f1_macro"),
+    *("roc_auc_macro", "mcc"),
+]
 
 
 def score(predicted: list[int], labels: list[int], n_classes: int = 3) -> dict[str, Any]:
-    """Metrics of verdicts given as class ids, every image its own slice and group."""
-    probs = np.eye(n_classes)[predicted]
+    """Compute metrics of predicted class ids; every image is its own slice and group."""
     ids = np.arange(len(labels))
-    return compute_metrics(probs, np.array(labels), ids, ids, CLASSES[:n_classes])
-
-
-def values(figures: dict[str, Any]) -> dict[str, float | None]:
-    return {name: entry["value"] for name, entry in figures.items() if name != "support"}
-
-
-def test_hand_worked_three_classes() -> None:
-    # Glioma: 2 of 3 right, one called Menin. Menin: 1 of 2, one called Tumor. Tumor: 1 of 1.
-    logits = np.array(
-        [
-            [2.0, 0.0, 0.0],
-            [3.0, 0.0, 1.0],
-            [0.0, 1.0, 0.0],
-            [0.0, 2.0, 0.0],
-            [0.0, 0.0, 1.0],
-            [0.0, 0.0, 4.0],
-        ]
+    return compute_metrics(
+        np.eye(n_classes)[predicted], np.array(labels), ids, ids, CLASSES[:n_classes]
     )
+
+
+def values(metrics: dict[str, Any]) -> dict[str, float | None]:
+    return {name: entry["value"] for name, entry in metrics.items() if name != "support"}
+
+
+def test_three_classes_by_hand() -> None:
+    # Glioma: 2 of 3 right, one called Menin. Menin: 1 of 2, one called Tumor. Tumor: 1 of 1.
+    logits = np.array([[2, 0, 0], [3, 0, 1], [0, 1, 0], [0, 2, 0], [0, 0, 1], [0, 0, 4]])
     labels = np.array([0, 0, 0, 1, 1, 2])
-    slices = np.array(["a", "a", "b", "c", "d", "e"])
+    duplicate_sets = np.array(["a", "a", "b", "c", "d", "e"])
     groups = np.array(["p", "p", "p", "q", "q", "r"])
-    result = compute_metrics(softmax(logits), labels, slices, groups, CLASSES)
+    result = compute_metrics(softmax(logits), labels, duplicate_sets, groups, CLASSES)
+    assert list(result) == [
+        *["n_images", "n_slices", "n_groups", "classes", "notes", *HEADLINE],
+        *["per_class", "confusion_matrix"],
+    ]
     assert (result["n_images"], result["n_slices"], result["n_groups"]) == (6, 5, 3)
     assert result["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
-    assert result["accuracy"]["value"] == pytest.approx(4 / 6)
-    assert result["accuracy_per_slice"]["value"] == pytest.approx(3 / 5)  # a c e of a b c d e
-    assert result["precision_macro"]["value"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
-    assert result["recall_macro"]["value"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert result["f1_macro"]["value"] == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3)
-    # 6 images, 4 right; true 3 2 1, predicted 2 2 2: (6*4 - 12) / sqrt((36 - 12) * (36 - 14))
-    assert result["mcc"]["value"] == pytest.approx(12 / np.sqrt(24 * 22))
-    # Menin has 0.79 and 0.21 on its own images, 0.58 0.11 0.04 0.02 on the others: 4 + 3 of 8.
+    assert values({name: result[name] for name in HEADLINE if name != "roc_auc_macro"}) == {
+        "accuracy": pytest.approx(4 / 6),
+        "accuracy_per_slice": pytest.approx(3 / 5),  # a c e of a b c d e
+        "precision_macro": pytest.approx((1 + 1 / 2 + 1 / 2) / 3),
+        "recall_macro": pytest.approx((2 / 3 + 1 / 2 + 1) / 3),
+        "f1_macro": pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3),
+        # 6 images, 4 right; true 3 2 1, predicted 2 2 2: (6*4 - 12) / sqrt((36 - 12) * (36 - 14))
+        "mcc": pytest.approx(12 / np.sqrt(24 * 22)),
+    }
+    # Menin has 0.79 and 0.21 on its own images, 0.58 0.11 0.04 0.02 on the others: 4 + 3 of 8
     assert values(result["per_class"]["Menin"]) == {
         "precision": pytest.approx(1 / 2),
         "recall": pytest.approx(1 / 2),
@@ -66,10 +69,9 @@ def test_hand_worked_three_classes() -> None:
     assert result["notes"] == []
 
 
-@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("n_classes", [2, 3, 7])
-def test_agrees_with_scikit_learn(seed: int, n_classes: int) -> None:
-    rng = np.random.default_rng([seed, n_classes])
+def test_agrees_with_scikit_learn(n_classes: int) -> None:
+    rng = np.random.default_rng(n_classes)
     labels = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, 200)])
     logits = rng.normal(size=(len(labels), n_classes)).astype(np.float32)
     logits[np.arange(len(labels)), labels] += 1
@@ -90,8 +92,7 @@ def test_agrees_with_scikit_learn(seed: int, n_classes: int) -> None:
         "roc_auc_macro": np.mean(areas),
         "mcc": reference.matthews_corrcoef(labels, predicted),
     }
-    for name, value in expected.items():
-        assert result[name]["value"] == pytest.approx(value, abs=1e-12), name
+    assert values({name: result[name] for name in HEADLINE}) == pytest.approx(expected, abs=1e-12)
     confusion = reference.confusion_matrix(labels, predicted)
     assert result["confusion_matrix"] == confusion.tolist()
     assert compute_macro_f1(confusion) == pytest.approx(expected["f1_macro"], abs=1e-12)
@@ -99,87 +100,51 @@ def test_agrees_with_scikit_learn(seed: int, n_classes: int) -> None:
         row = result["per_class"][name]
         specificity = reference.recall_score(labels != index, predicted != index)
         assert row["support"] == support[index]
-        assert values(row) == pytest.approx(
-            {
-                "precision": precision[index],
-                "recall": recall[index],
-                "specificity": specificity,
-                "f1": f1[index],
-                "roc_auc": areas[index],
-            },
-            abs=1e-12,
+        assert list(values(row).values()) == pytest.approx(
+            [precision[index], recall[index], specificity, f1[index], areas[index]], abs=1e-12
         )
 
 
-def test_class_never_predicted_counts_as_zero_precision() -> None:
+def test_class_never_predicted_counts_with_zero_precision() -> None:
     result = score([0, 0, 2, 2], [0, 1, 2, 2])
-    assert values(result["per_class"]["Menin"]) | {"roc_auc": None} == {
-        "precision": None,
-        "recall": 0.0,
-        "specificity": 1.0,
-        "f1": 0.0,
-        "roc_auc": None,
-    }
+    assert list(values(result["per_class"]["Menin"]).values())[:4] == [None, 0.0, 1.0, 0.0]
     assert result["precision_macro"]["value"] == pytest.approx((1 / 2 + 0 + 1) / 3)
-    assert "Menin: precision is null, it is never predicted" in result["notes"]
+    assert any("Menin: precision is null" in note for note in result["notes"])
 
 
-def test_class_without_images_stays_out_of_the_averages() -> None:
+def test_class_without_images_is_not_averaged() -> None:
     result = score([0, 1, 2, 2], [0, 0, 2, 2])
     menin = result["per_class"]["Menin"]
     assert menin["support"] == 0
-    assert values(menin) == {
-        "precision": 0.0,
-        "recall": None,
-        "specificity": 3 / 4,
-        "f1": 0.0,
-        "roc_auc": None,
-    }
+    assert list(values(menin).values()) == [0.0, None, 3 / 4, 0.0, None]
     assert result["precision_macro"]["value"] == pytest.approx(1.0)
     assert result["recall_macro"]["value"] == pytest.approx(3 / 4)
     assert result["f1_macro"]["value"] == pytest.approx((2 / 3 + 1) / 2)
     assert result["roc_auc_macro"]["value"] == pytest.approx((3 / 4 + 1) / 2)
-    assert "Menin: recall and roc_auc are null, it has no images" in result["notes"]
-    assert "macro averages: over the classes that have images, so without Menin" in result["notes"]
-
-
-def test_class_neither_present_nor_predicted() -> None:
+    assert any("Menin: recall and roc_auc are null" in note for note in result["notes"])
+    assert any("macro averages" in note and "without Menin" in note for note in result["notes"])
+    # neither present nor predicted
     result = score([0, 0, 2], [0, 2, 2])
-    assert values(result["per_class"]["Menin"]) == {
-        "precision": None,
-        "recall": None,
-        "specificity": 1.0,
-        "f1": None,
-        "roc_auc": None,
-    }
+    assert list(values(result["per_class"]["Menin"]).values()) == [None, None, 1.0, None, None]
     assert any("neither present nor predicted" in note for note in result["notes"])
 
 
-def test_one_class_only() -> None:
+def test_images_of_one_class_only() -> None:
     result = score([0, 0, 1], [0, 0, 0])
     assert result["mcc"]["value"] is None
     assert result["roc_auc_macro"]["value"] is None
     assert result["per_class"]["Glioma"]["specificity"]["value"] is None
     assert result["accuracy"]["value"] == pytest.approx(2 / 3)
     assert result["f1_macro"]["value"] == pytest.approx(4 / 5)
-    assert "mcc: null, the images are of one class only" in result["notes"]
-    assert "roc_auc_macro: null, the images are of one class only" in result["notes"]
-
-
-def test_one_image() -> None:
+    for name in ("mcc", "roc_auc_macro"):
+        assert any(f"{name}: null" in note and "one class" in note for note in result["notes"])
     result = score([1], [1])
-    assert result["accuracy"]["value"] == 1.0
-    assert result["f1_macro"]["value"] == 1.0
+    assert (result["accuracy"]["value"], result["f1_macro"]["value"]) == (1.0, 1.0)
     assert result["mcc"]["value"] is None
-
-
-def test_one_predicted_class_has_mcc_zero() -> None:
+    # one class is predicted
     result = score([0, 0, 0, 0], [0, 1, 0, 1], n_classes=2)
-    assert result["mcc"]["value"] == 0.0
-    assert (
-        "mcc: 0 by convention without interval, one class is predicted for every image"
-        in result["notes"]
-    )
+    assert result["mcc"] == {"value": 0.0, "ci95": None}
+    assert any("mcc: 0 by convention" in note for note in result["notes"])
 
 
 def test_ties_go_to_the_first_class() -> None:
@@ -189,77 +154,38 @@ def test_ties_go_to_the_first_class() -> None:
     assert result["roc_auc_macro"]["value"] == 0.5
 
 
-@pytest.mark.parametrize("labels", [[0], [0, 0], [1, 2], [0, 1, 2, 0], [2, 2, 2]])
-@pytest.mark.parametrize("verdict", [0, 1, 2])
-def test_result_is_strict_json_of_plain_values(labels: list[int], verdict: int) -> None:
-    result = score([verdict] * len(labels), labels)
-    text = json.dumps(result, allow_nan=False)
-    assert json.loads(text) == result
-    assert type(result["accuracy"]["value"]) is float
-    assert type(result["confusion_matrix"][0][0]) is int
-
-
-def test_keys_in_the_order_of_the_contract() -> None:
-    result = score([0, 1, 2], [0, 1, 2])
-    macro = ["precision_macro", "recall_macro", "f1_macro", "roc_auc_macro", "mcc"]
-    assert list(result) == [
-        *["n_images", "n_slices", "n_groups", "classes", "notes"],
-        *["accuracy", "accuracy_per_slice", *macro],
-        *["per_class", "confusion_matrix"],
-    ]
+def test_result_is_strict_json_of_plain_values() -> None:
+    for labels in ([0], [0, 0], [1, 2], [0, 1, 2, 0], [2, 2, 2]):
+        for predicted in range(3):
+            result = score([predicted] * len(labels), labels)
+            assert json.loads(json.dumps(result, allow_nan=False)) == result
+            assert type(result["accuracy"]["value"]) is float
+            assert type(result["confusion_matrix"][0][0]) is int
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_intervals_hold_their_values(seed: int) -> None:
+def test_intervals_contain_their_values(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, 60)
-    logits = rng.normal(size=(60, 3)) + 3 * np.eye(3)[labels]
-    result = compute_metrics(
-        softmax(logits), labels, np.arange(60) // 2, np.arange(60) // 4, CLASSES
-    )
-    headline = ["accuracy", "accuracy_per_slice", "precision_macro", "recall_macro", "f1_macro"]
-    figures = [result[key] for key in [*headline, "roc_auc_macro", "mcc"]]
-    figures += [
-        entry
-        for name in CLASSES
-        for key, entry in result["per_class"][name].items()
-        if key != "support"
-    ]
-    for figure in figures:
-        low, high = figure["ci95"]
-        assert low < figure["value"] <= high or low <= figure["value"] < high
+    probs = softmax(rng.normal(size=(60, 3)) + 3 * np.eye(3)[labels])
+    result = compute_metrics(probs, labels, np.arange(60) // 2, np.arange(60) // 4, CLASSES)
+    estimates = [result[key] for key in HEADLINE]
+    for metrics in result["per_class"].values():
+        estimates += [entry for key, entry in metrics.items() if key != "support"]
+    for estimate in estimates:
+        low, high = estimate["ci95"]
+        assert low <= estimate["value"] <= high
         assert high - low > 0.01
 
 
-def test_a_class_is_judged_by_its_own_images() -> None:
-    """Recall of one class is the accuracy on its images: the same interval as of these alone."""
-    labels = np.repeat([0, 1, 2], 20)
-    predicted = labels.copy()
-    predicted[:4] = 1
-    groups = np.arange(60) // 2
-    result = compute_metrics(np.eye(3)[predicted], labels, np.arange(60), groups, CLASSES)
-    own = slice(0, 20)
-    alone = compute_metrics(
-        np.eye(3)[predicted[own]], labels[own], np.arange(20), groups[own], CLASSES
-    )
-    low, high = alone["accuracy"]["ci95"]
-    found = result["per_class"]["Glioma"]["recall"]
-    assert found["value"] == pytest.approx(0.8)
-    # the groups of other classes add only G / (G - 1) of a finite sample: 30 groups against 10
-    assert found["ci95"] == pytest.approx([low, high], abs=0.02)
-
-
-def test_verdicts_that_are_not_finite_are_counted_and_refused() -> None:
-    probs = np.zeros((4, 3))
-    probs[1, 0], probs[1, 1], probs[3, 2] = np.nan, np.inf, -np.inf
-    with pytest.raises(UserError, match="2 of 4 images have verdicts that are NaN or infinite"):
-        compute_metrics(probs, np.zeros(4, int), np.arange(4), np.arange(4), CLASSES)
-
-
-def test_no_images_are_refused() -> None:
+def test_no_images_and_probabilities_that_are_not_finite_are_refused() -> None:
     empty = np.zeros(0, int)
     with pytest.raises(UserError, match="no images"):
         compute_metrics(np.zeros((0, 3)), empty, empty, empty, CLASSES)
+    probs = np.zeros((4, 3))
+    probs[1, 0], probs[1, 1], probs[3, 2] = np.nan, np.inf, -np.inf
+    with pytest.raises(UserError, match=r"2 of 4 images .*NaN or infinite"):
+        compute_metrics(probs, np.zeros(4, int), np.arange(4), np.arange(4), CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -269,70 +195,47 @@ def test_no_images_are_refused() -> None:
         ({"labels": np.array([-1, 0])}, "outside 0..2"),
         ({"labels": np.array([0.0, 1.0])}, "not integers"),
         ({"probs": np.zeros((2, 2))}, "probs: shape"),
-        ({"slices": np.zeros(3)}, "slices: shape"),
+        ({"duplicate_sets": np.zeros(3)}, "duplicate_sets: shape"),
         ({"groups": np.zeros(3)}, "groups: shape"),
         ({"classes": ["a", "b", "a"]}, "repeats"),
     ],
 )
 def test_wrong_arrays_are_refused(change: dict[str, Any], message: str) -> None:
-    inputs: dict[str, Any] = {
-        "probs": np.zeros((2, 3)),
-        "labels": np.array([0, 1]),
-        "slices": np.arange(2),
-        "groups": np.arange(2),
-        "classes": CLASSES,
-    }
+    arrays: dict[str, Any] = {"probs": np.zeros((2, 3)), "labels": np.array([0, 1])}
+    ids: dict[str, Any] = {"duplicate_sets": np.arange(2), "groups": np.arange(2)}
     with pytest.raises(ValueError, match=message):
-        compute_metrics(**(inputs | change))
+        compute_metrics(**(arrays | ids | {"classes": CLASSES} | change))
 
 
 def test_accuracy_per_slice_gives_each_slice_one_vote() -> None:
-    # a: 3 of 4 copies right, b: 0 of 1, c: 1 of 1; images alone would give 4 of 6.
+    # a: 3 of 4 duplicates right, b: 0 of 1, c: 1 of 1; images alone would give 4 of 6
     correct = np.array([True, False, True, True, True, False])
-    slices = np.array(["a", "b", "a", "c", "a", "a"])
-    estimate = estimate_accuracy_per_slice(correct, slices)
+    estimate = estimate_accuracy_per_slice(correct, np.array(["a", "b", "a", "c", "a", "a"]))
     assert estimate is not None
     assert estimate.value == pytest.approx((3 / 4 + 0 + 1) / 3)
     assert estimate.residuals.sum() == pytest.approx(0)
-    assert estimate.shares.sum() == pytest.approx(1)
+    assert estimate.weights.sum() == pytest.approx(1)
 
 
 def test_softmax_of_large_logits() -> None:
-    probs = softmax(np.array([[1000.0, 1000.0], [-1000.0, 0.0], [0.0, np.log(3)]]))
-    assert probs == pytest.approx(np.array([[0.5, 0.5], [0.0, 1.0], [0.25, 0.75]]))
+    logits = np.array([[1000.0, 1000.0], [-1000.0, 0.0], [0.0, np.log(3)]])
+    before = logits.copy()
+    assert softmax(logits) == pytest.approx(np.array([[0.5, 0.5], [0.0, 1.0], [0.25, 0.75]]))
+    assert np.array_equal(logits, before)
     assert softmax(np.zeros((1, 2), np.float32)).dtype == np.float64
 
 
-def test_softmax_leaves_its_input_alone() -> None:
-    logits = np.array([[1.0, 2.0]])
-    softmax(logits)
-    assert logits.tolist() == [[1.0, 2.0]]
-
-
-def test_confusion_rows_are_true() -> None:
+def test_confusion_has_true_classes_in_rows() -> None:
     confusion = compute_confusion(np.array([0, 1, 1, 1]), np.array([0, 0, 0, 1]), 3)
     assert confusion.tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
-
-
-@pytest.mark.parametrize(("predicted", "labels"), [([3], [0]), ([0], [-1]), ([0, 1], [0])])
-def test_confusion_refuses(predicted: list[int], labels: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"outside|rows"):
-        compute_confusion(np.array(predicted), np.array(labels), 3)
+    for predicted, labels in (([3], [0]), ([0], [-1]), ([0, 1], [0])):
+        with pytest.raises(ValueError, match=r"outside|rows"):
+            compute_confusion(np.array(predicted), np.array(labels), 3)
 
 
 def test_macro_f1_by_hand() -> None:
-    # F1 of the first: 2*1 / (2*1 + 2 + 0); of the second: 2*1 / (2*1 + 0 + 2); the third is absent.
+    # F1 of the first: 2*1 / (2*1 + 2 + 0); of the second: 2*1 / (2*1 + 0 + 2); the third is absent
     assert compute_macro_f1(np.array([[1, 2, 0], [0, 1, 0], [0, 0, 0]])) == pytest.approx(1 / 2)
     assert compute_macro_f1(np.array([[0, 2], [1, 0]])) == 0.0
     with pytest.raises(ValueError, match="no images"):
         compute_macro_f1(np.zeros((3, 3), int))
-
-
-def test_a_thousand_images_take_no_time() -> None:
-    """Every figure with its interval; measured 0.014 s, and 2 s are asked for."""
-    rng = np.random.default_rng(0)
-    probs, labels = rng.dirichlet(np.ones(3), 1000), rng.integers(0, 3, 1000)
-    groups = rng.integers(0, 250, 1000)
-    started_s = time.perf_counter()
-    compute_metrics(probs, labels, np.arange(1000), groups, ["a", "b", "c"])
-    assert time.perf_counter() - started_s < 2

@@ -1,60 +1,70 @@
-"""Eight positions of a picture, and the one that networks see."""
+"""The standard orientation is the same for all eight orientations of an image."""
+
+import itertools
 
 import numpy as np
 import pytest
 
 from imaging.grayscale import resize_grey
-from imaging.orientation import Position, find_position, fit_slice, turn, turn_back, unfit_map
+from imaging.orientation import (
+    Orientation,
+    apply_orientation,
+    find_orientation,
+    map_back,
+    orient_and_letterbox,
+    undo_orientation,
+)
 
 
-def list_positions(pixels: np.ndarray) -> list[np.ndarray]:
-    turned = [np.rot90(pixels, quarter) for quarter in range(4)]
-    return [*turned, *(np.fliplr(each) for each in turned)]
+def list_orientations(pixels: np.ndarray) -> list[np.ndarray]:
+    rotated = [np.rot90(pixels, quarter) for quarter in range(4)]
+    return [*rotated, *(np.fliplr(each) for each in rotated)]
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (41, 41), (40, 31), (33, 62), (3, 5), (2, 2)])
-def test_eight_positions_give_the_same_bits(shape: tuple[int, int]) -> None:
+def test_eight_orientations_give_the_same_bits(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    seen = [turn(each, find_position(each)) for each in list_positions(pixels)]
-    assert all(np.array_equal(each, seen[0]) for each in seen)
-    fitted = [fit_slice(each, 24) for each in list_positions(pixels)]
-    assert all(np.array_equal(each, fitted[0]) for each in fitted)
-    assert np.array_equal(fitted[0], resize_grey(seen[0], 24))
+    images = list_orientations(pixels)
+    oriented = [apply_orientation(each, find_orientation(each)) for each in images]
+    assert all(np.array_equal(each, oriented[0]) for each in oriented)
+    inputs = [orient_and_letterbox(each, 24) for each in images]
+    assert all(np.array_equal(each, inputs[0]) for each in inputs)
+    assert np.array_equal(inputs[0], resize_grey(oriented[0], 24))
 
 
-def test_the_brighter_half_is_up_then_left_then_the_corner_at_the_right() -> None:
-    # corners 1 2 / 4 8: the lower half and the right one are brighter, so both are flipped, which
-    # gives 8 4 / 2 1; the corner at the top right is the brighter of the two
-    pixels = np.array([[1, 2], [4, 8]], np.uint8)
-    assert find_position(pixels) == Position(True, True, False)
-    assert turn(pixels, Position(True, True, False)).tolist() == [[8, 4], [2, 1]]
-    # 8 2 / 4 1: the corner below is brighter than that at the right
-    assert find_position(np.array([[8, 2], [4, 1]], np.uint8)) == Position(False, False, True)
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        # lower and right half are brighter; flipped: 8 4 / 2 1, with the corner 4 above 2
+        ([[1, 2], [4, 8]], Orientation(True, True, False)),
+        # lower left corner is brighter than upper right
+        ([[8, 2], [4, 1]], Orientation(False, False, True)),
+        # the middle row does not count
+        ([[3, 1], [0, 255], [1, 2]], Orientation(False, False, False)),
+        # symmetric
+        ([[9] * 7] * 5, Orientation(False, False, False)),
+        ([[7]], Orientation(False, False, False)),
+    ],
+)
+def test_find_orientation(pixels: list[list[int]], expected: Orientation) -> None:
+    assert find_orientation(np.array(pixels, np.uint8)) == expected
 
 
-def test_a_middle_row_has_no_say() -> None:
-    pixels = np.array([[3, 1], [0, 255], [1, 2]], np.uint8)
-    assert find_position(pixels) == Position(False, False, False)
-
-
-def test_what_is_its_own_mirror_image_is_left() -> None:
-    assert find_position(np.full((5, 7), 9, np.uint8)) == Position(False, False, False)
-    assert find_position(np.array([[7]], np.uint8)) == Position(False, False, False)
-
-
-def test_turning_back_undoes_turning() -> None:
+def test_undo_inverts_apply() -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    for bits in range(8):
-        position = Position(bool(bits & 4), bool(bits & 2), bool(bits & 1))
-        assert np.array_equal(turn_back(turn(pixels, position), position), pixels)
+    flipped = apply_orientation(pixels[:2, :2], Orientation(True, True, False))
+    assert flipped.tolist() == [[5, 4], [1, 0]]
+    for flags in itertools.product([False, True], repeat=3):
+        oriented = apply_orientation(pixels, Orientation(*flags))
+        assert np.array_equal(undo_orientation(oriented, Orientation(*flags)), pixels)
 
 
-def test_a_map_comes_back_to_its_place_in_the_picture() -> None:
+def test_heat_map_is_mapped_back_onto_the_image() -> None:
     pixels = np.zeros((60, 90), np.uint8)
-    pixels[40:50, 70:80] = 200  # a bright spot, low and right
-    for each in list_positions(pixels):
-        heatmap = np.divide(fit_slice(each, 30), 255, dtype=np.float32)
-        back = unfit_map(heatmap, (each.shape[0], each.shape[1]), find_position(each))
-        assert back.shape == each.shape
-        row, column = np.unravel_index(back.argmax(), back.shape)
+    pixels[40:50, 70:80] = 200
+    for each in list_orientations(pixels):
+        heatmap = np.divide(orient_and_letterbox(each, 30), 255, dtype=np.float32)
+        mapped = map_back(heatmap, (each.shape[0], each.shape[1]), find_orientation(each))
+        assert mapped.shape == each.shape
+        row, column = np.unravel_index(mapped.argmax(), mapped.shape)
         assert each[row, column] == 200

@@ -1,4 +1,4 @@
-"""Files and folders on their way to a verdict."""
+"""Find image files, read them in batches, report what cannot be read."""
 
 import os
 import threading
@@ -11,9 +11,9 @@ from PIL import Image
 
 from helper import UserError
 from imaging.grayscale import ImageError
-from inference import image_stream, output_table
-from inference.predictor import Verdict
-from tests.support.dicom_files import encode_dicom
+from inference import image_stream
+from inference.image_stream import Picture
+from tests.support.dicom_files import HIDDEN, encode_dicom
 
 
 def save(path: Path, level: int) -> Path:
@@ -22,93 +22,79 @@ def save(path: Path, level: int) -> Path:
     return path
 
 
-def read_all(paths: list[Path], batch_size: int, overlap: bool = False) -> list[list[int | str]]:
-    batches = image_stream.read_batches(
-        image_stream.find_files(paths),
-        lambda pixels: int(pixels[0, 0]),
-        batch_size,
-        overlap=overlap,
-    )
-    return [[one.error if one.made is None else one.made for one in batch] for batch in batches]
+def read_level(pixels: np.ndarray) -> int:
+    return int(pixels[0, 0])
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_pictures_come_in_order_in_whole_batches(tmp_path: Path, overlap: bool) -> None:
+def read_all(*paths: Path, batch_size: int = 8, overlap: bool = False) -> list[list[Picture[int]]]:
+    files = image_stream.find_files(paths)
+    return list(image_stream.read_batches(files, read_level, batch_size, overlap=overlap))
+
+
+def test_images_come_in_order_in_whole_batches(tmp_path: Path) -> None:
     for number in range(7):
         save(tmp_path / f"{number}.png", number)
-    assert read_all([tmp_path], 3, overlap) == [[0, 1, 2], [3, 4, 5], [6]]
+    for overlap in (False, True):
+        batches = read_all(tmp_path, batch_size=3, overlap=overlap)
+        levels = [[picture.prepared for picture in batch] for batch in batches]
+        assert levels == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_folders_are_walked_by_name_and_named_files_taken_whatever_they_are(tmp_path: Path) -> None:
+def test_folders_are_sorted_and_named_files_are_always_read(tmp_path: Path) -> None:
     save(tmp_path / "b" / "2.png", 2)
     save(tmp_path / "a" / "1.png", 1)
     save(tmp_path / "a" / ".hidden.png", 9)
     save(tmp_path / ".cache" / "3.png", 9)
-    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
     named = tmp_path / "report.txt"
-    named.write_text("no picture")
-    assert [
-        path.relative_to(tmp_path).as_posix() for path in image_stream.find_files([tmp_path])
-    ] == [
-        "a/1.png",
-        "b/2.png",
-    ]
-    assert read_all([named, tmp_path], 8)[0][1:] == [1, 2]
-    assert "not a JPEG" in str(read_all([named], 8)[0][0])
+    named.write_text("not an image")
+    found = [path.relative_to(tmp_path).as_posix() for path in image_stream.find_files([tmp_path])]
+    assert found == ["a/1.png", "b/2.png"]
+    ((first, *others),) = read_all(named, tmp_path)
+    assert "not a JPEG" in first.error
+    assert [picture.prepared for picture in others] == [1, 2]
 
 
-def test_a_bad_file_is_no_end(tmp_path: Path) -> None:
+def test_unreadable_files_do_not_stop_the_others(tmp_path: Path) -> None:
     save(tmp_path / "1.png", 1)
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
     (tmp_path / "3.png").write_bytes(b"")
-    save(tmp_path / "4.png", 4)
-    first, cut, empty, last = read_all([tmp_path], 8)[0]
-    assert (first, last) == (1, 4)
-    assert empty == "empty file"
-    assert cut
+    (tmp_path / "4.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.png")  # neither opened nor reported
+    save(tmp_path / "5.png", 5)
+    (batch,) = read_all(tmp_path)
+    assert [picture.prepared for picture in batch] == [1, None, None, None, 5]
+    assert [bool(picture.error) for picture in batch] == [False, True, True, True, False]
+    assert batch[2].error == "empty file"
+    assert batch[3].error == "No such file or directory"
 
 
-def test_what_is_not_there_is_named_at_once(tmp_path: Path) -> None:
+def test_missing_paths_and_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: no such file or folder"):
         image_stream.find_files([tmp_path / "nowhere"])
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(UserError, match=r"no JPEG, PNG, TIFF, BMP or DICOM picture in it"):
+    with pytest.raises(UserError, match=r"no JPEG, PNG, TIFF, BMP or DICOM image"):
         list(image_stream.find_files([tmp_path]))
 
 
-def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
+def test_files_are_read_one_batch_at_a_time(tmp_path: Path) -> None:
     for number in range(20):
         save(tmp_path / f"{number:02d}.png", number)
     read, lock = [], threading.Lock()
 
-    def make(pixels: np.ndarray) -> int:
+    def prepare(pixels: np.ndarray) -> None:
         with lock:
-            read.append(int(pixels[0, 0]))
-        return int(pixels[0, 0])
+            read.append(read_level(pixels))
 
-    batches = image_stream.read_batches(image_stream.find_files([tmp_path]), make, 4, overlap=False)
+    files = image_stream.find_files([tmp_path])
+    batches = image_stream.read_batches(files, prepare, 4, overlap=False)
     next(batches)
     assert sorted(read) == [0, 1, 2, 3]
     next(batches)
     assert len(read) == 8
 
 
-def test_what_cannot_be_opened_is_a_row_and_what_is_no_file_is_none(tmp_path: Path) -> None:
-    save(tmp_path / "1.png", 1)
-    (tmp_path / "2.png").symlink_to(tmp_path / "nowhere")
-    os.mkfifo(tmp_path / "pipe.png")
-    (batch,) = image_stream.read_batches(
-        image_stream.find_files([tmp_path]), lambda pixels: int(pixels[0, 0]), 8, overlap=False
-    )
-    assert [(picture.path.name, picture.made, picture.error) for picture in batch] == [
-        ("1.png", 1, ""),
-        ("2.png", None, "No such file or directory"),
-    ]
-
-
-def test_a_folder_that_cannot_be_opened_is_given_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_closed_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed, walk = tmp_path / "closed", os.walk
 
     def walk_closed(folder: Path, onerror: Any) -> Any:
@@ -120,38 +106,48 @@ def test_a_folder_that_cannot_be_opened_is_given_too(
     assert list(image_stream.find_files([tmp_path])) == [tmp_path / "1.png", closed]
 
 
-@pytest.mark.parametrize("judged", ["maps", "maps/inner", "maps/2.png"])
-def test_what_is_written_is_not_to_be_judged(tmp_path: Path, judged: str) -> None:
+def test_the_output_folder_is_not_read(tmp_path: Path) -> None:
+    save(tmp_path / "1.png", 1)
     save(tmp_path / "maps" / "2.png", 2)
     (tmp_path / "maps" / "inner").mkdir()
-    with pytest.raises(UserError, match="lies where is written to"):
-        image_stream.find_files([tmp_path / judged], leave_out=tmp_path / "maps")
+    found = image_stream.find_files([tmp_path], exclude=tmp_path / "maps")
+    assert [path.name for path in found] == ["1.png"]
+    for inside in ("maps", "maps/inner", "maps/2.png"):
+        with pytest.raises(UserError, match="inside the output folder"):
+            image_stream.find_files([tmp_path / inside], exclude=tmp_path / "maps")
 
 
-def test_frames_behind_a_damaged_one_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_frames_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_two(path: Path) -> Any:
         yield from np.zeros((2, 4, 4), np.uint8)
         raise ImageError("cut short", path)
 
     (tmp_path / "5.dcm").write_bytes(encode_dicom(np.ones((5, 4, 4), np.uint8), n_frames=5))
     monkeypatch.setattr(image_stream, "read_frames", read_two)
-    (batch,) = image_stream.read_batches([tmp_path / "5.dcm"], np.sum, 8, overlap=False)
+    (batch,) = read_all(tmp_path / "5.dcm")
     assert [(one.frame, one.error, one.n_lost) for one in batch] == [
         (1, "", 0),
         (2, "", 0),
         (3, "cut short, and the 2 frames after it are not read", 2),
     ]
-    tally = output_table.SeriesTally(["A"])
-    verdict = Verdict(np.ones(1), "A", 1.0, ("A",), False, False, 0.5, ())
-    for picture in batch:
-        tally.add(picture, None if picture.error else verdict)
-    assert tally.close()[0]["file"].endswith("#series1 (2 of 5 slices)")
+    assert batch[0].name.endswith("5.dcm#1")
 
 
-def test_a_folder_that_is_written_into_is_left_out(tmp_path: Path) -> None:
-    save(tmp_path / "1.png", 1)
-    save(tmp_path / "maps" / "2.png", 2)
-    found = image_stream.find_files([tmp_path], leave_out=tmp_path / "maps")
-    assert [path.name for path in found] == ["1.png"]
+def test_dicom_files_have_pseudonyms_of_patient_and_series(tmp_path: Path) -> None:
+    pixels = np.ones((4, 4), np.uint8)
+    (tmp_path / "1.dcm").write_bytes(encode_dicom(pixels))
+    (tmp_path / "2.dcm").write_bytes(encode_dicom(pixels)[:-9])  # readable header
+    (tmp_path / "3.dcm").write_bytes(encode_dicom(pixels, PatientID="", SeriesInstanceUID=""))
+    (tmp_path / "4.dcm").write_bytes(
+        encode_dicom(np.ones((2, 4, 4), np.uint8), n_frames=2, SeriesInstanceUID="")
+    )
+    save(tmp_path / "5.png", 1)
+    (batch,) = read_all(tmp_path)
+    first, damaged, nameless, frame_1, frame_2, png = batch
+    assert first.patient.startswith("p")
+    assert not any(word in first.patient + first.series for word in HIDDEN)
+    assert first.patient == damaged.patient == frame_1.patient == frame_2.patient
+    assert first.series == damaged.series != ""
+    assert damaged.error
+    assert (nameless.patient, nameless.series) == (png.patient, png.series) == ("", "")
+    assert frame_1.series == frame_2.series == "4.dcm"

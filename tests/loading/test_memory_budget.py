@@ -1,4 +1,4 @@
-"""How much memory slices may take: of the machine, of a container, and shared by processes."""
+"""Free memory of a machine or container, shared by processes."""
 
 from pathlib import Path
 
@@ -8,64 +8,67 @@ import torch
 from loading import memory_budget
 
 CPU = torch.device("cpu")
+MIB = 2**20
 
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with 1,000 MiB available, in a folder that stands for its files."""
+    """A folder of system files that report 1,000 MiB of available memory."""
     (tmp_path / "meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 1024000 kB\n")
     monkeypatch.setattr(memory_budget, "MEMORY_INFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory_budget, "CONTROL_GROUP", tmp_path)
     return tmp_path
 
 
-def limit(system: Path, most: str, used_mib: int) -> None:
-    (system / "memory.max").write_text(f"{most}\n")
-    (system / "memory.current").write_text(f"{used_mib * 2**20}\n")
+def expect_budget(mib: float, n_processes: int = 1) -> None:
+    assert memory_budget.measure_budget_mib(CPU, n_processes) == pytest.approx(mib)
 
 
-def test_half_of_what_is_free_shared_by_the_processes(system: Path) -> None:
-    assert memory_budget.measure_budget_mib(CPU) == pytest.approx(500)
-    assert memory_budget.measure_budget_mib(CPU, 4) == pytest.approx(125)
+def write_control_group(folder: Path, names: tuple[str, str], limit: object, used: int) -> None:
+    for name, value in zip(names, (limit, used), strict=True):
+        (folder / name).write_text(f"{value}\n")
 
 
-def test_a_container_has_less(system: Path) -> None:
-    limit(system, str(300 * 2**20), 100)
-    assert memory_budget.measure_budget_mib(CPU) == pytest.approx(100)
-    limit(system, str(300 * 2**20), 400)
-    assert memory_budget.measure_budget_mib(CPU) == 0
-    limit(system, "max", 100)
-    assert memory_budget.measure_budget_mib(CPU) == pytest.approx(500)
+def test_budget_is_half_of_the_free_memory_divided_by_the_processes(system: Path) -> None:
+    expect_budget(500)
+    expect_budget(125, n_processes=4)
+    (system / "meminfo").write_text("MemTotal: 5 kB\n")
+    expect_budget(memory_budget.UNKNOWN_MIB / 2)
+    (system / "meminfo").unlink()
+    expect_budget(memory_budget.UNKNOWN_MIB / 2)
 
 
-def test_files_that_were_read_do_not_count_as_used(system: Path) -> None:
-    limit(system, str(300 * 2**20), 280)
-    (system / "memory.stat").write_text(f"anon 5\nfile 6\ninactive_file {180 * 2**20}\n")
-    assert memory_budget.measure_budget_mib(CPU) == pytest.approx(100)
-    (system / "memory.stat").write_text("nothing that is known\n")
-    assert memory_budget.measure_budget_mib(CPU) == pytest.approx(10)
+def test_limit_of_a_container(system: Path) -> None:
+    names = ("memory.max", "memory.current")
+    for limit, used, budget_mib in (
+        (300 * MIB, 100 * MIB, 100),
+        (300 * MIB, 400 * MIB, 0),
+        ("max", 100 * MIB, 500),
+        (300 * MIB, 280 * MIB, 10),
+    ):
+        write_control_group(system, names, limit, used)
+        expect_budget(budget_mib)
+    (system / "memory.stat").write_text("unknown content\n")
+    expect_budget(10)
+    # the file cache does not count as used
+    (system / "memory.stat").write_text(f"anon 5\nfile 6\ninactive_file {180 * MIB}\n")
+    expect_budget(100)
 
 
-def test_the_first_version_of_control_groups(system: Path) -> None:
+def test_control_groups_version_1(system: Path) -> None:
     folder = system / "memory"
     folder.mkdir()
-    (folder / "memory.limit_in_bytes").write_text(f"{300 * 2**20}\n")
-    (folder / "memory.usage_in_bytes").write_text(f"{200 * 2**20}\n")
-    (folder / "memory.stat").write_text(f"total_inactive_file {100 * 2**20}\n")
-    assert memory_budget.measure_budget_mib(CPU) == pytest.approx(100)
-    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # no limit
-    assert memory_budget.measure_budget_mib(CPU) == pytest.approx(500)
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    (folder / "memory.stat").write_text(f"total_inactive_file {100 * MIB}\n")
+    write_control_group(folder, names, 300 * MIB, 200 * MIB)
+    expect_budget(100)
+    write_control_group(folder, names, 9223372036854771712, 200 * MIB)  # no limit
+    expect_budget(500)
 
 
-@pytest.mark.parametrize("content", [None, "MemTotal: 5 kB\n"])
-def test_a_system_that_does_not_tell(system: Path, content: str | None) -> None:
-    path = system / "meminfo"
-    path.unlink() if content is None else path.write_text(content)
-    assert memory_budget.measure_budget_mib(CPU) == memory_budget.UNKNOWN_MIB / 2
-
-
-def test_a_device_with_memory_of_its_own(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (200 * 2**20, 999 * 2**20))
-    assert memory_budget.measure_budget_mib(torch.device("cuda")) == pytest.approx(100)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (9000 * 2**20, 9999 * 2**20))
-    assert memory_budget.measure_budget_mib(torch.device("cuda")) == pytest.approx(500)
+def test_memory_of_a_cuda_device(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for free_mib, budget_mib in ((200, 100), (9000, 500)):  # the second exceeds the host's
+        free = (free_mib * MIB, 9999 * MIB)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: free)
+        budget = memory_budget.measure_budget_mib(torch.device("cuda"))
+        assert budget == pytest.approx(budget_mib)

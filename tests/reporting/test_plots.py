@@ -1,3 +1,5 @@
+"""Plots: their texts, sizes, stamp and files."""
+
 from pathlib import Path
 
 import matplotlib
@@ -9,185 +11,153 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from evaluation.metrics import compute_confusion, compute_metrics, softmax
-from reporting import canvas, plots, trust_plots
+from reporting import galleries, plots, uncertainty_plots
 
 NAMES = [
-    "Glioma",
-    "Meningioma of the convexity",
-    "Pituitary_adenoma_not_otherwise_specified",
-    "Lymphoma",
-    "Schwannoma",
-    "No tumour",
-    "Other",
-    "Medulloblastoma",
+    *("Glioma", "Meningioma of the convexity", "Pituitary_adenoma_not_otherwise_specified"),
+    *("Lymphoma", "Schwannoma", "No tumour", "Other", "Medulloblastoma"),
 ]
 HISTORY = pd.DataFrame(
-    {
-        "epoch": [1, 2, 3],
-        "train_loss": [1.1, 0.7, 0.5],
-        "val_loss": [1.0, 0.8, 0.9],
-        "val_accuracy": [0.5, 0.8, 0.7],
-        "val_macro_f1": [0.4, 0.8, 0.7],
-        "lr": [1e-4, 1e-3, 0.0],
-    }
+    [[1, 1.1, 1.0, 0.5, 0.4, 1e-4], [2, 0.7, 0.8, 0.8, 0.8, 1e-3], [3, 0.5, 0.9, 0.7, 0.7, 0.0]],
+    columns=["epoch", "train_loss", "val_loss", "val_accuracy", "val_macro_f1", "lr"],
 )
+ESTIMATE = {"value": 0.9, "ci95": [0.8, 0.95]}
+STRESS = {
+    "clean": ESTIMATE,
+    "majority": 0.4,
+    "orientations": {"as stored": ESTIMATE, "mirrored": ESTIMATE},
+    "corruptions": {"blur": [{"strength": level, "accuracy": ESTIMATE} for level in range(1, 6)]},
+    "probes": {
+        "blank_interior": {"accuracy": {"value": None, "ci95": None}},
+        "matched_brightness": {"accuracy": ESTIMATE},
+    },
+}
+PROBS = np.array([[0.8, 0.1, 0.1], [0.6, 0.1, 0.3], [0.1, 0.1, 0.8], [0.7, 0.1, 0.2]])
+LABELS = np.array([0, 0, 2, 2])
 
 
-def plot_everything(folder: Path, n_classes: int, absent: int | None = None) -> list[Path]:
+def plot_classes(n_classes: int, absent: int | None = None) -> list[Figure]:
+    """The plots that depend on the number of classes; one class may have no images."""
     rng = np.random.default_rng(n_classes)
     classes = NAMES[:n_classes]
     labels = np.arange(80) % n_classes
     if absent is not None:
         labels[labels == absent] = (absent + 1) % n_classes
-    logits = rng.normal(size=(80, n_classes)) + 2 * np.eye(n_classes)[labels]
-    probs = softmax(logits)
-    confusion = compute_confusion(logits.argmax(axis=1), labels, n_classes)
+    probs = softmax(rng.normal(size=(80, n_classes)) + 2 * np.eye(n_classes)[labels])
+    confusion = compute_confusion(probs.argmax(axis=1), labels, n_classes)
     ids = np.arange(80)
-    per_class = compute_metrics(probs, labels, ids, ids, classes)["per_class"]
-    paths = [folder / f"{name}.png" for name in ("confusion", "roc", "pr", "classes")]
-    plots.plot_confusion_matrix(confusion, classes, paths[0])
-    plots.plot_roc_curves(probs, labels, classes, paths[1])
-    plots.plot_pr_curves(probs, labels, classes, paths[2])
-    plots.plot_class_metrics(per_class, paths[3])
-    return paths
+    return [
+        plots.plot_confusion_matrix(confusion, classes),
+        plots.plot_roc_curves(probs, labels, classes),
+        plots.plot_pr_curves(probs, labels, classes),
+        plots.plot_class_metrics(compute_metrics(probs, labels, ids, ids, classes)["per_class"]),
+    ]
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        return picture.size
+def read_texts(figure: Figure) -> list[str]:
+    figure.draw_without_rendering()
+    found = figure.findobj(lambda artist: isinstance(artist, matplotlib.text.Text))
+    return [text.get_text() for text in found]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("n_classes", "absent"), [(2, None), (8, None), (3, 1), (2, 0)])
-def test_plots_are_pictures_of_sensible_size(
-    tmp_path: Path, n_classes: int, absent: int | None
-) -> None:
-    paths = plot_everything(tmp_path, n_classes, absent)
-    for path in paths:
-        width_px, height_px = read_size(path)
+def test_plots_of_classes_have_sensible_sizes(n_classes: int, absent: int | None) -> None:
+    for figure in plot_classes(n_classes, absent):
+        width_px, height_px = figure.get_size_inches() * plots.DPI
         assert 600 <= width_px <= 2400
         assert 400 <= height_px <= 1400
-    assert sorted(tmp_path.iterdir()) == sorted(paths)  # no temporary file is left
+        assert plots.FOOTER in read_texts(figure)
 
 
-@pytest.mark.parametrize("n_epochs", [1, 3])
-def test_training_curves(tmp_path: Path, n_epochs: int) -> None:
-    plots.plot_training_curves(HISTORY[:n_epochs], 1, tmp_path / "training.png")
-    assert read_size(tmp_path / "training.png") == (1440, 480)
-
-
-def test_texts_of_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts: list[list[str]] = []
-    save = canvas.save
-
-    def record(figure: Figure, path: Path, title: str, stamp: str | None) -> None:
-        save(figure, path, title, stamp)
-        found = figure.findobj(lambda artist: isinstance(artist, matplotlib.text.Text))
-        texts.append([text.get_text() for text in found])  # type: ignore[attr-defined]
-
-    for module in (plots, trust_plots):
-        monkeypatch.setattr(module, "save", record)
+def test_texts_of_the_confusion_matrix() -> None:
     confusion = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 4]])
+    texts = read_texts(plots.plot_confusion_matrix(confusion, ["Glioma", "Menin", "Tumor"]))
+    assert "Confusion matrix: accuracy 87.5 % of 8 images" in texts
+    assert {"75.0 %", "25.0 %", "100.0 %", "–"} <= set(texts)
+
+
+def test_texts_of_curves_match_hand_worked_areas() -> None:
     classes = ["Glioma", "Menin", "Tumor"]
-    plots.plot_confusion_matrix(confusion, classes, tmp_path / "a.png", stamp="PHANTOM")
-    probs = np.array([[0.8, 0.1, 0.1], [0.6, 0.1, 0.3], [0.1, 0.1, 0.8], [0.7, 0.1, 0.2]])
-    labels = np.array([0, 0, 2, 2])
-    plots.plot_roc_curves(probs, labels, classes, tmp_path / "b.png")
-    plots.plot_pr_curves(probs, labels, classes, tmp_path / "c.png")
-    plots.plot_training_curves(HISTORY, 2, tmp_path / "d.png")
-    trust_plots.plot_reliability({"softmax": probs}, labels, tmp_path / "e.png")
-    trust_plots.plot_risk_coverage(probs, labels, tmp_path / "f.png")
-    exhibit = (np.zeros((8, 8), np.uint8), np.zeros((8, 8)), "Glioma, called Tumor (0.99)")
-    trust_plots.plot_gallery([exhibit] * 5, "Errors", tmp_path / "g.png")
-    matrix, roc, pr, training, reliability, _, shown = texts
-    assert {"Confusion matrix: accuracy 87.5 % of 8 images · PHANTOM", "PHANTOM"} <= set(matrix)
-    assert {"75.0 %", "25.0 %", "100.0 %", "–"} <= set(matrix)
+    roc = read_texts(plots.plot_roc_curves(PROBS, LABELS, classes))
     # Glioma 0.8 and 0.6 against 0.1 and 0.7: 3 of 4 pairs; Tumor 0.8 and 0.2 against 0.1 and 0.3.
     assert {"Glioma\nAUC 0.750", "Tumor\nAUC 0.750"} <= set(roc)
-    assert "no curve where one side has no images: Menin" in roc
-    # Glioma by rank: right, wrong, right: 1/2 * 1 + 1/2 * 2/3.
-    assert "Glioma\nAP 0.833, prevalence 0.50" in pr
-    assert "Training: best val macro F1 0.800 at epoch 2" in training
-    assert all(canvas.FOOTER in found for found in texts)
-    # 0.8 and 0.8 right, 0.6 right, 0.7 wrong: |0.2 + 0.2 - ...| of 4 in the bins of 15
-    assert "softmax: ECE 0.3750" in reliability
-    assert shown.count("Glioma, called Tumor (0.99)") == 5
-    assert "PHANTOM" not in roc + pr + training
-
-
-STRESS = {
-    "clean": {"value": 0.9, "ci95": [0.8, 0.95]},
-    "majority": 0.4,
-    "positions": {
-        "as stored": {"value": 0.9, "ci95": [0.8, 0.95]},
-        "mirrored": {"value": 0.8, "ci95": [0.7, 0.9]},
-    },
-    "corruptions": {
-        "blur": [
-            {"strength": level, "accuracy": {"value": 0.9 - level / 10}} for level in range(1, 6)
-        ]
-    },
-    "probes": {
-        "blank_interior": {"accuracy": {"value": None, "ci95": None}},
-        "matched_brightness": {"accuracy": {"value": 0.85, "ci95": [0.8, 0.9]}},
-    },
-}
-
-
-def test_trust_plots_are_pictures(tmp_path: Path) -> None:
-    trust_plots.plot_stress(STRESS, tmp_path / "stress.png", stamp="PHANTOM")
-    for count in (1, 4, 9):
-        exhibit = (np.zeros((8, 8), np.uint8), np.ones((8, 8)), "a")
-        trust_plots.plot_gallery([exhibit] * count, "b", tmp_path / f"{count}.png")
-    for path in tmp_path.iterdir():
-        width_px, height_px = read_size(path)
-        assert 300 <= width_px <= 2400
-        assert 300 <= height_px <= 1400
-
-
-def test_stamp_lies_over_the_picture(tmp_path: Path) -> None:
-    plots.plot_training_curves(HISTORY, 2, tmp_path / "plain.png")
-    plots.plot_training_curves(HISTORY, 2, tmp_path / "stamped.png", stamp="PHANTOM")
-    plain, stamped = (
-        np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
-        for name in ("plain.png", "stamped.png")
+    assert any("no curve" in text and "Menin" in text for text in roc)
+    # Glioma in order of score: right, wrong, right: 1/2 * 1 + 1/2 * 2/3.
+    assert "Glioma\nAP 0.833, prevalence 0.50" in read_texts(
+        plots.plot_pr_curves(PROBS, LABELS, classes)
     )
-    changed = (plain != stamped).any(axis=2)[80:]  # below the title line
-    assert 0.03 < changed.mean() < 0.5
-    assert np.abs(plain - stamped)[80:].max() < 64  # pale: what lies under it is still read
+    for n_epochs, best in ((3, "0.800 at epoch 2"), (1, "0.400 at epoch 1")):
+        figure = plots.plot_training_curves(HISTORY[:n_epochs], min(n_epochs, 2))
+        assert f"Training: best val macro F1 {best}" in read_texts(figure)
 
 
-def test_failed_plot_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reliability_and_review_by_hand() -> None:
+    figure = uncertainty_plots.plot_reliability({"plain softmax": PROBS}, LABELS)
+    # 0.8 twice and 0.6 right, 0.7 wrong: (2 * 0.2 + 0.4 + 0.7) / 4
+    assert "plain softmax: ECE 0.3750" in read_texts(figure)
+    rows = [
+        {"share_for_review": 0.5, "accuracy_of_the_rest": {"value": 1.0, "ci95": [0.6, 1.0]}},
+        {"share_for_review": 1.0, "accuracy_of_the_rest": {"value": None, "ci95": None}},
+    ]
+    [axes] = uncertainty_plots.plot_risk_coverage(PROBS, LABELS, rows).axes
+    curve, _, points = axes.get_lines()[:3]
+    assert curve.get_xdata().tolist() == pytest.approx([50, 25, 0])  # type: ignore[union-attr]
+    assert curve.get_ydata().tolist() == pytest.approx([0, 100 / 3, 25])  # type: ignore[union-attr]
+    assert points.get_xydata().tolist() == [[50, 0]]  # type: ignore[union-attr]
+    [plain] = uncertainty_plots.plot_risk_coverage(PROBS, LABELS, None).axes
+    assert len(plain.get_lines()) == 2  # without calibration there are no thresholds
+
+
+def test_robustness_and_galleries() -> None:
+    texts = read_texts(plots.plot_robustness(STRESS))
+    assert {"mirrored", "brightness matched", "most frequent class"} <= set(texts)
+    assert "inside of the head blanked" not in texts  # it is undefined
+    item = galleries.GalleryItem(np.zeros((8, 8), np.uint8), np.ones((8, 8), np.float32), "name")
+    for count in (1, 4, 9):
+        figure = galleries.plot_gallery([item] * count, "Errors")
+        assert read_texts(figure).count("name") == count
+        assert min(figure.get_size_inches() * plots.DPI) >= 300
+
+
+def test_a_saved_plot_bears_its_stamp(tmp_path: Path) -> None:
+    pixels = []
+    for stamp in (None, "PHANTOM"):
+        figure = plots.plot_training_curves(HISTORY, 2)
+        plots.save(figure, tmp_path / "training.png", stamp)
+        assert ("PHANTOM" in read_texts(figure)) == bool(stamp)
+        assert str(figure.get_suptitle()).endswith("PHANTOM") == bool(stamp)
+        with Image.open(tmp_path / "training.png") as picture:
+            assert (picture.format, picture.size) == ("PNG", (1440, 480))
+            pixels.append(np.asarray(picture.convert("RGB")).astype(int)[80:])  # below the title
+    difference = np.abs(pixels[0] - pixels[1])
+    assert 0.03 < (difference > 0).any(axis=2).mean() < 0.5
+    assert difference.max() < 64  # pale, so that the plot stays legible
+    assert [path.name for path in tmp_path.iterdir()] == ["training.png"]
+
+
+def test_a_failed_save_keeps_the_previous_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: Figure, path: Path, **__: object) -> None:
         path.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fail)
     path = tmp_path / "training.png"
-    path.write_bytes(b"the picture of before")
+    path.write_bytes(b"previous plot")
     with pytest.raises(OSError, match="disk full"):
-        plots.plot_training_curves(HISTORY, 2, path)
+        plots.save(plots.plot_training_curves(HISTORY, 2), path)
     assert list(tmp_path.iterdir()) == [path]
-    assert path.read_bytes() == b"the picture of before"
+    assert path.read_bytes() == b"previous plot"
 
 
-def test_global_state_of_matplotlib_is_untouched(tmp_path: Path) -> None:
-    before = plt.get_backend()
-    try:
-        plt.switch_backend("svg")
-        own = plt.figure()
-        settings = dict(matplotlib.rcParams)
-        plot_everything(tmp_path, 3)
-        plots.plot_training_curves(HISTORY, 2, tmp_path / "training.png", stamp="PHANTOM")
-        assert matplotlib.get_backend() == "svg"
-        assert plt.get_fignums() == [own.number]
-        assert dict(matplotlib.rcParams) == settings
-        plt.close(own)
-    finally:
-        plt.switch_backend(before)
+def test_the_global_state_of_matplotlib_is_unchanged(tmp_path: Path) -> None:
+    before = plt.get_backend(), plt.get_fignums(), dict(matplotlib.rcParams)
+    for figure in (*plot_classes(3), plots.plot_training_curves(HISTORY, 2)):
+        plots.save(figure, tmp_path / "plot.png", "PHANTOM")
+    assert (plt.get_backend(), plt.get_fignums(), dict(matplotlib.rcParams)) == before
 
 
 def test_names_break_at_spaces_and_underscores() -> None:
-    assert canvas.wrap("Meningioma of the convexity") == "Meningioma of the\nconvexity"
-    assert canvas.wrap("Craniopharyngioma_unspecified") == "Craniopharyngioma_\nunspecified"
+    assert plots.wrap("Meningioma of the convexity") == "Meningioma of the\nconvexity"
+    assert plots.wrap("Craniopharyngioma_unspecified") == "Craniopharyngioma_\nunspecified"

@@ -1,147 +1,153 @@
-"""Cross-validation through the command line: K runs, one pooled result."""
+"""Cross-validation: K runs and one pooled result, stopped, resumed and refused."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-import evaluate
 import main
 import trainer
+from common import atomic_files, signals
+from evaluation.predictions import predict_run
 from helper import UserError
+from modeling import checkpoint
+from runs import lifecycle
 from tests.support.builders import (
     ON_CPU,
-    PLOTS,
     QUICK,
     RESULT_FILES,
     SESSION_FILES,
-    Run,
+    assert_same_weights,
     expect_refusal,
-    list_files,
     make_data_folder,
     read_metrics,
 )
 
-N_FOLDS = 3
-COMMAND = [*QUICK, *ON_CPU, "--epochs", "1", "--folds", str(N_FOLDS)]
-FOLDS = [f"fold_{fold}" for fold in range(1, N_FOLDS + 1)]
+COMMAND = [*QUICK, *ON_CPU, "--epochs", "1", "--folds", "3"]
+FOLDS = ["fold_1", "fold_2", "fold_3"]
+RESUME = ["--resume", "session/cross", "--device", "cpu"]
+PREDICT = {"device": "cpu", "batch_size": 64, "threads": 0}
 
 
-def test_folds_judge_every_slice_once(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main([*COMMAND, "--name", "cross v1.2"]) == 0
-    session, results = Path("session/cross v1.2"), Path("results/cross v1.2")
+def test_every_slice_is_tested_once(cross_run: Path) -> None:
+    session, results = cross_run / "session/cross", cross_run / "results/cross"
     assert {path.name for path in session.iterdir()} == {"config.json", "split.csv", *FOLDS}
-    manifest = pd.read_csv("data/phantom/CSV/images.csv")
-    judged = []
+    manifest = pd.read_csv(cross_run / "data/phantom/CSV/images.csv")
+    tested = []
     for fold in FOLDS:
         assert {path.name for path in (session / fold).iterdir()} == SESSION_FILES
         split = pd.read_csv(session / fold / "split.csv")
         assert split.groupby("group")["split"].nunique().eq(1).all()
         assert set(split["split"]) == {"train", "val", "test"}
-        judged.append(split[split["split"] == "test"])
-    assert sorted(pd.concat(judged)["path"]) == sorted(manifest["path"])
-    report = read_metrics(workplace, "cross v1.2")
-    assert report["n_images"] == len(manifest)
-    assert report["run"] == "cross v1.2"
-    assert any(f"pooled over {N_FOLDS} folds" in note for note in report["notes"])
+        tested.extend(split.loc[split["split"] == "test", "path"])
+    assert sorted(tested) == sorted(manifest["path"])
+    report = read_metrics(cross_run, "cross")
+    assert (report["n_images"], report["run"]) == (len(manifest), "cross")
+    assert any("pooled over 3 folds" in note for note in report["notes"])
     assert not any("LEAK" in note for note in report["notes"])
     predictions = pd.read_csv(results / "predictions.csv")
     assert sorted(predictions["path"]) == sorted(manifest["path"])
     assert {path.name for path in results.iterdir()} == RESULT_FILES | {"plots"}
-    assert {path.name for path in (results / "plots").iterdir()} == PLOTS - {"training.png"}
-    assert "fold 3 of 3" in capsys.readouterr().out
-
-    # the same again, and of one fold alone
-    shutil.rmtree("results")
-    assert evaluate.main(["session/cross v1.2", "--device", "cpu"]) == 0
-    again = read_metrics(workplace, "cross v1.2")
-    del report["environment"], again["environment"]
-    assert again == report
-    assert evaluate.main(["session/cross v1.2/fold_2/best.pt", "--device", "cpu"]) == 0
-    assert read_metrics(workplace, "cross v1.2-fold_2")["n_images"] == len(judged[1])
-    line = expect_refusal(
-        capsys, evaluate.main(["session/cross v1.2", "--device", "cpu", "--split", "val"])
-    )
-    assert "leave out --split" in line
+    assert not (results / "plots/training.png").exists()
 
 
-def test_a_stopped_cross_validation_goes_on(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("crossed")
+def test_a_cross_validation_is_predicted_as_a_whole_or_by_fold() -> None:
+    split = pd.read_csv("session/cross/fold_2/split.csv")["split"]
+    pooled = predict_run(Path("session/cross"), "test", None, **PREDICT)
+    one = predict_run(Path("session/cross/fold_2/best.pt"), "test", None, **PREDICT)
+    assert (len(pooled.rows), len(one.rows)) == (len(split), (split == "test").sum())
+    with pytest.raises(UserError, match="leave out --split"):
+        predict_run(Path("session/cross"), "val", None, **PREDICT)
+    Path("session/cross/fold_2/best.pt").unlink()
+    shutil.copy("session/cross/fold_1/best.pt", "session/cross/fold_2/best.pt")
+    with pytest.raises(UserError, match="overlap"):
+        predict_run(Path("session/cross"), "test", None, **PREDICT)
+
+
+@pytest.mark.usefixtures("workplace", "no_evaluation")
+def test_a_stopped_cross_validation_equals_one_never_stopped(
+    cross_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.main([*COMMAND, "--name", "whole"]) == 0
-    train_step, steps = trainer.Trainer.train_step, iter(range(10**6))
+    train_step = trainer.Trainer.train_step
 
-    def interrupt(self: trainer.Trainer, *batch: object) -> object:
-        if self.run_dir.name == "fold_2" and next(steps) == 2:
+    def interrupt(self: trainer.Trainer, *arguments: object) -> object:
+        if self.run_dir.name == "fold_2":
             raise KeyboardInterrupt
-        return train_step(self, *batch)  # type: ignore[arg-type]
+        return train_step(self, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "train_step", interrupt)
-        capsys.readouterr()
-        line = expect_refusal(capsys, main.main([*COMMAND, "--name", "parts"]), expected=130)
-    assert "ended in fold 2; go on with --resume session/parts" in line
-    finished = list_files(Path("session/parts/fold_1"))
-    line = expect_refusal(capsys, evaluate.main(["session/parts", "--device", "cpu"]))
-    assert "--resume session/parts" in line
-    assert main.main(["--resume", "session/parts", "--device", "cpu"]) == 0
-    assert list_files(Path("session/parts/fold_1"))["split.csv"] == finished["split.csv"]
-    reports = [read_metrics(workplace, run) for run in ("whole", "parts")]
-    assert reports[0]["accuracy"] == reports[1]["accuracy"]
-    assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]
+        line = expect_refusal(capsys, main.main([*COMMAND, "--name", "cross"]), expected=130)
+    assert "fold 2" in line
+    assert "--resume session/cross" in line
+    with pytest.raises(UserError, match="--resume session/cross"):
+        predict_run(Path("session/cross"), "test", None, **PREDICT)
+    assert main.main(RESUME) == 0
+    for fold in FOLDS:
+        whole, parts = (
+            checkpoint.load_run(root / "session/cross" / fold / "last.pt")
+            for root in (cross_run, Path())
+        )
+        assert_same_weights(whole, parts)
 
 
-def test_a_fold_killed_at_its_start_is_begun_again(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
-    assert main.main([*COMMAND, "--name", "cross"]) == 0
-    (Path("session/cross/fold_2/last.pt")).unlink()
-    assert main.main(["--resume", "session/cross", "--device", "cpu"]) == 0
-    assert (Path("session/cross/fold_2/last.pt")).exists()
-    (Path("session/cross/fold_2/last.pt")).unlink()
+@pytest.mark.usefixtures("crossed", "no_evaluation")
+def test_a_fold_killed_at_its_start_restarts(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("session/cross/fold_2/last.pt")
+    path.unlink()
+    with atomic_files.lock(Path("session/cross"), "busy"):
+        assert "another program" in expect_refusal(capsys, main.main(RESUME))
+    assert path.with_name("best.pt").exists()
+    assert main.main(RESUME) == 0
+    path.unlink()
     capsys.readouterr()
     status = main.main(["--resume", "session/cross/fold_2", "--device", "cpu"])
     assert "last.pt" in expect_refusal(capsys, status)
-    assert {path.name for path in Path("session/cross/fold_2").iterdir()} < SESSION_FILES
 
 
-def test_folds_of_changed_slices_are_not_mixed(
-    workplace: Path,
-    phantom_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.usefixtures("workplace", "no_evaluation")
+def test_folds_stopped_before_the_first_save_can_be_resumed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise signals.Terminated
+
+    def fill_the_disk(path: Path, content: dict[str, Any]) -> None:
+        if content["epoch"]:
+            raise OSError(28, "No space left on device", str(path))
+        checkpoint.save_checkpoint(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "build_trainer", interrupt)
+        line = expect_refusal(capsys, main.main([*COMMAND, "--name", "cross"]), 143)
+    assert "fold 1" in line
+    assert "--resume session/cross" in line
+    (Path("session/cross/.part-fold") / "inside").mkdir(parents=True)  # killed in new_folder
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_checkpoint", fill_the_disk)
+        line = expect_refusal(capsys, main.main(RESUME))
+    assert "fold 1: session/cross/fold_1/last.pt: No space left on device" in line
+    assert "--resume session/cross" in line
+    assert main.main(RESUME) == 0
+    assert Path("session/cross/fold_3/best.pt").exists()
+    assert not list(Path("session/cross").glob(".*"))
+
+
+@pytest.mark.usefixtures("crossed")
+def test_folds_of_changed_slices_are_refused(
+    phantom_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("data/phantom").unlink()
     shutil.copytree(phantom_dir, "data/phantom", ignore=shutil.ignore_patterns("cache"))
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "evaluate", lambda _: None)
-        assert main.main([*COMMAND, "--name", "cross"]) == 0
     path = Path("data/phantom/CSV/images.csv")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table.iloc[1:].to_csv(path, index=False)
     Path("data/phantom", table["path"].iloc[0]).unlink()
-    capsys.readouterr()
-    line = expect_refusal(capsys, main.main(["--resume", "session/cross", "--device", "cpu"]))
-    assert "session/cross/split.csv: the slices are not divided as when the run began" in line
-
-
-def test_overlapping_folds_are_refused(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "evaluate", lambda _: None)
-        assert main.main([*COMMAND, "--name", "cross"]) == 0
-    shutil.copy("session/cross/fold_1/best.pt", "session/cross/fold_2/best.pt")
-    line = expect_refusal(capsys, evaluate.main(["session/cross", "--device", "cpu"]))
-    assert "its folds overlap" in line
-
-
-def test_folds_of_single_images_are_called_leaky(workplace: Path) -> None:
-    assert main.main([*COMMAND, "--split-by", "image", "--name", "leaky"]) == 0
-    notes = read_metrics(workplace, "leaky")["notes"]
-    assert any("LEAKY SPLIT" in note for note in notes)
+    line = expect_refusal(capsys, main.main(RESUME))
+    assert "session/cross/split.csv: the slices have changed" in line
 
 
 def test_too_many_folds_leave_nothing_behind(
@@ -152,13 +158,11 @@ def test_too_many_folds_leave_nothing_behind(
     command = ["--model", "net", "--image-size", "32", "--folds", "7", "--name", "many"]
     assert "too few for --folds 7" in expect_refusal(capsys, main.main(command))
     assert not Path("session").exists()
-    with pytest.raises(SystemExit) as caught:
-        main.main(["--folds", "1"])
-    assert caught.value.code == 2
 
 
-def test_a_failed_first_fold_gives_the_name_back(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("workplace")
+def test_a_failed_first_fold_leaves_no_run_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
         raise UserError("no such luck")
@@ -166,8 +170,3 @@ def test_a_failed_first_fold_gives_the_name_back(
     monkeypatch.setattr(trainer.Trainer, "fit", fail)
     assert "no such luck" in expect_refusal(capsys, main.main([*COMMAND, "--name", "failed"]))
     assert not Path("session/failed").exists()
-
-
-def test_a_single_run_is_no_run_of_folds(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    line = expect_refusal(capsys, evaluate.main(["session/first", "--device", "cpu"]))
-    assert "session/first" in line

@@ -53,6 +53,14 @@ def read_metrics(root: Path, name: str) -> dict:
     return json.loads((root / "results" / name / "metrics.json").read_text("utf-8"))
 
 
+def assert_same_weights(one: dict, other: dict) -> None:
+    """Check that two contents of last.pt hold the same weights, to the bit."""
+    import torch
+
+    for key in ("weights", "trained_weights"):
+        assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
+
+
 def expect_refusal(capsys: pytest.CaptureFixture[str], status: int, expected: int = 1) -> str:
     """The status is the expected one and the error one line, which is returned."""
     captured = capsys.readouterr()

@@ -17,33 +17,34 @@ TASK, FOLDER = sys.argv[1], Path(sys.argv[2])
 
 
 def train() -> None:
-    """Three epochs of a network without batch norm; keeps the slices of each step, and weights.
+    """Train three epochs without batch norm; save the slices of each step and the weights.
 
-    SGD moves weights in proportion to their gradients. AdamW would turn the rounding of a gradient
-    near zero, which differs between CPUs, into a step of the full rate.
+    SGD changes weights in proportion to their gradients. AdamW would turn the rounding of a
+    gradient near zero, which differs between CPUs, into a step of the full learning rate.
     """
-    distributed.join("cpu")
+    distributed.init("cpu")
     seen, train_step = [], Trainer.train_step
 
-    def watch(self: Trainer, batch: Batch, step: int) -> torch.Tensor:
-        seen.append([picture.sum().item() for picture in batch.pixels.long()])
+    def record(self: Trainer, batch: Batch, step: int) -> torch.Tensor:
+        seen.append([image.sum().item() for image in batch.pixels.long()])
         return train_step(self, batch, step)
 
-    Trainer.train_step = watch  # type: ignore[method-assign]
+    Trainer.train_step = record  # type: ignore[method-assign]
     trainer = make_trainer(FOLDER, n_train=26, n_val=13, dropout=0.0, batch_norm=False)
     groups = trainer.optimizer.param_groups
     trainer.optimizer = torch.optim.SGD(
-        [{"params": group["params"], "lr_share": group["lr_share"]} for group in groups], lr=0.01
+        [{"params": group["params"], "lr_factor": group["lr_factor"]} for group in groups], lr=0.01
     )
     trainer.peak_lr = 0.01
     trainer.fit()
-    kept = {"seen": seen, "weights": trainer.network.state_dict(), "history": trainer.history}
-    torch.save(kept, FOLDER / f"rank-{distributed.get_rank()}.pt")
-    distributed.leave()
+    weights, rows = trainer.network.state_dict(), trainer.history.rows
+    result = {"seen": seen, "weights": weights, "history": rows}
+    torch.save(result, FOLDER / f"rank-{distributed.get_rank()}.pt")
+    distributed.destroy()
 
 
 def kill() -> None:
-    """The second process is killed in its fourth step."""
+    """Run main.py and kill the second process in its fourth step."""
     train_step = Trainer.train_step
 
     def die(self: Trainer, batch: Batch, step: int) -> torch.Tensor:

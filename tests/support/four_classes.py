@@ -1,4 +1,4 @@
-"""A folder of four classes that has nothing in common with the published set, to be used as is."""
+"""A folder of four classes in many file formats, unrelated to the published data set."""
 
 import io
 from pathlib import Path
@@ -9,14 +9,13 @@ from PIL import Image, ImageDraw
 CLASSES = ("brain_tumor", "No Finding", "left lobe", "ring like")
 N_TRAINING, N_TESTING = 10, 5
 SIZES_PX = ((48, 48), (64, 40), (36, 56), (80, 80))
-ORIENTATION_TAG, TURNED = 0x0112, 6
 
 
 def write_four_class_folder(root: Path) -> int:
-    """Write 60 small pictures, a drawn shape for each class, and return how many files there are.
+    """Write 60 small images, one drawn shape per class, and return the number of files.
 
-    PNG, JPEG, BMP and TIFF; grey, RGB, palette and 16 bit; some turned by EXIF; Training/ and
-    Testing/ have equal file names.
+    PNG, JPEG, BMP and TIFF; grey, RGB, palette and 16 bit; some rotated by EXIF; Training/ and
+    Testing/ share file names.
     """
     rng = np.random.default_rng(0)
     for label in CLASSES:
@@ -30,7 +29,7 @@ def write_four_class_folder(root: Path) -> int:
 
 
 def _draw(label: str, size_px: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """One shape at a random place over noise; grey, darker than its noise is bright."""
+    """Draw one bright shape at a random place over dark noise."""
     width, height = size_px
     image = Image.fromarray(rng.integers(0, 60, (height, width), dtype=np.uint8))
     pen = ImageDraw.Draw(image)
@@ -50,30 +49,19 @@ def _draw(label: str, size_px: tuple[int, int], rng: np.random.Generator) -> Ima
 
 
 def _encode(image: Image.Image, number: int) -> tuple[str, bytes]:
-    buffer = io.BytesIO()
-    if number == 0:
-        name = f"scan {number}.png"
-        image.save(buffer, "PNG")
-    elif number == 1:
-        name = f"scan {number}.png"
-        image.convert("RGB").save(buffer, "PNG")
-    elif number == 2:
-        name = f"scan {number}.png"
-        deep = np.asarray(image).astype(np.uint16) * 257
-        Image.fromarray(deep).save(buffer, "PNG")
+    """Return file name and content; the format depends on the number."""
+    suffixes = ("png", "png", "png", "jpg", "tif", "bmp", "jpeg", "JPG", "jpeg", "JPG")
+    exif = Image.Exif()
+    if number == 2:
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     elif number == 3:
-        name = f"scan {number}.jpg"
-        exif = Image.Exif()
-        exif[ORIENTATION_TAG] = TURNED
-        turned = image.transpose(Image.Transpose.ROTATE_90)  # EXIF turns it back
-        turned.convert("RGB").save(buffer, "JPEG", quality=95, exif=exif)
-    elif number == 4:
-        name = f"scan {number}.tif"
-        image.save(buffer, "TIFF")
+        image = image.transpose(Image.Transpose.ROTATE_90)
+        exif[0x0112] = 6  # the EXIF tag that restores the orientation
     elif number == 5:
-        name = f"scan {number}.bmp"
-        image.convert("P").save(buffer, "BMP")
-    else:
-        name = f"scan {number}.{'JPG' if number % 2 else 'jpeg'}"
-        image.convert("RGB" if number % 2 else "L").save(buffer, "JPEG", quality=95)
-    return name, buffer.getvalue()
+        image = image.convert("P")
+    if number % 2 and number != 5:
+        image = image.convert("RGB")
+    buffer = io.BytesIO()
+    kind = {"png": "PNG", "tif": "TIFF", "bmp": "BMP"}.get(suffixes[number], "JPEG")
+    image.save(buffer, kind, **({"quality": 95, "exif": exif} if kind == "JPEG" else {}))
+    return f"scan {number}.{suffixes[number]}", buffer.getvalue()

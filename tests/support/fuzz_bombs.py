@@ -1,22 +1,24 @@
-"""Small files that ask for as much as the limits allow: the most that a picture may cost."""
+"""Small files that take the most time or memory that the limits allow."""
 
 import math
 import struct
-import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 from PIL import Image
-from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from imaging.dicom import MAX_FRAME_PIXELS, MAX_INFLATED_BYTES
 from imaging.grayscale import MAX_PIXELS, MAX_SCANS
-from tests.support.dicom_files import build_dataset, encode_dataset
-from tests.support.fuzz_corpus import GREY, build_chunk, build_corpus, encode
+from tests.support.dicom_files import build_dataset, encode_dataset, encode_dicom
+from tests.support.fuzz_corpus import build_chunk, build_corpus, build_png, encode
 from tests.support.fuzz_mutations import (
-    pack_zeros,
+    COLUMNS,
+    ROWS,
+    compress_zeros,
     resize_codestream,
     split_segments,
     write_element,
@@ -26,60 +28,44 @@ SIDE = math.isqrt(MAX_PIXELS)
 FRAME_SIDE = math.isqrt(MAX_FRAME_PIXELS)
 
 
-def build_zeros(depth: int, colour: int, n_bytes: int, *chunks: bytes, interlace: int = 0) -> bytes:
-    """A PNG of SIDE x SIDE zeros, so many bytes a pixel."""
-    header = struct.pack(">IIBBBBB", SIDE, SIDE, depth, colour, 0, 0, interlace)
-    packed = pack_zeros(SIDE * (SIDE * n_bytes + 1) + (16 * SIDE if interlace else 0))
-    parts = (build_chunk(b"IHDR", header), *chunks, build_chunk(b"IDAT", packed))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + build_chunk(b"IEND", b"")
+def build_png_zeros(
+    depth: int, colour: int, n_bytes: int, *chunks: bytes, interlace: int = 0
+) -> bytes:
+    idat = compress_zeros(SIDE * (SIDE * n_bytes + 17))  # with a margin for interlacing
+    return build_png((SIDE, SIDE), depth, colour, idat, *chunks, interlace=interlace)
 
 
-def enlarge(name: str) -> bytes:
-    """A JPEG of the corpus whose header asks for SIDE x SIDE; what is missing is filled up."""
-    (member,) = (member for member in build_corpus() if member.name == name)
-    return resize_codestream(member.content, SIDE, SIDE)
+def find_content(name: str) -> bytes:
+    return next(member.content for member in build_corpus() if member.name == name)
 
 
-def repeat_scans(times: int) -> bytes:
-    """A large progressive JPEG with its last scan many times over."""
-    segments = split_segments(enlarge("JPEG progressive"))
-    return b"".join([*segments[:-1], *segments[-2:-1] * times, segments[-1]])
+def enlarge_jpeg(name: str) -> bytes:
+    return resize_codestream(find_content(f"JPEG {name}"), SIDE, SIDE)
+
+
+def repeat_scans(n_times: int) -> bytes:
+    segments = split_segments(enlarge_jpeg("progressive"))
+    return b"".join([*segments[:-1], *segments[-2:-1] * n_times, segments[-1]])
 
 
 def build_tiff(mode: str) -> bytes:
-    """A deflated TIFF of SIDE x SIDE zeros."""
     return encode(Image.new(mode, (SIDE, SIDE)), "TIFF", compression="tiff_adobe_deflate")
 
 
-def describe_dicom(bits: int, side: int, **elements: Any) -> Dataset:
-    data = build_dataset(GREY.astype(f"u{bits // 8}"), Rows=side, Columns=side, **elements)
-    del data.PixelData
-    return data
-
-
 def build_deflated(**elements: Any) -> bytes:
-    """A deflated DICOM of 16 bits that unpacks to as much as may be, in a few frames."""
+    """Return a deflated 16-bit DICOM of zeros that inflates almost to the limit."""
     n_frames = (MAX_INFLATED_BYTES - 4000) // (2 * FRAME_SIDE**2)
-    plain = encode_dataset(describe_dicom(16, FRAME_SIDE, NumberOfFrames=n_frames, **elements))
-    head, _, rest = plain.partition(b"1.2.840.10008.1.2.1\0")
-    end = 144 + int.from_bytes(plain[140:144], "little")
-    meta = (head + b"1.2.840.10008.1.2.1.99" + rest)[: end + 2]
-    meta = meta[:140] + struct.pack("<I", end + 2 - 144) + meta[144:]
-    n_name = int.from_bytes(head[-2:], "little") + 2
-    meta = meta[: len(head) - 2] + struct.pack("<H", n_name) + meta[len(head) :]
-    packer, block = zlib.compressobj(9, wbits=-zlib.MAX_WBITS), bytes(2**20)
-    n_bytes = 2 * n_frames * FRAME_SIDE**2
-    parts = [packer.compress(plain[end:] + struct.pack("<HH2s2xI", 0x7FE0, 0x10, b"OW", n_bytes))]
-    parts += [packer.compress(block) for _ in range(n_bytes // 2**20)]
-    return b"".join([meta, *parts, packer.compress(bytes(n_bytes % 2**20)), packer.flush()])
+    zeros = np.zeros((n_frames, FRAME_SIDE, FRAME_SIDE), np.uint16)
+    elements |= {"n_frames": n_frames, "syntax": DeflatedExplicitVRLittleEndian}
+    return encode_dicom(zeros, **elements)
 
 
-def build_run_lengths(bits: int, n_frames: int = 1, **elements: Any) -> bytes:
-    """A DICOM of zeros in run lengths."""
+def build_rle(bits: int, n_frames: int = 1, **elements: Any) -> bytes:
     side = FRAME_SIDE if n_frames == 1 else 16
-    data = describe_dicom(bits, side, NumberOfFrames=n_frames, **elements)
+    values = np.zeros((side, side), f"u{bits // 8}")
+    data = build_dataset(values, NumberOfFrames=n_frames, **elements)
     segment = b"\x81\0" * math.ceil(side * side / 128)
-    starts = [64 + place * len(segment) for place in range(bits // 8)]
+    starts = [64 + index * len(segment) for index in range(bits // 8)]
     header = struct.pack("<16I", bits // 8, *starts, *[0] * (15 - len(starts)))
     data.file_meta.TransferSyntaxUID = RLELossless
     data.PixelData = encapsulate([header + segment * (bits // 8)] * n_frames, has_bot=False)
@@ -87,44 +73,32 @@ def build_run_lengths(bits: int, n_frames: int = 1, **elements: Any) -> bytes:
 
 
 def enlarge_dicom(name: str) -> bytes:
-    """A compressed DICOM of the corpus that asks for FRAME_SIDE x FRAME_SIDE in all its headers."""
-    (member,) = (member for member in build_corpus() if member.name == f"DICOM {name}")
-    content = member.content
-    for element in ((0x28, 0x10), (0x28, 0x11)):
+    content = find_content(f"DICOM {name}")
+    for element in (ROWS, COLUMNS):
         content = write_element(content, element, struct.pack("<H", FRAME_SIDE))
     return resize_codestream(content, FRAME_SIDE, FRAME_SIDE)
 
 
 HALF: dict[str, Any] = {"RescaleSlope": "0.5", "RescaleIntercept": "0.25"}
 WINDOW: dict[str, Any] = {"WindowCenter": "2048", "WindowWidth": "4096"}
-LARGE_PALETTE = build_chunk(b"PLTE", bytes(768)), build_chunk(b"tRNS", bytes(256))
+PALETTE = build_chunk(b"PLTE", bytes(768)), build_chunk(b"tRNS", bytes(256))
+PNGS: dict[str, Any] = {"grey": (8, 0, 1), "colour": (8, 2, 3), "palette": (8, 3, 1, *PALETTE)}
+PNGS |= {"RGBA": (8, 6, 4), "16 bit": (16, 0, 2), "16 bit RGBA": (16, 6, 8)}
+JPEGS = ("progressive", "grey", "full colour", "CMYK progressive")
+JPEG_DICOMS = ("JPGExtended", "SC_rgb_jpeg_gdcm", "SC_rgb_jpeg_dcmtk")
+DICOMS = ("MR_small_jp2klossless", "MR_small_jpeg_ls_lossless", *JPEG_DICOMS)
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "PNG RGBA": lambda: build_zeros(8, 6, 4),
-    "DICOM deflated": lambda: build_deflated(**HALF, **WINDOW),
-    "JPEG progressive": lambda: enlarge("JPEG progressive"),
-    "PNG grey": lambda: build_zeros(8, 0, 1),
-    "PNG colour": lambda: build_zeros(8, 2, 3),
-    "PNG palette": lambda: build_zeros(8, 3, 1, *LARGE_PALETTE),
-    "PNG 16 bit": lambda: build_zeros(16, 0, 2),
-    "PNG 16 bit RGBA": lambda: build_zeros(16, 6, 8),
-    "PNG interlaced": lambda: build_zeros(8, 2, 3, interlace=1),
-    "JPEG grey": lambda: enlarge("JPEG grey"),
-    "JPEG colour": lambda: enlarge("JPEG full colour"),
-    "JPEG CMYK progressive": lambda: enlarge("JPEG CMYK progressive"),
-    "JPEG of many scans": lambda: repeat_scans(1000),
-    "JPEG of as many scans as may be": lambda: repeat_scans(MAX_SCANS - 10),
-    "TIFF colour": lambda: build_tiff("RGB"),
-    "TIFF 16 bit": lambda: build_tiff("I;16"),
-    "TIFF float": lambda: build_tiff("F"),
-    "TIFF CMYK": lambda: build_tiff("CMYK"),
-    "DICOM deflated without a window": lambda: build_deflated(**HALF),
-    "DICOM padded": lambda: build_deflated(PixelPaddingValue=7),
-    "DICOM run lengths": lambda: build_run_lengths(16, **HALF, **WINDOW),
-    "DICOM run lengths of 32 bit": lambda: build_run_lengths(32),
-    "DICOM of many frames": lambda: build_run_lengths(8, 1000),
-    "DICOM JPEG 2000": lambda: enlarge_dicom("MR_small_jp2klossless"),
-    "DICOM JPEG-LS": lambda: enlarge_dicom("MR_small_jpeg_ls_lossless"),
-    "DICOM JPEG lossless": lambda: enlarge_dicom("SC_rgb_jpeg_gdcm"),
-    "DICOM JPEG": lambda: enlarge_dicom("JPGExtended"),
-    "DICOM JPEG colour": lambda: enlarge_dicom("SC_rgb_jpeg_dcmtk"),
+    **{f"PNG {name}": partial(build_png_zeros, *PNGS[name]) for name in PNGS},
+    **{f"JPEG {name}": partial(enlarge_jpeg, name) for name in JPEGS},
+    **{f"TIFF {mode}": partial(build_tiff, mode) for mode in ("RGB", "I;16", "F", "CMYK")},
+    **{f"DICOM {name}": partial(enlarge_dicom, name) for name in DICOMS},
+    "PNG interlaced": partial(build_png_zeros, 8, 2, 3, interlace=1),
+    "JPEG many scans": partial(repeat_scans, 1000),
+    "JPEG maximum of scans": partial(repeat_scans, MAX_SCANS - 10),
+    "DICOM deflated": partial(build_deflated, **HALF, **WINDOW),
+    "DICOM deflated, no window": partial(build_deflated, **HALF),
+    "DICOM padded": partial(build_deflated, PixelPaddingValue=7),
+    "DICOM RLE": partial(build_rle, 16, **HALF, **WINDOW),
+    "DICOM RLE 32 bit": partial(build_rle, 32),
+    "DICOM many frames": partial(build_rle, 8, 1000),
 }

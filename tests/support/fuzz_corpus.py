@@ -1,4 +1,4 @@
-"""Pictures that are as they should be, of every kind that the reader knows, and what they show."""
+"""Valid images of every kind that the reader supports, with the pixels they show."""
 
 import functools
 import io
@@ -10,229 +10,185 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydicom.dataset import Dataset
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from tests.support.dicom_files import BUNDLED, SECRETS, build_dataset, encode_dataset, encode_dicom
+from tests.support.dicom_files import BUNDLED, SECRETS, encode_dicom
 
 H, W = 24, 40
 GREY = np.add.outer(4 * np.arange(H), 4 * np.arange(W)).astype(np.uint8)  # 0 to 248, smooth
 DEEP = 16 * GREY.astype(np.uint16) + 15  # 15 to 3983: 12 bits
-TURNED = np.ascontiguousarray(GREY.T[:, ::-1])  # upright by EXIF orientation 6
-_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2))
+ROTATED = np.ascontiguousarray(GREY.T[:, ::-1])  # upright by EXIF orientation 6
+BINARY = np.where(GREY > 127, 255, 0).astype(np.uint8)
+# first row, first column, row step and column step of the passes of an interlaced PNG
+_ADAM7 = ("0088", "0488", "4084", "0244", "2042", "0122", "1021")
 _NOTE = f"{SECRETS['PatientName']} {SECRETS['PatientID']}"
+UNSUPPORTED = "DICOM JPEG-lossy"  # a file of pydicom that no decoder accepts
+
+
+Images = dict[str, tuple[Any, ...]]  # content and expected frames by format and name
 
 
 @dataclass(frozen=True)
 class Member:
-    """A picture, and what reading it must give within `tolerance`; frames empty: not known."""
+    """An image and its expected frames within `tolerance`; none where they are unknown."""
 
     name: str
     content: bytes
-    frames: tuple[npt.NDArray[np.uint8], ...] = ()
-    tolerance: int = 0
+    frames: tuple[npt.NDArray[np.uint8], ...]
+    tolerance: int
 
     @property
-    def kind(self) -> str:
-        """The first word of the name: JPEG, PNG, TIFF, BMP or DICOM."""
+    def format(self) -> str:
+        """JPEG, PNG, TIFF, BMP or DICOM."""
         return self.name.split()[0]
 
 
-def encode(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
-    """The bytes of a file that Pillow writes."""
+def encode(image: Image.Image | np.ndarray, format_: str, mode: str = "", **options: Any) -> bytes:
+    """Return the file that Pillow writes, converted to `mode` if given."""
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    (image.convert(mode) if mode else image).save(buffer, format_, **options)
     return buffer.getvalue()
 
 
-def build_chunk(name: bytes, inside: bytes) -> bytes:
-    """A chunk of PNG with the right sum."""
-    checked = name + inside
-    return struct.pack(">I", len(inside)) + checked + struct.pack(">I", zlib.crc32(checked))
+def build_chunk(name: bytes, content: bytes) -> bytes:
+    """Return a PNG chunk with its checksum."""
+    checked = name + content
+    return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
 
 def build_png(
-    size: tuple[int, int], depth: int, colour: int, rows: bytes, *chunks: bytes, interlace: int = 0
+    side: tuple[int, int], depth: int, colour: int, idat: bytes, *chunks: bytes, interlace: int = 0
 ) -> bytes:
-    """A PNG of these rows, each with its filter before it, and further chunks before them."""
-    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlace)
-    data = build_chunk(b"IDAT", zlib.compress(rows))
-    middle = b"".join(chunks)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + build_chunk(b"IHDR", header)
-        + middle
-        + data
-        + build_chunk(b"IEND", b"")
-    )
+    """Return a PNG of compressed rows; `chunks` precede them."""
+    header = struct.pack(">IIBBBBB", *side, depth, colour, 0, 0, interlace)
+    parts = (build_chunk(b"IHDR", header), *chunks, build_chunk(b"IDAT", idat))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + build_chunk(b"IEND", b"")
 
 
-def filter_rows(values: np.ndarray) -> bytes:
-    """Rows as PNG wants them, unfiltered; of 16 bits big endian."""
-    values = values.astype(values.dtype.newbyteorder(">"))
-    return b"".join(b"\0" + row.tobytes() for row in values)
+def compress_rows(*images: np.ndarray) -> bytes:
+    """Return the compressed rows of PNG passes, big-endian and with filter 0."""
+    rows = (row for values in images for row in values.astype(values.dtype.newbyteorder(">")))
+    return zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
 
 
-def build_interlaced() -> bytes:
-    """GREY in the seven passes of Adam7."""
-    passes = [GREY[top::down, left::right] for top, left, down, right in _ADAM7]
-    passes.append(GREY[1::2])
-    rows = b"".join(filter_rows(part) for part in passes)
-    return build_png((W, H), 8, 0, rows, interlace=1)
-
-
-def build_tags() -> Image.Exif:
-    """Turned by a quarter, and a name that no message may repeat."""
+def build_exif() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112], exif[0x013B] = 6, _NOTE
     return exif
 
 
-def build_jpegs() -> list[Member]:
-    """JPEG: baseline, progressive, grey, CMYK, turned, with restarts."""
-    grey = Image.fromarray(GREY)
-    colour, inks = grey.convert("RGB"), grey.convert("CMYK")
-    found = {
-        "grey": encode(grey, "JPEG", quality=95, comment=_NOTE),
-        "colour": encode(colour, "JPEG", quality=95),
-        "full colour": encode(colour, "JPEG", quality=95, subsampling=0, optimize=True),
-        "progressive": encode(colour, "JPEG", quality=95, progressive=True),
-        "progressive grey": encode(grey, "JPEG", quality=95, progressive=True),
-        "restarts": encode(colour, "JPEG", quality=95, restart_marker_blocks=1),
-        "CMYK": encode(inks, "JPEG", quality=95),
-        "CMYK progressive": encode(inks, "JPEG", quality=95, progressive=True),
+def build_jpegs() -> Images:
+    jpegs: dict[str, dict[str, Any]] = {
+        "grey": {"comment": _NOTE},
+        "colour": {"mode": "RGB"},
+        "full colour": {"mode": "RGB", "subsampling": 0, "optimize": True},
+        "progressive": {"mode": "RGB", "progressive": True},
+        "progressive grey": {"progressive": True},
+        "restarts": {"mode": "RGB", "restart_marker_blocks": 1},
+        "CMYK": {"mode": "CMYK"},
+        "CMYK progressive": {"mode": "CMYK", "progressive": True},
     }
-    members = [Member(f"JPEG {name}", content, (GREY,), 6) for name, content in found.items()]
-    turned = encode(grey, "JPEG", quality=95, exif=build_tags())
-    return [*members, Member("JPEG turned", turned, (TURNED,), 6)]
+    images: Images = {
+        f"JPEG {name}": (encode(GREY, "JPEG", quality=95, **options), GREY)
+        for name, options in jpegs.items()
+    }
+    images["JPEG rotated"] = encode(GREY, "JPEG", quality=95, exif=build_exif()), ROTATED
+    return images
 
 
-def build_pngs() -> list[Member]:
-    """PNG: of 1 to 16 bits, grey and colour, palettes, transparent, interlaced, animated."""
-    grey = Image.fromarray(GREY)
-    two = np.where(GREY > 127, 255, 0).astype(np.uint8)
-    clear = np.dstack([GREY, GREY, GREY, np.full_like(GREY, 255)])
-    clear[:, W // 2 :, 3] = 0
-    half = GREY.copy()
-    half[:, W // 2 :] = 0
+def build_pngs() -> Images:
+    rgba = np.dstack([GREY, GREY, GREY, np.full_like(GREY, 255)])
+    rgba[:, W // 2 :, 3] = 0
+    half = np.where(rgba[..., 3] > 0, GREY, 0).astype(np.uint8)
     palette = Image.fromarray(GREY // 64).convert("P")
     palette.putpalette([number for level in (0, 85, 170, 255) for number in [level] * 3])
-    steps = np.array([0, 85, 170, 255], np.uint8)[GREY // 64]
-    holes = np.where(GREY // 64 == 3, 0, steps).astype(np.uint8)
+    levels = np.array([0, 85, 170, 255], np.uint8)[GREY // 64]
+    opaque = np.where(levels == 255, 0, levels).astype(np.uint8)
     wide = DEEP * 16
-    found = {
-        "1 bit": (encode(Image.fromarray(two).convert("1"), "PNG"), two),
-        "grey": (encode(grey, "PNG"), GREY),
-        "colour": (encode(grey.convert("RGB"), "PNG"), GREY),
-        "grey with alpha": (encode(Image.fromarray(clear).convert("LA"), "PNG"), half),
-        "RGBA": (encode(Image.fromarray(clear), "PNG"), half),
-        "palette": (encode(palette, "PNG", bits=2), steps),
-        "palette with holes": (encode(palette, "PNG", transparency=3), holes),
-        "16 bit": (encode(wide, "PNG"), np.rint(wide / 257).astype(np.uint8)),
-        "12 in 16 bit": (encode(DEEP, "PNG"), np.rint(DEEP * (255 / 4095)).astype(np.uint8)),
-        "16 bit colour": (
-            build_png((W, H), 16, 2, filter_rows(np.dstack([GREY.astype(np.uint16) * 257] * 3))),
-            GREY,
-        ),
-        "interlaced": (build_interlaced(), GREY),
-        "animated": (
-            encode(grey, "PNG", save_all=True, append_images=[Image.fromarray(two)] * 2),
-            GREY,
-        ),
-        "turned": (encode(grey, "PNG", exif=build_tags()), TURNED),
-        "texts": (
-            build_png(
-                (W, H),
-                8,
-                0,
-                filter_rows(GREY),
-                build_chunk(b"gAMA", struct.pack(">I", 45455)),
-                build_chunk(b"tEXt", b"Author\0" + _NOTE.encode()),
-                build_chunk(b"zTXt", b"Title\0\0" + zlib.compress(_NOTE.encode())),
-                build_chunk(b"iTXt", b"Source\0\0\0en\0\0" + _NOTE.encode()),
-                build_chunk(b"iCCP", b"none\0\0" + zlib.compress(bytes(128))),
-            ),
-            GREY,
-        ),
+    deep_colour = compress_rows(np.dstack([GREY.astype(np.uint16) * 257] * 3))
+    steps = [map(int, digits) for digits in _ADAM7]
+    passes = [GREY[top::down, left::right] for top, left, down, right in steps]
+    chunks = {
+        b"gAMA": struct.pack(">I", 45455),
+        b"tEXt": b"Author\0" + _NOTE.encode(),
+        b"zTXt": b"Title\0\0" + zlib.compress(_NOTE.encode()),
+        b"iTXt": b"Source\0\0\0en\0\0" + _NOTE.encode(),
+        b"iCCP": b"none\0\0" + zlib.compress(bytes(128)),
     }
-    return [Member(f"PNG {name}", content, (grey,)) for name, (content, grey) in found.items()]
+    texts = [build_chunk(*chunk) for chunk in chunks.items()]
+    frames = [Image.fromarray(BINARY)] * 2
+    return {
+        "PNG 1 bit": (encode(BINARY, "PNG", "1"), BINARY),
+        "PNG grey": (encode(GREY, "PNG"), GREY),
+        "PNG colour": (encode(GREY, "PNG", "RGB"), GREY),
+        "PNG grey with alpha": (encode(rgba, "PNG", "LA"), half),
+        "PNG RGBA": (encode(rgba, "PNG"), half),
+        "PNG palette": (encode(palette, "PNG", bits=2), levels),
+        "PNG palette with alpha": (encode(palette, "PNG", transparency=3), opaque),
+        "PNG 16 bit": (encode(wide, "PNG"), np.rint(wide / 257).astype(np.uint8)),
+        "PNG 12 in 16 bit": (encode(DEEP, "PNG"), np.rint(DEEP * (255 / 4095)).astype(np.uint8)),
+        "PNG 16 bit colour": (build_png((W, H), 16, 2, deep_colour), GREY),
+        "PNG interlaced": (build_png((W, H), 8, 0, compress_rows(*passes), interlace=1), GREY),
+        "PNG animated": (encode(GREY, "PNG", save_all=True, append_images=frames), GREY),
+        "PNG rotated": (encode(GREY, "PNG", exif=build_exif()), ROTATED),
+        "PNG texts": (build_png((W, H), 8, 0, compress_rows(GREY), *texts), GREY),
+    }
 
 
-def build_tiffs() -> list[Member]:
-    """TIFF and BMP: plain and packed in several ways."""
-    grey = Image.fromarray(GREY)
-    two = np.where(GREY > 127, 255, 0).astype(np.uint8)
-    tags = {270: _NOTE}
-    found: dict[str, tuple[bytes, np.ndarray]] = {
-        "TIFF grey": (encode(grey, "TIFF", tiffinfo=tags), GREY),
-        "TIFF turned": (encode(grey, "TIFF", exif=build_tags()), TURNED),
+def build_tiffs_and_bmps() -> Images:
+    tags, pages = {270: _NOTE}, [Image.fromarray(GREY)]
+    images: Images = {
+        "TIFF grey": (encode(GREY, "TIFF", tiffinfo=tags), GREY),
+        "TIFF rotated": (encode(GREY, "TIFF", exif=build_exif()), ROTATED),
         "TIFF 16 bit": (encode(DEEP * 16, "TIFF"), np.rint(DEEP * (16 / 257)).astype(np.uint8)),
         "TIFF float": (encode((GREY / 255).astype(np.float32), "TIFF"), GREY),
-        "TIFF pages": (encode(grey, "TIFF", save_all=True, append_images=[grey]), GREY),
-        "TIFF CMYK": (encode(grey.convert("CMYK"), "TIFF"), GREY),
-        "TIFF fax": (encode(Image.fromarray(two).convert("1"), "TIFF", compression="group4"), two),
-        "BMP grey": (encode(grey, "BMP"), GREY),
-        "BMP colour": (encode(grey.convert("RGB"), "BMP"), GREY),
-        "BMP 1 bit": (encode(Image.fromarray(two).convert("1"), "BMP"), two),
+        "TIFF pages": (encode(GREY, "TIFF", save_all=True, append_images=pages), GREY),
+        "TIFF CMYK": (encode(GREY, "TIFF", "CMYK"), GREY),
+        "TIFF fax": (encode(BINARY, "TIFF", "1", compression="group4"), BINARY),
+        "BMP grey": (encode(GREY, "BMP"), GREY),
+        "BMP colour": (encode(GREY, "BMP", "RGB"), GREY),
+        "BMP 1 bit": (encode(BINARY, "BMP", "1"), BINARY),
     }
-    for packing in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
-        content = encode(grey.convert("RGB"), "TIFF", compression=packing, tiffinfo=tags)
-        found[f"TIFF {packing}"] = content, GREY
-    members = [Member(name, content, (grey,)) for name, (content, grey) in found.items()]
-    packed = encode(grey, "TIFF", compression="jpeg", quality=95)
-    return [*members, Member("TIFF jpeg", packed, (GREY,), 6)]
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        content = encode(GREY, "TIFF", "RGB", compression=compression, tiffinfo=tags)
+        images[f"TIFF {compression}"] = content, GREY
+    images["TIFF jpeg"] = encode(GREY, "TIFF", compression="jpeg", quality=95), GREY
+    return images
 
 
-def pack(data: Dataset, syntax: str) -> bytes:
-    """The data set under another transfer syntax: run lengths, deflated or big endian."""
-    if syntax == RLELossless:
-        data.compress(RLELossless, encoding_plugin="pydicom")
-    else:
-        data.file_meta.TransferSyntaxUID = UID(syntax)
-    return encode_dataset(data)
-
-
-def build_dicoms() -> list[Member]:
-    """DICOM made here: plain, windowed, of several frames, in colour, packed."""
-    other = GREY[::-1].copy()
-    both = np.stack([GREY, other])
+def build_dicoms() -> Images:
+    both = np.stack([GREY, GREY[::-1]])
     window = {"WindowCenter": "2048", "WindowWidth": "4096"}
-    levels = np.arange(256, dtype="<u2") * 257
-    tables = {f"{name}PaletteColorLookupTableData": levels.tobytes() for name in COLOURS}
-    shapes = {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 16] for name in COLOURS}
+    table = (np.arange(256, dtype="<u2") * 257).tobytes()
+    palette: dict[str, Any] = {}
+    for colour in ("Red", "Green", "Blue"):
+        palette[f"{colour}PaletteColorLookupTableData"] = table
+        palette[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
     # a window of 4096 about 2048: v becomes (v - 2047.5) / 4095 + 0.5
     windowed = np.rint(DEEP * (255 / 4095)).astype(np.uint8)
-    lifted = (DEEP.astype(np.int32) - 1024).astype(np.int16)
-    found: dict[str, tuple[bytes, tuple[np.ndarray, ...]]] = {
-        "8 bit": (encode_dicom(GREY), (GREY,)),
-        "MONOCHROME1": (encode_dicom(255 - GREY, "MONOCHROME1"), (GREY,)),
-        "16 bit": (encode_dicom(DEEP), (windowed,)),
-        "windowed": (encode_dicom(DEEP, **window), (windowed,)),
-        "rescaled": (
-            encode_dicom(lifted, RescaleSlope="1", RescaleIntercept="1024", **window),
-            (windowed,),
-        ),
-        "frames": (encode_dataset(build_dataset(both, n_frames=2)), (GREY, other)),
-        "colour": (encode_dicom(np.dstack([GREY] * 3), "RGB"), (GREY,)),
-        "palette": (encode_dicom(GREY, "PALETTE COLOR", **tables, **shapes), (GREY,)),
-        "run lengths": (pack(build_dataset(DEEP), RLELossless), (windowed,)),
-        "frames of run lengths": (
-            pack(build_dataset(both, n_frames=2), RLELossless),
-            (GREY, other),
-        ),
-        "deflated": (pack(build_dataset(DEEP), DeflatedExplicitVRLittleEndian), (windowed,)),
+    rescaled = (DEEP.astype(np.int32) - 1024).astype(np.int16)
+    rescale = {"RescaleSlope": "1", "RescaleIntercept": "1024"}
+    return {
+        "DICOM 8 bit": (encode_dicom(GREY), GREY),
+        "DICOM MONOCHROME1": (encode_dicom(255 - GREY, "MONOCHROME1"), GREY),
+        "DICOM 16 bit": (encode_dicom(DEEP), windowed),
+        "DICOM windowed": (encode_dicom(DEEP, **window), windowed),
+        "DICOM rescaled": (encode_dicom(rescaled, **rescale, **window), windowed),
+        "DICOM frames": (encode_dicom(both, n_frames=2), *both),
+        "DICOM colour": (encode_dicom(np.dstack([GREY] * 3), "RGB"), GREY),
+        "DICOM palette": (encode_dicom(GREY, "PALETTE COLOR", **palette), GREY),
+        "DICOM RLE": (encode_dicom(DEEP, syntax=RLELossless), windowed),
+        "DICOM RLE frames": (encode_dicom(both, n_frames=2, syntax=RLELossless), *both),
+        "DICOM deflated": (encode_dicom(DEEP, syntax=DeflatedExplicitVRLittleEndian), windowed),
     }
-    return [Member(f"DICOM {name}", *built) for name, built in found.items()]
 
 
-COLOURS = ("Red", "Green", "Blue")
-# one picture packed in several ways
-_SMALL = (
-    *("MR_small", "MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless"),
-    *("MR_small_implicit", "MR_small_bigendian"),
-)
-_BUNDLED = (
+# one image in several transfer syntaxes
+ENDINGS = ("", "_RLE", "_bigendian", "_expb", "_implicit", "_padded", "_jp2klossless")
+SMALL = [f"MR_small{ending}" for ending in (*ENDINGS, "_jpeg_ls_lossless")]
+OTHERS = (
     *("JPEG-lossy", "JPGExtended", "JPEG2000", "JPEGLSNearLossless_08", "JPEGLSNearLossless_16"),
     *("SC_rgb_jpeg_gdcm", "SC_rgb_jpeg_dcmtk", "SC_rgb_jls_lossy_line", "SC_rgb_dcmtk_+eb+cy+n1"),
     *("SC_rgb_jls_lossy_sample", "693_J2KI", "SC_rgb_rle_32bit_2frame", "image_dfl", "rtdose_rle"),
@@ -240,23 +196,24 @@ _BUNDLED = (
 )
 
 
-def build_bundled() -> list[Member]:
-    """DICOM that pydicom brings along: JPEG, JPEG lossless, JPEG-LS, JPEG 2000, floats, old."""
-    from pydicom import dcmread
-
+def build_bundled() -> Images:
+    """Return files of pydicom: one image in several transfer syntaxes, and others."""
     folder = BUNDLED / "test_files"
     values = dcmread(folder / "MR_small.dcm").pixel_array.astype(float)
     # its window: 1600 about 600
     shown = np.rint(255 * np.clip((values - 599.5) / 1599 + 0.5, 0, 1)).astype(np.uint8)
-    members = [
-        Member(f"DICOM {name}", (folder / f"{name}.dcm").read_bytes(), (shown,)) for name in _SMALL
-    ]
-    return members + [
-        Member(f"DICOM {name}", (folder / f"{name}.dcm").read_bytes()) for name in _BUNDLED
-    ]
+    frames = dict.fromkeys(SMALL, (shown,)) | dict.fromkeys(OTHERS, ())
+    return {
+        f"DICOM {name}": ((folder / f"{name}.dcm").read_bytes(), *expected)
+        for name, expected in frames.items()
+    }
 
 
 @functools.cache
 def build_corpus() -> tuple[Member, ...]:
-    """Every member, in one order."""
-    return (*build_jpegs(), *build_pngs(), *build_tiffs(), *build_dicoms(), *build_bundled())
+    """Return all members in a fixed order."""
+    images = build_jpegs() | build_pngs() | build_tiffs_and_bmps() | build_dicoms()
+    return tuple(
+        Member(name, content, tuple(frames), 6 if {"JPEG", "jpeg"} & set(name.split()) else 0)
+        for name, (content, *frames) in (images | build_bundled()).items()
+    )

@@ -1,4 +1,4 @@
-"""The page of app.py in a process of its own, for tests that ask it something."""
+"""Start app.py in another process, for tests that send requests to it."""
 
 import signal
 import socket
@@ -12,29 +12,30 @@ import pytest
 from helper import PROJECT_DIR
 
 BEST = "session/first/best.pt"
+ENDED = "ended; the uploads are deleted\n"
 
 
 class Page(NamedTuple):
-    """A page in a process of its own."""
+    """A running page, its upload folder and the output of its start."""
 
     process: "subprocess.Popen[str]"
     port: int
     folder: Path
-    said: list[str]
+    output: list[str]
 
     @property
-    def address(self) -> str:
+    def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
 
 def find_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def start(root: Path, *options: str) -> Page:
-    """Start app.py on the run `first` and wait until it says where it is."""
+    """Start app.py on the run `first` and wait until it is ready."""
     port = find_port()
     command = [sys.executable, str(PROJECT_DIR / "app.py"), BEST, "--port", str(port)]
     process = subprocess.Popen(
@@ -45,19 +46,19 @@ def start(root: Path, *options: str) -> Page:
         text=True,
     )
     assert process.stdout is not None
-    said = []
+    output = []
     for line in process.stdout:
-        said.append(line.rstrip())
+        output.append(line.rstrip())
         if line.startswith("open http://"):
             break
     else:
-        pytest.fail("\n".join(said))
-    folder = next(line.split()[3] for line in said if line.startswith("pictures lie in "))
-    return Page(process, port, Path(folder), said)
+        pytest.fail("\n".join(output))
+    folder = next(line.split()[4] for line in output if line.startswith("uploads are stored in "))
+    return Page(process, port, Path(folder), output)
 
 
-def end(one: Page) -> str:
-    """End it if it runs, and return what else it said."""
-    if one.process.poll() is None:
-        one.process.send_signal(signal.SIGINT)
-    return one.process.communicate(timeout=20)[0]
+def end(page: Page) -> str:
+    """Stop it if it runs, and return the rest of its output."""
+    if page.process.poll() is None:
+        page.process.send_signal(signal.SIGINT)
+    return page.process.communicate(timeout=20)[0]

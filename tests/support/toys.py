@@ -1,52 +1,35 @@
-"""Networks whose heat maps are known by hand, and slices for them."""
+"""Small networks with known behaviour, images for them, and predictions of them."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from model import build_model
+from evaluation.calibration import Calibrated
+from evaluation.predictions import MemberSlices, Predictions
+from loading.image_source import MemorySlices
+from model import Classifier, Preprocess, build_model
 
 
 class Toy(nn.Module):
-    """A body that gives what is pooled, and a head without bias: weights [K, C]."""
+    """A backbone, a pooling function and a head without bias, weights [K, C]."""
 
-    def __init__(self, body: nn.Module, weights: list[list[float]]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        weights: list[list[float]],
+        pool: Callable[[Tensor], Tensor] = lambda features: features.mean((2, 3)),
+    ) -> None:
         super().__init__()
-        self.body = body
+        self.backbone, self.pool = backbone, pool
         self.head = nn.Linear(len(weights[0]), len(weights), bias=False)
         self.head.weight.data = torch.tensor(weights)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.pool(self.body(images))
-        return self.head(features)
-
-    def pool(self, features: Tensor) -> Tensor:
-        return features.mean((2, 3))
-
-
-class CutToy(Toy):
-    def pool(self, features: Tensor) -> Tensor:
-        return F.relu(features, inplace=True).mean((2, 3))
-
-
-class ShortcutToy(Toy):
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.pool(self.body(images)) + images.mean((2, 3)))
-
-
-class LastToy(Toy):
-    """Channels last, as inside a Swin transformer."""
-
-    def pool(self, features: Tensor) -> Tensor:
-        return features.mean((1, 2))
-
-
-class CornerToy(Toy):
-    """Sees a quarter of the upper right side alone."""
-
-    def pool(self, features: Tensor) -> Tensor:
-        quarter = features.shape[-1] // 4
-        return features[:, :, :quarter, -quarter:].mean((2, 3))
+        return self.head(self.pool(self.backbone(images)))
 
 
 def make_pointwise(slopes: list[float], offsets: list[float]) -> nn.Conv2d:
@@ -54,13 +37,6 @@ def make_pointwise(slopes: list[float], offsets: list[float]) -> nn.Conv2d:
     conv.weight.data = torch.tensor(slopes).view(-1, 1, 1, 1)
     conv.bias.data = torch.tensor(offsets)  # type: ignore[union-attr]
     return conv
-
-
-def make_two_spots() -> Tensor:
-    """Black, with a white pixel in the upper right corner and a grey one below the middle."""
-    images = torch.zeros(1, 1, 4, 4)
-    images[0, 0, 0, 3], images[0, 0, 2, 1] = 1.0, 0.75
-    return images
 
 
 def make_images(count: int, size_px: int) -> Tensor:
@@ -72,15 +48,50 @@ def build(name: str, size_px: int) -> nn.Module:
     return build_model(name, 3, size_px)
 
 
-class Channelslast(nn.Module):
-    def __init__(self, n_channels: int) -> None:
+class BrightnessReader(nn.Module):
+    """Predict class 1 if the mean of a part of the slice is above 0.3."""
+
+    def __init__(self, rows: slice, columns: slice) -> None:
         super().__init__()
-        self.linear = nn.Linear(1, n_channels)
+        self.rows, self.columns = rows, columns
+        self.layer = nn.Identity()
+        self.head = nn.Linear(1, 2)
+        self.head.weight.data = torch.tensor([[-50.0], [50.0]])
+        self.head.bias.data = torch.tensor([15.0, -15.0])
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(images.permute(0, 2, 3, 1))
+        part = self.layer(images)[:, :, self.rows, self.columns]
+        return self.head(part.mean((2, 3)))
 
 
-class Headless(Toy):
-    def forward(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3))
+def make_predictions(reader: BrightnessReader, n_slices: int = 24) -> Predictions:
+    """Predict discs with a thin bright rim, and with a bright centre for class 1.
+
+    Four slices in a row share a duplicate set and a group.
+    """
+    down, right = np.mgrid[:64, :64] - 31.5
+    distance = np.hypot(down, right)
+    labels = np.arange(n_slices) % 2
+    pixels = np.zeros((n_slices, 64, 64), np.uint8)
+    pixels[:, distance < 24] = 60
+    pixels[:, (distance < 24) & (distance > 21)] = 200
+    pixels[labels == 1] = np.where(distance < 8, 200, pixels[labels == 1])
+    pixels += np.random.default_rng(0).integers(0, 4, pixels.shape, dtype=np.uint8)
+    slices = MemorySlices(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels))
+    network = Classifier(reader, "head", Preprocess(64, 0.0, 1.0)).eval()
+    with torch.no_grad():
+        probs = network(slices.pixels / 255).softmax(1).double().numpy()
+    rows = pd.DataFrame({"label": labels.astype(str), "group": np.arange(n_slices) // 4})
+    rows["path"] = [f"Images/{label}/{row}.png" for row, label in enumerate(labels)]
+    return Predictions(
+        path=Path("x"),
+        checkpoints=[{"classes": ["a", "b"]}],
+        rows=rows.assign(duplicate_set=rows["group"]),
+        labels=labels,
+        calibrated=Calibrated(probs),
+        raw_probs=probs,
+        baseline_hits={},
+        related=np.zeros(n_slices, bool),
+        warnings=[],
+        member_slices=[MemberSlices(network, slices)],
+    )

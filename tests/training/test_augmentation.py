@@ -1,93 +1,68 @@
-"""Augmentation: where each slice may land, what stays in range, and who draws the dice."""
+"""Augmentation: limits of each change, value range, and reproducible random numbers."""
 
+import dataclasses
 import itertools
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from args import AugmentOptions
 from helper import build_generator
 from training.augmentation import Augmentation, _build_grid
 
-OFF: dict[str, Any] = {
-    "flip": False,
-    "quarter_turns": False,
-    "rotation": 0.0,
-    "shift": 0.0,
-    "zoom": 0.0,
-    "gamma": 0.0,
-    "contrast": 0.0,
-    "erase": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-}
-ALL = OFF | {
-    "flip": True,
-    "quarter_turns": True,
-    "rotation": 15.0,
-    "shift": 0.1,
-    "zoom": 0.2,
-    "gamma": 0.3,
-    "contrast": 0.3,
-}
+ALL = dataclasses.asdict(AugmentOptions())  # the defaults: all but erase, mixup and cutmix
+OFF: dict[str, Any] = {name: type(value)() for name, value in ALL.items()}
 
 
 def make_batch(n_slices: int = 16, size_px: int = 9) -> torch.Tensor:
     return torch.rand(n_slices, 1, size_px, size_px, generator=build_generator(0, "batch"))
 
 
+def build(**values: Any) -> Augmentation:
+    return Augmentation(AugmentOptions(**(OFF | values)))
+
+
 def augment(batch: torch.Tensor, seed: int = 0, **values: Any) -> torch.Tensor:
-    augmentation = Augmentation(**(OFF | values))
+    augmentation = build(**values)
     return augmentation.augment(
         batch, augmentation.draw(len(batch), build_generator(seed, "augment"))
     )
 
 
-def test_all_off_is_the_identity() -> None:
+def test_without_options_slices_do_not_change() -> None:
     batch = make_batch()
     assert torch.equal(augment(batch), batch)
 
 
-def test_flips_and_quarter_turns_give_the_eight_positions() -> None:
-    batch = make_batch(64)
-    seen = set()
-    for before, after in zip(batch, augment(batch, flip=True, quarter_turns=True), strict=True):
-        positions = [
-            torch.rot90(flipped, turns, (1, 2))
-            for flipped, turns in itertools.product((before, before.flip(2)), range(4))
-        ]
-        matches = [
-            index
-            for index, position in enumerate(positions)
-            if torch.allclose(after, position, atol=1e-4)
-        ]
-        assert len(matches) == 1
-        seen.add(matches[0])
-    assert seen == set(range(8))
-
-
 @pytest.mark.parametrize(
-    ("option", "positions"),
-    [
-        ("flip", [lambda part: part, lambda part: part.flip(2)]),
-        ("quarter_turns", [lambda part, k=k: torch.rot90(part, k, (1, 2)) for k in range(4)]),
-    ],
+    ("flips", "turns"), [((False, True), range(4)), ((False, True), [0]), ((False,), range(4))]
 )
-def test_each_half_of_the_eight_alone(
-    option: str, positions: list[Callable[[torch.Tensor], torch.Tensor]]
+def test_flips_and_quarter_turns_are_equally_frequent(
+    flips: Iterable[bool], turns: Iterable[int]
 ) -> None:
     batch = make_batch(64)
-    counts = [0] * len(positions)
-    for before, after in zip(batch, augment(batch, **{option: True}), strict=True):
-        matches = [torch.allclose(after, change(before), atol=1e-4) for change in positions]
-        assert matches.count(True) == 1
-        counts[matches.index(True)] += 1
-    assert min(counts) > 64 / len(positions) / 3  # about equally often
+    augmented = augment(batch, flip=True in flips, quarter_turns=3 in turns)
+    counts: Counter[tuple[bool, int]] = Counter()
+    for before, after in zip(batch, augmented, strict=True):
+        matches = [
+            (flip, turn)
+            for flip, turn in itertools.product(flips, turns)
+            if torch.allclose(
+                after, torch.rot90(before.flip(2) if flip else before, turn, (1, 2)), atol=1e-4
+            )
+        ]
+        assert len(matches) == 1
+        counts[matches[0]] += 1
+    expected = set(itertools.product(flips, turns))
+    assert set(counts) == expected
+    assert min(counts.values()) > 64 / len(expected) / 4
 
 
-def test_everything_at_once_stays_in_range_and_differs_by_slice() -> None:
+def test_all_changes_stay_in_range_and_differ_by_slice() -> None:
     same = make_batch(1).expand(8, -1, -1, -1)
     changed = augment(same, **ALL)
     assert changed.shape == same.shape
@@ -96,7 +71,7 @@ def test_everything_at_once_stays_in_range_and_differs_by_slice() -> None:
     assert len({tuple(part.flatten().tolist()) for part in changed}) == 8
 
 
-def test_draws_depend_on_the_generator_alone() -> None:
+def test_draws_depend_on_the_generator_only() -> None:
     batch = make_batch()
     first = augment(batch, seed=1, **ALL)
     torch.manual_seed(99)
@@ -104,7 +79,7 @@ def test_draws_depend_on_the_generator_alone() -> None:
     assert not torch.equal(augment(batch, seed=2, **ALL), first)
 
 
-def test_a_dot_stays_within_the_stated_shift() -> None:
+def test_shifts_stay_within_their_limit() -> None:
     batch = torch.zeros(200, 1, 41, 41)
     batch[:, :, 20, 20] = 1.0
     shifted = augment(batch, shift=0.25)
@@ -119,8 +94,8 @@ def test_a_dot_stays_within_the_stated_shift() -> None:
         assert min(offsets) < -0.7 * limit_px
 
 
-def find_blob(batch: torch.Tensor) -> torch.Tensor:
-    """Centre of mass of each slice from its middle, in px: [B, 2]."""
+def find_centres(batch: torch.Tensor) -> torch.Tensor:
+    """Return the centre of mass of each slice relative to its middle, px: [B, 2]."""
     size_px = batch.shape[-1]
     axis = torch.arange(size_px) - (size_px - 1) / 2
     mass = batch.sum((1, 2, 3))
@@ -130,29 +105,29 @@ def find_blob(batch: torch.Tensor) -> torch.Tensor:
 
 
 def make_blobs(n_slices: int, offset_px: float) -> torch.Tensor:
-    """A soft dot right of the middle of a 65 px slice."""
+    """Return 65 px slices with a soft dot to the right of the middle."""
     axis = torch.arange(65.0) - 32
     blob = torch.exp(-((axis[None, :] - offset_px) ** 2 + axis[:, None] ** 2) / 8)
     return blob.expand(n_slices, 1, 65, 65)
 
 
-def test_turns_stay_within_the_stated_angle() -> None:
-    centres = find_blob(augment(make_blobs(200, 20.0), rotation=10.0))
+def test_rotations_stay_within_their_limit() -> None:
+    centres = find_centres(augment(make_blobs(200, 20.0), rotation=10.0))
     angles = torch.rad2deg(torch.atan2(centres[:, 1], centres[:, 0]))
     assert torch.allclose(centres.norm(dim=1), torch.tensor(20.0), atol=0.2)
     assert -10.2 < angles.min() < -8
     assert 8 < angles.max() < 10.2
 
 
-def test_zooms_stay_within_the_stated_share() -> None:
-    centres = find_blob(augment(make_blobs(200, 16.0), zoom=0.25))
+def test_zooms_stay_within_their_limit() -> None:
+    centres = find_centres(augment(make_blobs(200, 16.0), zoom=0.25))
     assert centres[:, 1].abs().max() < 0.1
     ratios = centres[:, 0] / 16
     assert 1 / 1.25 - 0.01 < ratios.min() < 0.85
     assert 1.18 < ratios.max() < 1.25 + 0.01
 
 
-def test_gamma_and_contrast_stay_within_their_bounds() -> None:
+def test_gamma_and_contrast_stay_within_their_limits() -> None:
     grey = torch.full((300, 1, 2, 2), 0.5)
     values = augment(grey, gamma=0.25)[:, 0, 0, 0]
     assert values.min() >= 0.5**1.25 - 1e-6
@@ -164,62 +139,62 @@ def test_gamma_and_contrast_stay_within_their_bounds() -> None:
 
 
 def test_resampling_does_not_blur() -> None:
-    """Turned slices keep the sharpness that batch norm's statistics depend on."""
+    """Rotated slices keep the sharpness that batch norm statistics depend on."""
     batch = make_batch(64, 32)
-    turned = augment(batch, rotation=10.0)[..., 8:24, 8:24]
+    rotated = augment(batch, rotation=10.0)[..., 8:24, 8:24]
 
     def sharpness(part: torch.Tensor) -> float:
         return float(part.diff(dim=-1).var())
 
-    assert sharpness(turned) > 0.6 * sharpness(batch[..., 8:24, 8:24])  # bilinear: about 0.4
+    assert sharpness(rotated) > 0.6 * sharpness(batch[..., 8:24, 8:24])  # bilinear: about 0.4
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_mixed_targets_are_shares_of_the_picture(kind: str) -> None:
-    augmentation = Augmentation(**(OFF | {kind: 1.0}))
-    slices = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 20, 20)  # slice i holds i alone
+def test_mixed_targets_are_shares_of_the_image(kind: str) -> None:
+    augmentation = build(**{kind: 1.0})
+    slices = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 20, 20)  # slice i has value i
     targets = torch.eye(4)
     for seed in range(20):
         mixed, soft = augmentation.mix(slices, targets, build_generator(seed, "mix"))
         assert torch.allclose(soft.sum(1), torch.ones(4))
-        # the mean of the picture is the mean of the values that its targets name
+        # the mean of a mixed slice is the target-weighted mean of the values
         assert torch.allclose(mixed.mean((1, 2, 3)), soft @ torch.arange(4.0), atol=1e-5)
 
 
-def test_nothing_is_mixed_unasked() -> None:
+def test_without_options_nothing_is_mixed() -> None:
     slices, targets = make_batch(4), torch.eye(4)
-    mixed, soft = Augmentation(**OFF).mix(slices, targets, build_generator(0, "mix"))
+    mixed, soft = build().mix(slices, targets, build_generator(0, "mix"))
     assert mixed is slices
     assert soft is targets
 
 
-def test_rows_of_the_draws_stand_for_their_slices() -> None:
-    batch, augmentation = make_batch(), Augmentation(**(ALL | {"erase": 0.5}))
+def test_draws_are_per_slice() -> None:
+    batch, augmentation = make_batch(), build(**(ALL | {"erase": 0.5}))
     draws = augmentation.draw(len(batch), build_generator(0, "augment"))
     whole = augmentation.augment(batch, draws)
     parts = [augmentation.augment(batch[rows], draws[rows]) for rows in (slice(0, 5), slice(5, 16))]
     assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
 
 
-def test_erased_boxes_are_black_and_of_the_stated_size() -> None:
+def test_erased_boxes_are_black_and_have_the_stated_size() -> None:
     batch = torch.ones(400, 1, 50, 50)
     shares = (augment(batch, erase=0.5) == 0).float().mean((1, 2, 3))
     erased = shares[shares > 0]
     assert 150 < len(erased) < 250
-    assert 0.15 < erased.max() < 0.22  # a box over the border is cut
+    assert 0.15 < erased.max() < 0.22  # boxes are clipped at the border
     assert set(augment(batch, erase=0.5).unique().tolist()) == {0.0, 1.0}
     assert torch.equal(augment(batch), batch)
 
 
-def test_the_grid_is_that_of_torch() -> None:
+def test_the_grid_equals_that_of_torch() -> None:
     maps = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     expected = F.affine_grid(maps.view(-1, 2, 3), [5, 1, 17, 17], align_corners=False)
     assert torch.allclose(_build_grid(maps, 17), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"gamma": 0.3, "contrast": 0.3, "erase": 1.0}])
-def test_what_is_handed_in_stays_as_it_is(changes: dict[str, float]) -> None:
-    augmentation = Augmentation(**(OFF | changes))
+def test_the_input_is_not_changed(changes: dict[str, float]) -> None:
+    augmentation = build(**changes)
     slices = make_batch(4, 16)
     before = slices.clone()
     changed = augmentation.augment(slices, augmentation.draw(4, torch.Generator().manual_seed(0)))

@@ -1,4 +1,4 @@
-"""Several processes of one run: the same images and weights as one, one writer, a clear end."""
+"""Several processes of one run: the same weights as one process, one writer, a clear end."""
 
 import os
 import subprocess
@@ -22,31 +22,32 @@ from tests.support.builders import (
 )
 from training import distributed
 
+pytestmark = pytest.mark.timeout(300)
 WORKER = ROOT / "tests" / "support" / "distributed_worker.py"
 
 
 def torchrun(n_processes: int, *command: str | Path) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    # a deadline: what hangs must fail the test
     return subprocess.run(
         [*launcher, f"--nproc-per-node={n_processes}", *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=100,  # processes that hang fail the test
         env={**os.environ, "PYTHONPATH": f"{ROOT}"},
         check=False,
     )
 
 
-def test_two_processes_see_and_learn_what_one_does(tmp_path: Path) -> None:
-    kept = []
+@pytest.mark.integration
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    results = []
     for n_processes in (1, 2):
         folder = tmp_path / str(n_processes)
         folder.mkdir()
-        result = torchrun(n_processes, WORKER, "train", folder)
-        assert result.returncode == 0, result.stderr
-        kept.append([torch.load(folder / f"rank-{rank}.pt") for rank in range(n_processes)])
-    (one,), two = kept
+        ended = torchrun(n_processes, WORKER, "train", folder)
+        assert ended.returncode == 0, ended.stderr
+        results.append([torch.load(folder / f"rank-{rank}.pt") for rank in range(n_processes)])
+    (one,), two = results
     assert [a + b for a, b in zip(two[0]["seen"], two[1]["seen"], strict=True)] == one["seen"]
     assert {len(part) for rank in two for part in rank["seen"]} == {3, 4}  # uneven, and weighted
     for name, value in one["weights"].items():
@@ -59,51 +60,56 @@ def test_two_processes_see_and_learn_what_one_does(tmp_path: Path) -> None:
             assert rows[1][key] == rows[2][key]
 
 
-def test_a_run_of_two_processes_writes_what_one_does(workplace: Path) -> None:
+@pytest.mark.integration
+def test_a_run_of_two_processes_writes_the_same_files(workplace: Path) -> None:
     command = [*QUICK, *ON_CPU, "--epochs", "2", "--name", "two"]
-    result = torchrun(2, ROOT / "main.py", *command)
-    assert result.returncode == 0, result.stderr
+    ended = torchrun(2, ROOT / "main.py", *command)
+    assert ended.returncode == 0, ended.stderr
     assert {path.name for path in Path("session/two").iterdir()} == SESSION_FILES
     assert {path.name for path in Path("results/two").iterdir()} == RESULT_FILES | {"plots"}
     assert read_metrics(workplace, "two")["n_images"] > 0
     assert pd.read_csv("session/two/history.csv")["epoch"].tolist() == [1, 2]
-    assert result.stdout.count("epoch   2/2") == 1
-    assert "2 processes of 1 threads" in result.stdout
+    assert ended.stdout.count("epoch   2/2") == 1
+    assert "2 processes of 1 threads" in ended.stdout
     again = torchrun(2, ROOT / "main.py", *command)
     assert again.returncode != 0
-    assert "session/two exists; go on with it by --resume session/two" in again.stderr
+    assert "--resume session/two" in again.stderr
 
 
-def test_a_killed_process_ends_the_run_with_a_line(workplace: Path) -> None:
+@pytest.mark.integration
+def test_a_killed_process_ends_the_run_with_one_line(workplace: Path) -> None:
     command = [*QUICK, *ON_CPU, "--epochs", "3", "--name", "killed"]
-    result = torchrun(2, WORKER, "kill", ".", *command)
-    assert result.returncode != 0
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert "process 0 of 2 lost the others" in lines[0]
-    assert "--resume" in lines[0]
-    # alone this time: a run may go on with another number of processes
+    ended = torchrun(2, WORKER, "kill", ".", *command)
+    assert ended.returncode != 0
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert "process 0 of 2 lost the connection" in line
+    assert "--resume" in line
+    # a run may be continued by another number of processes
     assert main.main(["--resume", "session/killed", "--device", "cpu"]) == 0
     assert read_metrics(workplace, "killed")["n_images"] > 0
 
 
-def test_folds_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.integration
+def test_cross_validation_with_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     make_data_folder(tmp_path / "data", n_each=15)
     options = ["--model", "net", "--image-size", "32", "--batch-size", "8", "--epochs", "1"]
     command = [*options, *ON_CPU, "--folds", "2", "--name", "cross"]
-    result = torchrun(2, ROOT / "main.py", *command)
-    assert result.returncode == 0, result.stderr
+    ended = torchrun(2, ROOT / "main.py", *command)
+    assert ended.returncode == 0, ended.stderr
     for fold in ("fold_1", "fold_2"):
         assert {path.name for path in Path("session/cross", fold).iterdir()} == SESSION_FILES
     assert read_metrics(tmp_path, "cross")["n_images"] == 30
 
 
-def test_batches_that_are_too_small_are_refused(workplace: Path) -> None:
+@pytest.mark.integration
+def test_too_small_batches_leave_no_run_behind(workplace: Path) -> None:
     command = ["--phantom", "--model", "net", "--image-size", "32", "--batch-size", "4"]
-    result = torchrun(3, ROOT / "main.py", *command, *ON_CPU, "--name", "small")
-    assert result.returncode != 0
-    assert "give a --batch-size of 6 or more, or start fewer processes" in result.stderr
+    ended = torchrun(3, ROOT / "main.py", *command, *ON_CPU, "--name", "small")
+    assert ended.returncode != 0
+    assert "--batch-size of 6" in ended.stderr
     assert not Path("session/small").exists()
 
 
@@ -111,24 +117,25 @@ def test_batches_that_are_too_small_are_refused(workplace: Path) -> None:
     ("n_train", "n_val", "batch_size", "words"),
     [(24, 9, 4, "--batch-size of 8"), (9, 9, 8, "--batch-size of 8"), (99, 3, 64, "3 val slices")],
 )
-def test_what_four_processes_cannot_share(
+def test_slices_that_four_processes_cannot_share(
     monkeypatch: pytest.MonkeyPatch, n_train: int, n_val: int, batch_size: int, words: str
 ) -> None:
-    distributed.check_parts(n_train, n_val, batch_size)  # one process can
-    for nothing in ((0, n_val), (n_train, 0)):  # told elsewhere, and better
-        distributed.check_parts(*nothing, batch_size)
-    monkeypatch.setattr(distributed, "count", lambda: 4)
-    distributed.check_parts(99, 9, 64)
+    splits = ["train"] * n_train + ["val"] * n_val
+    distributed.check_batch_size(splits, batch_size)  # one process can
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
+    distributed.check_batch_size(["train"] * 99 + ["val"] * 9, 64)
+    distributed.check_batch_size(["val"] * 9, batch_size)  # empty splits are reported elsewhere
     with pytest.raises(UserError, match=words):
-        distributed.check_parts(n_train, n_val, batch_size)
+        distributed.check_batch_size(splits, batch_size)
 
 
-def test_one_process_needs_no_others() -> None:
-    assert distributed.join("cpu") == torch.device("cpu")
-    assert (distributed.get_rank(), distributed.count(), distributed.count_local()) == (0, 1, 1)
-    assert distributed.agree("name") == "name"
+def test_one_process_needs_no_group() -> None:
+    assert distributed.init("cpu") == torch.device("cpu")
+    assert distributed.is_main_process()
+    assert (distributed.get_world_size(), distributed.get_local_world_size()) == (1, 1)
+    assert distributed.broadcast("name") == "name"
     rows = torch.arange(6).view(3, 2)
-    assert torch.equal(distributed.gather_rows(rows, 3), rows)
-    assert torch.equal(distributed.add_up(rows.clone()), rows)
-    distributed.wait()
-    distributed.leave()
+    assert torch.equal(distributed.all_gather_rows(rows, 3), rows)
+    assert torch.equal(distributed.all_reduce(rows.clone()), rows)
+    distributed.barrier()
+    distributed.destroy()

@@ -1,4 +1,4 @@
-"""Progressive resizing: the sizes of a run, and slices made smaller."""
+"""Progressive resizing: the sizes of a run, and downscaled slices."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from training.augmentation import Augmentation
 from training.progressive_resizing import compute_size, shrink
 
 
-def test_the_sizes_of_a_run_by_hand() -> None:
+def test_sizes_by_hand() -> None:
     # ten steps, growing over the first six, from 96 to 160 px in steps of 32
     sizes = [compute_size(step, 10, 160, 0.6) for step in range(10)]
     assert sizes == [96, 96, 128, 128, 128, 160, 160, 160, 160, 160]
 
 
 @pytest.mark.parametrize(("full_px", "share"), [(100, 1.0), (224, 1.0), (40, 0.5), (100, 0.5)])
-def test_the_end_is_at_full_size(full_px: int, share: float) -> None:
+def test_the_last_steps_have_full_size(full_px: int, share: float) -> None:
     sizes = [compute_size(step, 50, full_px, share) for step in range(50)]
     assert sizes == sorted(sizes)
     assert sizes[30:] == [full_px] * 20
@@ -25,26 +25,28 @@ def test_the_end_is_at_full_size(full_px: int, share: float) -> None:
     assert (sizes[0] == full_px) == (share == 1)
 
 
-def test_shrinking_keeps_what_is_flat_and_blurs_what_is_fine() -> None:
+def test_shrinking_is_antialiased() -> None:
     flat = torch.full((2, 1, 64, 64), 0.25)
     assert torch.allclose(shrink(flat, 32), torch.full((2, 1, 32, 32), 0.25))
     board = (torch.arange(64).view(-1, 1) + torch.arange(64)) % 2
-    fine = shrink(board.float().view(1, 1, 64, 64), 32)
-    assert (fine - 0.5).abs().max() < 0.05  # without aliasing it would be black or white
+    grey = shrink(board.float().view(1, 1, 64, 64), 32)
+    assert (grey - 0.5).abs().max() < 0.05  # with aliasing it would be black or white
     assert shrink(flat, 64) is flat
 
 
-def test_training_grows_and_val_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_slices_grow_and_val_slices_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes, augment = [], Augmentation.augment
 
-    def watch(self: Augmentation, slices: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    def record(self: Augmentation, slices: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         sizes.append(slices.shape[-1])
         return augment(self, slices, draws)
 
-    monkeypatch.setattr(Augmentation, "augment", watch)
+    monkeypatch.setattr(Augmentation, "augment", record)
     trainer = make_trainer(tmp_path, image_size=64, first_size=0.5, epochs=4)
-    judged = []
-    trainer.averaged.register_forward_pre_hook(lambda _, inputs: judged.append(inputs[0].shape[-1]))
+    val_sizes = []
+    trainer.ema.register_forward_pre_hook(lambda _, inputs: val_sizes.append(inputs[0].shape[-1]))
     trainer.fit()
     assert sizes == [32] * 4 + [64] * 8
-    assert set(judged) == {64}
+    assert set(val_sizes) == {64}

@@ -1,0 +1,89 @@
+"""Predict files batch by batch: read, predict, build table rows, save heat maps."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from common import atomic_files
+from explanation.overlay import draw_overlay
+from helper import NOTICE
+from inference import image_stream
+from inference.image_stream import Picture
+from inference.output_table import Counts, Row, build_row
+from inference.predictor import Prediction, PreprocessedSlice, SlicePredictor
+from inference.series import SeriesAggregator
+
+BATCH_SIZE = 32
+MAX_NAME_BYTES = 255
+PredictedPicture = tuple[Picture[PreprocessedSlice], Prediction | None]
+
+
+def predict_batches(
+    predictor: SlicePredictor, files: Iterable[Path]
+) -> Iterator[list[PredictedPicture]]:
+    """Yield the images of files in order with their predictions, None for unreadable ones.
+
+    Raises:
+        UserError: A network returns logits that are NaN or infinite.
+    """
+    batches = image_stream.read_batches(
+        files, predictor.preprocess, BATCH_SIZE, overlap=predictor.device.type != "cpu"
+    )
+    for batch in batches:
+        readable = [picture.prepared for picture in batch if picture.prepared is not None]
+        predictions = iter(predictor.predict(readable) if readable else [])
+        yield [
+            (picture, None if picture.prepared is None else next(predictions)) for picture in batch
+        ]
+
+
+class RowBuilder:
+    """Builds the rows of images and of DICOM series, and counts those of images."""
+
+    def __init__(self, classes: list[str]) -> None:
+        self.counts = Counts()
+        self._classes = classes
+        self._series = SeriesAggregator(classes)
+
+    def add(self, batch: list[PredictedPicture]) -> list[Row]:
+        """Return the rows of a batch, with those of series whose folder is complete."""
+        rows: list[Row] = []
+        for picture, prediction in batch:
+            rows += self._series.add(picture, prediction)
+            rows.append(build_row(picture, prediction, self._classes))
+            self.counts.add(rows[-1])
+        return rows
+
+    def close(self) -> list[Row]:
+        """Return the rows of the series of the last folder."""
+        return self._series.close()
+
+
+def save_heatmap(
+    folder: Path,
+    predictor: SlicePredictor,
+    picture: Picture[PreprocessedSlice],
+    prediction: Prediction,
+) -> None:
+    """Save an image beside its heat map for the predicted class, under its own path in `folder`."""
+    preprocessed = picture.prepared
+    assert preprocessed is not None
+    heatmap = predictor.explain(preprocessed, prediction.predicted)
+    warnings = predictor.list_warnings()
+    lines = [*predictor.describe_prediction(prediction), *warnings, NOTICE]
+    parts = [part.replace("..", "__") for part in picture.path.parts if part != picture.path.anchor]
+    frame = f"#{picture.frame}" if picture.frame else ""
+    path = folder.joinpath(*parts[:-1], _shorten(f"{parts[-1]}{frame}.png"))
+    with atomic_files.atomic_path(path) as temporary:
+        draw_overlay(preprocessed.picture, heatmap, lines).save(temporary)
+
+
+def _shorten(name: str) -> str:
+    """Cut the name of a PNG file to the limit of file systems; a hash keeps it unique."""
+    content = os.fsencode(name)
+    if len(content) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    start = content[: MAX_NAME_BYTES - 16].decode(errors="ignore")
+    return f"{start}-{digest}.png"

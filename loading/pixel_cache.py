@@ -1,0 +1,111 @@
+"""Pixel cache: decode every distinct slice once into an .npy file below the data folder."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from common.atomic_files import atomic_path, clear_unfinished, lock
+from helper import UserError, describe_error, log
+from imaging.orientation import orient_and_letterbox
+from imaging.reader import READER_VERSION, read_grey
+
+CACHE_FOLDER = "cache"
+CHUNK_SLICES = 512  # decoded between two writes
+
+
+def open_pixels(
+    table: pd.DataFrame, data_dir: Path, image_size: int, *, in_memory: bool = True
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Return the pixels of all distinct slices of a table, from the cache or decoded now.
+
+    The name of the cache file depends on the contents of the slices, the size and the reader's
+    version, not on file names or splits.
+
+    Args:
+        table: Rows of the manifest with `path` and `sha256`.
+        data_dir: The folder that the paths are relative to.
+        image_size: Side of the slices, px.
+        in_memory: If the cache cannot be written, hold all pixels in memory instead.
+
+    Returns:
+        Pixels, uint8 [distinct slices, S, S], and the row of each sha256 in them.
+
+    Raises:
+        UserError: A file is missing, changed or unreadable, or the cache cannot be written and
+            `in_memory` is False.
+    """
+    sources = dict(zip(table["sha256"], table["path"], strict=True))
+    digests = sorted(sources)
+    row_of = {digest: row for row, digest in enumerate(digests)}
+    for name in sources.values():
+        if not (data_dir / name).is_file():
+            raise UserError(f"{data_dir / name}: No such file; run prepare.py again")
+    paths = [data_dir / sources[digest] for digest in digests]
+    key = hashlib.sha256("\n".join([str(READER_VERSION), str(image_size), *digests]).encode())
+    cache = data_dir / CACHE_FOLDER / f"{image_size}px-{key.hexdigest()[:16]}.npy"
+    shape = (len(paths), image_size, image_size)
+    try:
+        if not _is_complete(cache, shape):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with lock(cache.parent):  # a second process waits here and then finds the cache
+                if not _is_complete(cache, shape):
+                    clear_unfinished(cache.parent, cache.suffix)
+                    _write_cache(cache, paths, digests, shape)
+    except OSError as error:
+        if not in_memory:
+            raise UserError(
+                f"{cache}: cannot be written ({describe_error(error)}), and the slices exceed "
+                "the memory for them; free disk space there, or raise --memory-mib"
+            ) from error
+        log.info("pixel cache not written (%s): decoded again next time", describe_error(error))
+        return np.concatenate(list(_decode(paths, digests, image_size))), row_of
+    return np.load(cache, mmap_mode="r"), row_of
+
+
+def _is_complete(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        return np.load(path, mmap_mode="r").shape == shape
+    except (OSError, ValueError, EOFError):  # missing or truncated
+        return False
+
+
+def _write_cache(
+    path: Path, paths: list[Path], digests: list[str], shape: tuple[int, int, int]
+) -> None:
+    """Decode into an .npy file chunk by chunk, so that only one chunk is in memory."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for pixels in _decode(paths, digests, shape[1]):
+            file.write(pixels.data)
+
+
+def _decode(paths: list[Path], digests: list[str], image_size: int) -> Iterator[np.ndarray]:
+    """Read, verify and resize all slices on all cores; yield chunks, uint8 [N, S, S]."""
+
+    def decode(row: int) -> np.ndarray:
+        try:
+            content = paths[row].read_bytes()
+        except OSError as error:
+            raise UserError(f"{describe_error(error)}; run prepare.py again") from error
+        if hashlib.sha256(content).hexdigest() != digests[row]:
+            raise UserError(f"{paths[row]}: changed since prepare.py ran; run prepare.py again")
+        return orient_and_letterbox(read_grey(content), image_size)
+
+    rows = range(len(paths))
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(paths), desc="decoding", unit="slice", disable=None) as bar,
+    ):
+        for start in rows[::CHUNK_SLICES]:
+            chunk = []
+            for pixels in pool.map(decode, rows[start : start + CHUNK_SLICES]):
+                chunk.append(pixels)
+                bar.update()
+            yield np.stack(chunk)

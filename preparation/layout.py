@@ -1,0 +1,112 @@
+"""Decide the class folder and file name of every image of a source."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from helper import UserError
+from preparation.sources import Entry
+
+ALIASES = {"brain_glioma": "Glioma", "brain_menin": "Menin", "brain_tumor": "Tumor"}
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """An entry and its destination; `target` is relative to the data folder, in POSIX form."""
+
+    entry: Entry
+    label: str
+    target: str
+
+
+def plan_files(entries: list[Entry], where: Path, use_aliases: bool = True) -> list[PlannedFile]:
+    """Choose class and file name of every image; the same entries give the same plan.
+
+    The class is the image's parent folder, so that Training/ and Testing/ above it are merged. The
+    publisher's three folder names are replaced by ALIASES where the source has no other class. A
+    name that is taken within its class, ignoring case, gets `_2`, `_3`, ...
+
+    Raises:
+        UserError: An image outside class folders, fewer than two classes, or class folders whose
+            names some file systems do not distinguish.
+    """
+    parents = {entry.name: PurePosixPath(entry.name).parent for entry in entries}
+    _check_folders(parents, where)
+    classes = _check_classes({parent.name for parent in parents.values()}, where)
+    aliases = ALIASES if use_aliases and classes <= set(ALIASES) else {}
+    originals = {(parents[entry.name].name, fold_name(entry.file_name)) for entry in entries}
+    planned: list[PlannedFile] = []
+    taken: set[tuple[str, str]] = set()
+    for entry in entries:
+        name, label = entry.file_name, parents[entry.name].name
+        plain = PurePosixPath(name)
+        number = 1
+        while (key := (label, fold_name(name))) in taken or (number > 1 and key in originals):
+            number += 1
+            name = f"{plain.stem}_{number}{plain.suffix}"
+        taken.add(key)
+        label = aliases.get(label, label)
+        planned.append(PlannedFile(entry, label, f"Images/{label}/{name}"))
+    return planned
+
+
+def fold_name(name: str) -> str:
+    """Return a name as a file system compares it that ignores case and the form of accents."""
+    folded = unicodedata.normalize("NFC", name).casefold()
+    return unicodedata.normalize("NFC", folded)
+
+
+def check_clashes(planned: Sequence[PlannedFile], present: Sequence[str], data_dir: Path) -> None:
+    """Raise a UserError if a planned path and an existing one differ by case or accents alone."""
+
+    def list_parts(paths: Iterable[str]) -> list[str]:
+        return [part for path in paths for part in (str(PurePosixPath(path).parent), path)]
+
+    by_fold = {fold_name(part): part for part in list_parts(present)}
+    for part in list_parts(file.target for file in planned):
+        existing = by_fold.get(fold_name(part), part)
+        if existing != part:
+            raise UserError(
+                f"{data_dir / existing} exists, and {part} of the source is the same on some "
+                "systems; choose another --data, or give both the same name"
+            )
+
+
+def _check_folders(parents: dict[str, PurePosixPath], where: Path) -> None:
+    """Refuse images outside a folder, and folders with images inside one another."""
+    folders = set(parents.values())
+    for name, folder in parents.items():
+        if not folder.name:
+            raise UserError(
+                f"{where}: {name} is in no class folder; put every image into a folder with the "
+                "name of its class"
+            )
+    for folder in sorted(folders):
+        if outer := next((other for other in folder.parents if other in folders), None):
+            raise UserError(
+                f"{where}: folder {outer} holds images and folder {folder} inside it too; "
+                "which is the class? Keep the images of a class in one of them"
+            )
+
+
+def _check_classes(classes: set[str], where: Path) -> set[str]:
+    """Return the class names; refuse unsafe or indistinguishable ones, and a single class."""
+    first: dict[str, str] = {}
+    for label in sorted(classes):
+        if label[0] in "=+-@" or "|" in label:
+            raise UserError(
+                f"{where}: class folder {label!r} would be a formula in a spreadsheet, or two "
+                "names in a list; rename it"
+            )
+        if first.setdefault(fold_name(label), label) != label:
+            raise UserError(
+                f"{where}: class folders {first[fold_name(label)]} and {label} are one folder on "
+                "some systems; give them one name"
+            )
+    if len(classes) < 2:
+        raise UserError(
+            f"{where}: one class only ({', '.join(classes)}); a classifier needs two or more "
+            "class folders"
+        )
+    return classes

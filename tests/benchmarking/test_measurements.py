@@ -1,0 +1,144 @@
+"""Measurements: their slices, rounds, figures and processes."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import args
+import helper
+from benchmarking import dataloader_baseline, machine, report, rounds, training_speed
+from benchmarking.process_start import time_process
+from benchmarking.task import Task, choose_slices, open_task
+from helper import UserError
+from tests.support.builders import list_files
+
+MakeTask = Callable[..., Task]
+
+
+@pytest.fixture
+def make_task(phantom_dir: Path, tmp_path: Path) -> MakeTask:
+    """A function that makes a task from the 60 phantoms, in batches of 8 unless given."""
+
+    def make(folder: str = "work", **values: Any) -> Task:
+        default = {"data": phantom_dir, "model": "net", "image_size": 32, "batch_size": 8}
+        config = args.BenchmarkConfig(**{**default, "slices": 640, "device": "cpu", **values})
+        choose_slices(phantom_dir, tmp_path / folder, config)
+        return open_task(config, tmp_path / folder)
+
+    return make
+
+
+def test_whole_batches_are_drawn(phantom_dir: Path, make_task: MakeTask) -> None:
+    before = list_files(phantom_dir)
+    task = make_task()
+    assert len(task.distinct) == len(set(task.distinct["sha256"])) == 56  # of 60, in batches of 8
+    assert (task.n_steps, task.n_short_steps) == (7, 7)
+    slices = task.take_slices(2)
+    assert slices.pixels.shape == (16, 1, 32, 32)
+    assert [task.classes[label] for label in slices.labels] == list(task.rows["label"][:16])
+    assert list(make_task("again").distinct["path"]) == list(task.distinct["path"])
+    assert list(make_task("other", seed=1).distinct["path"]) != list(task.distinct["path"])
+    assert list_files(phantom_dir) == before
+    assert any(note.startswith("56 slices inst") for note in report.build_notes(task, set()))
+
+
+def test_cuda_epoch_is_long_enough(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helper, "resolve_device", lambda _: torch.device("cuda"))
+    task = make_task(precision="bf16")
+    assert task.n_short_steps == task.n_steps == 203  # 29 times 7, the first multiple over 200
+    assert set(task.rows["sha256"].value_counts()) == {29}
+    assert any("203 steps" in note for note in report.build_notes(task, set()))
+
+
+def test_rounds_are_interleaved_after_a_warm_up() -> None:
+    order: list[str] = []
+    values = iter([100.0, 200.0, 1.0, 2.0, 3.0, 4.0])
+
+    def measure(name: str) -> rounds.Figures:
+        order.append(name)
+        return {f"{name}_s": next(values)}
+
+    measured = rounds.measure_interleaved({"a": lambda: measure("a"), "b": lambda: measure("b")}, 2)
+    assert order == ["a", "b"] * 3
+    assert measured == {"a_s": [1.0, 3.0], "b_s": [2.0, 4.0]}
+
+
+def test_ratios_are_computed_per_round(make_task: MakeTask) -> None:
+    measured = {key: [1.0, 1.0, 1.0] for key in set(report.FIGURES) - set(report.UNDEFINED)}
+    measured |= {
+        "synthetic_step_images_per_s": [10.0, 20.0, 40.0],
+        "pipeline_images_per_s": [5.0, 19.0, 30.0],
+        "dataloader_baseline_images_per_s": [5.0, 2.0, 3.0],
+    }
+    figures = report.build_report(make_task(), measured)
+    assert figures["pipeline_images_per_s"] == 19.0
+    assert figures["rounds"]["pipeline_over_synthetic_step"] == [0.5, 0.95, 0.75]
+    assert figures["pipeline_over_synthetic_step"] == 0.75
+    assert figures["spread"]["pipeline_over_synthetic_step"] == [0.5, 0.95]
+    assert figures["pipeline_over_dataloader_baseline"] == 9.5
+    for key, reason in report.UNDEFINED.items():
+        assert figures[key] is None
+        assert f"{key}: {reason}" in figures["notes"]
+
+
+def test_synthetic_step_trains_as_many_slices_as_it_counts(
+    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    build_forward = training_speed.build_forward
+
+    def count(network: torch.nn.Module, *options: Any, **more: Any) -> Any:
+        network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+        return build_forward(network, *options, **more)
+
+    monkeypatch.setattr(training_speed, "build_forward", count)
+    monkeypatch.setattr(training_speed, "time_run", lambda run, _: run() or 2.0)
+    measure = training_speed.build_synthetic_step(make_task(precision="fp32"))
+    assert measure() == {"synthetic_step_images_per_s": 28.0}  # 56 in 2 s
+    assert seen == [8] * 7
+
+
+def test_baseline_loads_the_same_files(make_task: MakeTask) -> None:
+    for name, channels in (("net", 1), ("resnet18", 3)):
+        task = make_task(name, model=name)
+        loader, n_classes = dataloader_baseline.build_loader(task)
+        assert len(loader) == task.n_steps
+        assert n_classes == len(task.classes)
+        for row in range(4):
+            image, label = loader.dataset[row]
+            assert image.shape == (channels, 32, 32)
+            assert task.classes[label] == task.rows["label"][row]
+
+
+def test_baseline_network_accepts_the_size(make_task: MakeTask) -> None:
+    for name, size in (("vit_b_32", 64), ("maxvit_t", 448), ("googlenet", 64)):
+        task = make_task(name, model=name, image_size=size)
+        with torch.device("meta"):
+            network = dataloader_baseline.build_baseline_network(task, 3)
+            assert network(torch.empty(2, 3, size, size)).shape == (2, 3)
+
+
+@pytest.mark.integration
+def test_time_and_errors_of_new_processes() -> None:
+    started_s = time.perf_counter()
+    time_s, rest = time_process(["-c", "import time; print(flush=True); time.sleep(1); print('x')"])
+    assert rest == "x\n"
+    assert time.perf_counter() - started_s - time_s > 0.9  # the sleep comes after the first line
+    with pytest.raises(UserError, match=r"^python -c .* ended with status 1: no good$"):
+        time_process(["-c", "raise SystemExit('many\\nno good')"])
+
+
+@pytest.mark.integration
+def test_peak_memory_excludes_the_parent_process() -> None:
+    held = np.ones(2**27)  # 1 GiB, which getrusage would count in the new process too
+    code = "from benchmarking.machine import read_peak_memory_mib as p; print(); print(p())"
+    _, rest = time_process(["-c", code])
+    own = machine.read_peak_memory_mib()
+    assert own is not None
+    assert own > held.nbytes / 2**20
+    assert float(rest) < own / 2

@@ -1,0 +1,50 @@
+"""Deferred signals: the first one waits, the second one does not."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from common import signals
+from tests.support.builders import ROOT
+
+
+def test_a_second_signal_raises_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def ignore_the_first() -> None:
+        with signals.defer_signals() as stop:
+            stop.raise_if_requested()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.kind is KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the second signal was ignored")
+
+    with pytest.raises(signals.Terminated):
+        ignore_the_first()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_raises_only_within_the_context() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(signals.Terminated), signals.raise_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.integration
+def test_a_signal_is_recorded_when_stderr_is_closed() -> None:
+    code = (
+        "import os, signal\n"
+        "from common import signals\n"
+        "reader, writer = os.pipe()\n"
+        "os.dup2(writer, 2); os.close(writer); os.close(reader)\n"
+        "with signals.defer_signals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(stop.kind.__name__)\n"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.stdout == "KeyboardInterrupt\n"

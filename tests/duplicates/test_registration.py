@@ -1,0 +1,58 @@
+"""Features and transforms of known pairs of slices."""
+
+import cv2
+import numpy as np
+import pytest
+
+from duplicates import sift_features
+from duplicates.registration import register_pairs
+from duplicates.sift_features import MAX_KEYPOINTS, MIRROR, THUMBNAIL_PX, extract_features
+from imaging.grayscale import resize_grey
+
+
+@pytest.fixture(scope="module")
+def slice_(thumbnails: dict[str, np.ndarray]) -> np.ndarray:
+    return next(iter(thumbnails.values()))
+
+
+def test_a_mirror_image_has_mirrored_features(slice_: np.ndarray) -> None:
+    points, descriptors = sift_features.describe_slice(slice_)
+    end_points, end_descriptors = sift_features.describe_slice(
+        np.ascontiguousarray(slice_[:, ::-1])
+    )
+    distances = np.linalg.norm(
+        sift_features.mirror_points(points)[:, None] - end_points[None], axis=-1
+    )
+    near = distances.min(axis=1) < 1.5
+    assert near.mean() > 0.8
+    mirrored = descriptors[near][:, MIRROR].astype(float)
+    nearest = end_descriptors[distances[near].argmin(axis=1)].astype(float)
+    lengths = np.linalg.norm(mirrored, axis=1) * np.linalg.norm(nearest, axis=1)
+    assert np.median((mirrored * nearest).sum(axis=1) / lengths) > 0.95
+    assert (MIRROR[MIRROR] == np.arange(128)).all()
+
+
+def test_features_are_padded(slice_: np.ndarray) -> None:
+    features = extract_features([slice_, np.zeros_like(slice_)])
+    count = features.counts[0]
+    assert 50 < count <= MAX_KEYPOINTS
+    assert features.counts[1] == 0
+    assert (features.words[0, :count] >= 0).all()
+    assert (features.words[0, count:] == -1).all()
+    assert not features.descriptors[0, count:].any()
+    assert features.words.max() < len(sift_features.load_vocabulary())
+
+
+def test_a_known_transform_is_found(slice_: np.ndarray) -> None:
+    matrix = cv2.getRotationMatrix2D(((THUMBNAIL_PX - 1) / 2,) * 2, 25, 1.08)
+    moved = np.asarray(cv2.warpAffine(slice_, matrix, slice_.shape), np.uint8)
+    result = register_pairs(extract_features([slice_, moved]), np.array([[0, 1, 0]]))
+    assert np.abs(result.matrices[0] - matrix).max() < 0.5
+    assert result.scores[0] > 60
+
+
+def test_unrelated_pictures_do_not_match(slice_: np.ndarray) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (2, 24, 24), dtype=np.uint8)
+    features = extract_features([slice_, *(resize_grey(each, THUMBNAIL_PX) for each in noise)])
+    pairs = np.array([[0, 1, 0], [0, 2, 1], [1, 2, 0]])
+    assert register_pairs(features, pairs, min_matches=3).scores.max() < 8

@@ -1,0 +1,96 @@
+"""Pixel cache: content, name, repair, and refusals."""
+
+import errno
+import shutil
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import dataset
+from helper import UserError
+from imaging.orientation import orient_and_letterbox
+from imaging.reader import read_grey
+from loading import pixel_cache
+from loading.pixel_cache import open_pixels
+from tests.support.builders import make_data_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_data_folder(tmp_path / "data")
+
+
+@pytest.fixture
+def table(folder: Path) -> pd.DataFrame:
+    return dataset.load_table(folder)
+
+
+def fail_to_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    failure = OSError(number, "message", "cache")
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", Mock(side_effect=failure))
+
+
+def test_pixels_are_decoded_letterboxed_slices(folder: Path, table: pd.DataFrame) -> None:
+    pixels, row_of = open_pixels(table, folder, 24)
+    assert pixels.shape == (12, 24, 24)
+    for digest, path in zip(table["sha256"], table["path"], strict=True):
+        expected = orient_and_letterbox(read_grey(folder / path), 24)
+        assert np.array_equal(pixels[row_of[digest]], expected)
+
+
+def test_cache_is_built_once_per_content_and_size(
+    folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = open_pixels(table, folder, 24)
+    with monkeypatch.context() as patch:
+        patch.setattr(pixel_cache, "_decode", lambda *_: pytest.fail("decoded again"))
+        again, _ = open_pixels(table.sample(frac=1, random_state=0), folder, 24)
+    assert np.array_equal(first, again)
+    assert open_pixels(table, folder, 16)[0].shape == (12, 16, 16)
+    assert len(open_pixels(table[1:], folder, 24)[0]) == 11
+    assert len(list((folder / "cache").glob("*.npy"))) == 3
+
+
+def test_truncated_cache_is_rebuilt(folder: Path, table: pd.DataFrame) -> None:
+    complete = np.array(open_pixels(table, folder, 24)[0])
+    (path,) = (folder / "cache").glob("*.npy")
+    for size in (path.stat().st_size - 1, 40, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        (folder / "cache" / ".part-half.npy").touch()
+        assert np.array_equal(open_pixels(table, folder, 24)[0], complete)
+        assert not list((folder / "cache").glob(".part-*"))
+
+
+def test_slices_are_decoded_in_chunks(
+    folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixel_cache, "CHUNK_SLICES", 5)
+    paths = [folder / path for path in table["path"]]
+    chunks = list(pixel_cache._decode(paths, table["sha256"].tolist(), 24))
+    assert [len(chunk) for chunk in chunks] == [5, 5, 2]
+
+
+def test_folder_without_write_permission(
+    folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_write(monkeypatch, errno.EACCES)
+    pixels, row_of = open_pixels(table, folder, 24)
+    assert len(pixels) == len(row_of) == 12
+    assert [path.name for path in (folder / "cache").iterdir()] == [".lock"]
+
+
+def test_refusals(folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        fail_to_write(patch, errno.ENOSPC)
+        with pytest.raises(UserError, match=r"cannot be written.*--memory-mib"):
+            open_pixels(table, folder, 24, in_memory=False)
+    changed, missing = (folder / path for path in table["path"][:2])
+    shutil.copy(missing, changed)
+    with pytest.raises(UserError, match=rf"{changed.name}: changed since prepare\.py ran"):
+        open_pixels(table, folder, 24)
+    missing.unlink()
+    with pytest.raises(UserError, match=rf"{missing.name}: No such file.*prepare\.py"):
+        open_pixels(table, folder, 24)

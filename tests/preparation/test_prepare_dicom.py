@@ -1,0 +1,94 @@
+"""prepare.py on class folders of DICOM: any file name, patients as groups, nothing disclosed."""
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from imaging.dicom import hash_patient
+from imaging.reader import read_grey
+from preparation.audit import read_audit
+from preparation.manifest import load_manifest
+from tests.support.dicom_files import HIDDEN, SECRETS, build_dataset, encode_dataset, encode_dicom
+from tests.support.sources import Capture, make_picture, refuse, run, take_snapshot, write_zip
+
+NAMES = ("IM{:06d}", "{}.dcm", "1.2.840.4.{}", "{}.IMA")  # as scanners and archives name files
+PATIENTS = tuple(f"hidden-4711-{number}-{{}}" for number in range(6))
+
+
+def build_classes(patients: tuple[str, ...], n_each: int = 2) -> dict[str, bytes]:
+    """Classes A and B with the same number of patients and slices."""
+    files = {}
+    for label in "AB":
+        for place in range(len(patients) * n_each):
+            number = place + 100 * (label == "B")
+            values = np.random.default_rng(number).integers(0, 4096, (8, 8), dtype=np.uint16)
+            name = NAMES[place % len(NAMES)].format(number)
+            patient = patients[place // n_each].format(label)
+            files[f"top/{label}/{name}"] = encode_dicom(values, PatientID=patient)
+    return files
+
+
+def test_patients_are_groups_under_pseudonyms(tmp_path: Path, capsys: Capture) -> None:
+    files, data = build_classes(PATIENTS), tmp_path / "data"
+    film = encode_dataset(build_dataset(np.zeros((2, 8, 8), np.uint8), n_frames=2))
+    extra = {"top/A/film.dcm": film, "top/A/a.png": make_picture(1), "top/B/b.png": make_picture(2)}
+    ignored = {"top/DICOMDIR": files["top/A/1.dcm"], "top/A/README": b"DICM " * 99}
+    source = write_zip(tmp_path / "source", files | extra | ignored)
+    assert run(source, "--data", data) == 0
+    printed = capsys.readouterr().out
+
+    frame = load_manifest(data).set_index("path")
+    assert set(frame.index) == {name.replace("top/", "Images/") for name in files | extra}
+    film_row = frame.loc["Images/A/film.dcm"]
+    assert film_row["note"].startswith("unreadable: 2 frames")
+    assert (film_row["width"], film_row["split"], film_row["patient"]) == (0, "", "")
+    rows = frame[frame["patient"] != ""]
+    issuer = SECRETS["IssuerOfPatientID"]
+    pseudonyms = {hash_patient(name.format(label), issuer) for name in PATIENTS for label in "AB"}
+    assert set(rows["patient"]) == pseudonyms
+    assert (rows.groupby("patient").size() == 2).all()
+    assert len(rows[["patient", "group"]].drop_duplicates()) == rows["group"].nunique() == 12
+    means = [read_grey(files[path.replace("Images/", "top/")]).mean() for path in rows.index]
+    assert rows["mean"].tolist() == pytest.approx(means, abs=0.0006)
+
+    audit = read_audit(data)
+    assert audit["n_patients"] == 12
+    assert audit["modes"] == {"MONOCHROME2 16-bit": 24, "L": 2}
+    assert audit["ignored_files"]["count"] == 2
+    for part in ("12 patients by the PatientID of 24 DICOM files", "12 known patients", "film.dcm"):
+        assert part in printed
+    tables = [path for path in data.rglob("*") if path.suffix in {".csv", ".json"}]
+    written = "".join(path.read_text("utf-8") for path in tables).lower()
+    assert not [part for part in HIDDEN if part in written or part in printed.lower()]
+
+    first = take_snapshot(data)
+    assert run(source, "--data", data) == 0
+    assert take_snapshot(data) == first
+
+
+def test_a_table_overrides_dicom_and_a_replaced_file_has_its_new_patient(tmp_path: Path) -> None:
+    files, data, table = build_classes(PATIENTS), tmp_path / "data", tmp_path / "patients.csv"
+    names = list(files)[:5]
+    first, second, third, fourth, fifth = (name.replace("top/", "Images/") for name in names)
+    table.write_text(f"path,patient\n{names[0]},mine\n{names[2]},mine\n")
+    source = write_zip(tmp_path / "s.zip", files)
+    assert run(source, "--data", data, "--patients", table) == 0
+    group_of = load_manifest(data).set_index("path")["group"]
+    assert group_of[first] == group_of[third] != group_of[second]
+    replaced = pydicom.dcmread(data / fourth)
+    replaced.PatientID = pydicom.dcmread(data / fifth).PatientID
+    replaced.save_as(data / fourth)
+    assert run(data / "Images", "--data", data) == 0
+    frame = load_manifest(data).set_index("path")
+    assert frame["group"][fourth] == frame["group"][fifth]
+    assert frame["patient"][first] == frame["patient"][third] == "mine"
+
+
+def test_too_few_patients_and_large_frames_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    source = write_zip(tmp_path / "few.zip", build_classes(("hidden-{}",), n_each=8))
+    refuse(tmp_path, capsys, "has 1 group(s) of slices", source, "--data", tmp_path / "data")
+    large = encode_dicom(np.zeros((1, 1), np.uint8), Rows=9000, Columns=9000)
+    source = write_zip(tmp_path / "a.zip", build_classes(PATIENTS) | {"top/A/large": large})
+    refuse(tmp_path, capsys, "A/large: 9000 x 9000 pixels", source, "--data", tmp_path / "data")

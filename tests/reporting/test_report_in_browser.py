@@ -1,0 +1,127 @@
+"""report.html in a browser: nothing overflows, no image is broken, light and dark."""
+
+import json
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reporting.plots import get_palette
+from tests.support.builders import Run
+
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    "",
+)
+MEASURE = """
+<script>
+addEventListener("load", () => {
+  const inScroll = element => element.closest(".scroll") !== null;
+  const wide = [...document.body.querySelectorAll("*")].filter(
+    element => !inScroll(element) && element.getBoundingClientRect().right > innerWidth + 1);
+  const images = [...document.images];
+  const found = {
+    width: innerWidth,
+    scrolls: document.documentElement.scrollWidth,
+    wide: wide.map(element => element.outerHTML.slice(0, 80)),
+    images: images.length,
+    broken: images.filter(image => !image.complete || image.naturalWidth === 0).length,
+    without_alt: images.filter(image => !image.alt.trim()).length,
+    text: getComputedStyle(document.body).color,
+    background: getComputedStyle(document.body).backgroundColor,
+    fetched: performance.getEntriesByType("resource")
+      .filter(entry => !entry.name.startsWith("data:")).length,
+  };
+  document.body.innerHTML = "";
+  document.body.append(Object.assign(document.createElement("pre"),
+    {id: "found", textContent: JSON.stringify(found)}));
+});
+</script>
+"""
+
+
+def measure(page: Path, width_px: int, folder: Path, *options: str) -> dict[str, Any]:
+    """Render a page in a window of that width and return what MEASURE finds."""
+    copy = folder / "page.html"
+    copy.write_text(page.read_text("utf-8") + MEASURE, "utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"),
+            *(f"--user-data-dir={folder / 'profile'}", f"--window-size={width_px},900"),
+            *options,
+            copy.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    content = done.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]
+    return json.loads(unescape(content))
+
+
+def read_rgb(text: str) -> np.ndarray:
+    return np.array([float(part) for part in text.partition("(")[2].rstrip(")").split(",")[:3]])
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+@pytest.mark.parametrize("width_px", [390, 820, 1280])
+def test_the_report_fits_its_window(first_run: Run, tmp_path: Path, width_px: int) -> None:
+    page = first_run.root / "results/first/report.html"
+    found = measure(page, width_px, tmp_path)
+    assert found["width"] <= max(width_px, 500)  # the minimum of a desktop browser
+    assert found["scrolls"] <= found["width"] + 1
+    assert found["wide"] == []
+    assert found["images"] >= 7
+    assert (found["broken"], found["without_alt"], found["fetched"]) == (0, 0, 0)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_the_report_has_a_dark_mode(first_run: Run, tmp_path: Path) -> None:
+    page = first_run.root / "results/first/report.html"
+    light = measure(page, 820, tmp_path)
+    dark = measure(page, 820, tmp_path, "--force-dark-mode")
+    assert read_rgb(light["background"]).mean() > 200 > 60 > read_rgb(light["text"]).mean()
+    assert read_rgb(dark["background"]).mean() < 60 < 200 < read_rgb(dark["text"]).mean()
+
+
+# Linear RGB as seen without one kind of cone.
+# Source: Machado et al. 2009, A physiologically-based model for simulation of color vision
+# deficiency.
+BLIND = {
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_colours_of_three_classes_differ_for_colour_blind_users(kind: str) -> None:
+    colors = np.array(get_palette(3))
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    seen = linear @ np.array(BLIND[kind]).T
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert np.linalg.norm(seen[first] - seen[second]) > 0.1

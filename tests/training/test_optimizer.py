@@ -1,0 +1,54 @@
+"""Parameter groups, learning-rate schedule and EMA, with hand-worked values."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from training.optimizer import build_optimizer, compute_lr_factor, set_learning_rate, update_ema
+
+
+def test_parameter_groups() -> None:
+    backbone, head = nn.Linear(3, 4), nn.Linear(4, 2)
+    network = nn.Sequential(backbone, head)
+    optimizer = build_optimizer(network, head, 1e-3, 0.25, 0.1)
+    groups = {
+        (group["lr_factor"], group["weight_decay"]): group["params"]
+        for group in optimizer.param_groups
+    }
+    expected = {
+        (1.0, 0.1): head.weight,
+        (1.0, 0.0): head.bias,
+        (0.25, 0.1): backbone.weight,
+        (0.25, 0.0): backbone.bias,
+    }
+    assert set(groups) == set(expected)
+    assert all(groups[key][0] is parameter for key, parameter in expected.items())
+    set_learning_rate(optimizer, 0.008)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.008, 0.002}
+
+
+def test_the_schedule_by_hand() -> None:
+    factors = [compute_lr_factor(step, n_steps=30, n_warmup=3) for step in range(30)]
+    assert factors[:4] == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1.0])
+    cosine = (1 + math.cos(math.pi * 13 / 27)) / 2
+    assert factors[3 + 13] == pytest.approx(0.01 + 0.99 * cosine)
+    assert factors[3:] == sorted(factors[3:], reverse=True)
+    assert 0.01 <= factors[-1] < 0.02
+
+
+def test_warm_up_takes_at_most_a_fifth_of_the_run() -> None:
+    assert compute_lr_factor(1, n_steps=3, n_warmup=3) > 0.7
+
+
+def test_ema_by_hand() -> None:
+    ema, trained = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.constant_(ema.weight, 1.0)
+    nn.init.constant_(trained.weight, 11.0)
+    update_ema(ema, trained, 0.15, 0)  # decay 1 / 10
+    assert ema.weight.item() == pytest.approx(10.0)
+    update_ema(ema, trained, 0.15, 1)  # decay min(0.15, 2 / 11)
+    assert ema.weight.item() == pytest.approx(10.85)
+    update_ema(ema, trained, 0.0, 50)
+    assert torch.equal(ema.weight, trained.weight)
