@@ -17,7 +17,7 @@ QUICK := -m pytest -n auto -m "not slow and not integration"
 
 demo: .venv/installed
 	$(BIN)/python prepare.py --phantom 900
-	$(BIN)/python main.py --phantom --model net --image-size 96 --batch-size 16 --epochs 50 --name $(DEMO)
+	$(BIN)/python main.py --phantom --model net --image-size 96 --batch-size 16 --epochs 20 --name $(DEMO)
 
 test: .venv/installed-dev lint
 	$(BIN)/python $(QUICK)

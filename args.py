@@ -57,7 +57,7 @@ class DataOptions:
     )
     phantom: bool = option(False, "train on the generated phantoms in data/phantom")
     split_by: str = option(
-        "group", "split groups of related images, or images (leaky)", choices=("group", "image")
+        "group", "split by group of related images, or by image (leaky)", choices=("group", "image")
     )
     split_seed: int | None = option(
         None, "draw new splits with this seed (default: splits of the manifest)", low=0, metavar="N"
@@ -95,11 +95,11 @@ class TrainOptions:
     )
     weight_decay: float = option(0.05, "decoupled weight decay of AdamW", low=0.0, high=10.0)
     warmup_epochs: float = option(1.0, "epochs of linear warm-up before the cosine decay", low=0.0)
-    label_smoothing: float = option(0.05, "target share spread over all classes", low=0.0, high=0.5)
+    label_smoothing: float = option(0.05, "probability spread over all classes", low=0.0, high=0.5)
     clip_norm: float = option(1.0, "largest gradient norm; 0: no clipping", low=0.0)
     ema_decay: float = option(0.998, "EMA decay per step; 0: no EMA", low=0.0, high=0.99999)
     first_size: float = option(
-        1.0, "first training size / --image-size, grows to 1", low=0.25, high=1.0, metavar="SHARE"
+        1.0, "first training size, relative to --image-size", low=0.25, high=1.0, metavar="SHARE"
     )
     freeze_epochs: int = option(0, "first epochs with a frozen backbone", low=0, metavar="N")
     patience: int = option(
@@ -134,7 +134,7 @@ class RunOptions:
     device: str = device_option()
     threads: int = threads_option()
     memory_mib: int | None = option(
-        None, "MiB for slices, else they stay on disk (default: half the free)", low=1, metavar="N"
+        None, "memory limit for slices, MiB (default: half of the free memory)", low=1, metavar="N"
     )
     precision: str = option(
         "auto", "precision of training; predictions are fp32", choices=("auto", "fp32", "bf16")
@@ -145,7 +145,7 @@ class RunOptions:
     save_every: float = option(
         10.0, "minutes between checkpoints within an epoch; 0: none", low=0.0, metavar="MINUTES"
     )
-    deterministic: bool = option(False, "same bits in every run on CUDA, as on CPUs; slower")
+    deterministic: bool = option(False, "bit-identical results on CUDA, as on CPUs; slower")
     tensorboard: bool = option(False, "log to session/RUN/tensorboard; needs TensorBoard")
     debug: bool = debug_option()
 
@@ -182,7 +182,7 @@ TRAIN_GROUPS: dict[str, Any] = {part.name: part.type for part in dataclasses.fie
 
 @dataclass(frozen=True)
 class ResumeConfig:
-    """Options of `main.py --resume`; all others come from the run."""
+    """Options of `main.py --resume`; all others are those of the stopped run."""
 
     resume: Path
     device: str
@@ -205,7 +205,7 @@ class EvaluateConfig:
         None, "folder that prepare.py wrote (default: the data of the run)", metavar="DIR"
     )
     split: str = option(
-        "test", "split of the run; all: the whole folder", choices=("test", "val", "train", "all")
+        "test", "split of the run; all: every slice", choices=("test", "val", "train", "all")
     )
     name: str | None = option(
         None, "folder under results/ (default: the run's)", metavar="RUN", pattern=PLAIN_NAME
@@ -265,13 +265,13 @@ class BenchmarkConfig:
     image_size: int = option(224, "side of the square input, px", low=16, high=2048, metavar="PX")
     batch_size: int = option(32, "slices per step", low=4, metavar="N")
     repeats: int = option(3, "rounds measured, after one warm-up round", low=1, metavar="N")
-    seed: int = option(0, "seed of phantoms, choice, weights and order", low=0, metavar="N")
+    seed: int = option(0, "seed of phantoms, sampling, weights and order", low=0, metavar="N")
     device: str = device_option()
     threads: int = threads_option()
     precision: str = option(
-        "auto", "precision, except of the fp32 baseline", choices=("auto", "fp32", "bf16")
+        "auto", "training precision; the baseline is fp32", choices=("auto", "fp32", "bf16")
     )
-    compile: str = option("off", "torch.compile, except for the baseline", choices=("on", "off"))
+    compile: str = option("off", "torch.compile; never for the baseline", choices=("on", "off"))
     debug: bool = debug_option()
 
     def to_dict(self) -> dict[str, Any]:
@@ -358,7 +358,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
 
 
 def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
-    """The configuration of prepare.py; exits as `parse_train` does."""
+    """Parse the command line of prepare.py; exit like `parse_train`."""
     parser = build_parser(
         "prepare.py",
         "(SOURCE | --phantom N) [options]",
@@ -372,7 +372,7 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
     add_options(parser, PrepareConfig)
     config = fill_dataclass(PrepareConfig, vars(parser.parse_args(argv)))
     if (config.source is None) == (config.phantom is None):
-        parser.error("give a SOURCE (archive or folder), or --phantom N, one of the two")
+        parser.error("give either a SOURCE (archive or folder) or --phantom N")
     if config.phantom is not None and config.patients is not None:
         parser.error("--patients needs a SOURCE: the patients of phantoms are known")
     return config
@@ -387,7 +387,7 @@ def parse_benchmark(argv: Sequence[str] | None = None) -> BenchmarkConfig:
         "loading, and beside a DataLoader baseline (ImageFolder, workers, transforms per image).",
         "examples:\n"
         "  python benchmark.py --json results/benchmarks/speed.json\n"
-        "  python benchmark.py --model net --data data --slices 5451",
+        "  python benchmark.py --model net --data data --slices 3000",
     )
     add_options(parser, BenchmarkConfig)
     config = fill_dataclass(BenchmarkConfig, vars(parser.parse_args(argv)))

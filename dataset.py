@@ -83,7 +83,7 @@ def record_split(table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def assign_split(table: pd.DataFrame, record: dict[str, list[str]]) -> pd.DataFrame:
-    """Return the table with a run's recorded split; images new to the run get an empty one."""
+    """Return the table with the split that a run recorded; "" for images not in that run."""
     known = dict(zip(record["sha256"], record["split"], strict=True))
     return table.assign(split=table["sha256"].map(known).fillna(""))
 

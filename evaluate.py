@@ -46,19 +46,19 @@ def evaluate(config: args.EvaluateConfig) -> None:
         "environment": helper.describe_environment(helper.resolve_device(config.device), sys.argv),
     }
     if len(members) == 1:
-        [whole] = members
-        report = results.build_report(whole, identity)
+        [combined] = members
+        report = results.build_report(combined, identity)
     else:
         members = predictions.align(members)
-        whole = predictions.average_predictions(members)
-        report = results.build_report(whole, identity)
-        report["comparison"] = results.compare(members, names, whole)
+        combined = predictions.average_predictions(members)
+        report = results.build_report(combined, identity)
+        report["comparison"] = results.compare(members, names, combined)
     results_dir = RESULTS_DIR / name_results(config, identity["run"], trained_on)
     results.check_results_dir(results_dir, report)
     if config.stress:
-        report["stress"] = robustness.run_stress(whole, config.batch_size)
+        report["stress"] = robustness.run_stress(combined, config.batch_size)
         report["notes"] = [*robustness.describe_shortcut(report["stress"]), *report["notes"]]
-    results.write_results(results_dir, report, whole, config.gallery)
+    results.write_results(results_dir, report, combined, config.gallery)
     print_summary(report, results_dir)
 
 

@@ -23,8 +23,8 @@ class ExportConfig:
     overwrite: bool = option(False, "replace an existing file")
     precision: str = option(
         "fp32",
-        "arithmetic of the network; int8 is faster on CPUs with instructions for it, and its loss "
-        "is measured on val first",
+        "arithmetic of the network; int8 is faster on CPUs with instructions for it, and its lost "
+        "accuracy is measured on val",
         choices=("fp32", "int8"),
     )
     data: Path | None = option(
@@ -42,9 +42,9 @@ def parse_args(argv: Sequence[str] | None = None) -> ExportConfig:
     parser = build_parser(
         "export.py",
         "CHECKPOINT [options]",
-        "Write a checkpoint as one ONNX file that does not need this program: grey images of any "
-        "size and orientation in, calibrated probabilities and prediction sets out. The file is "
-        "kept only if onnxruntime gives the predictions of this program.",
+        "Write a checkpoint as one ONNX file that does not need this program. It takes grey images "
+        "of any size and orientation and returns calibrated probabilities and prediction sets. It "
+        "is kept only if onnxruntime gives the same predictions as this program.",
         "examples:\n"
         "  python export.py session/RUN/best.pt\n"
         "  python export.py session/RUN/best.pt --out brain.onnx --overwrite",
@@ -64,7 +64,7 @@ def export(config: ExportConfig) -> None:
 
     Raises:
         UserError: A package or the checkpoint is missing, the file exists, the network cannot be
-            exported, or onnxruntime gives other predictions.
+            exported, or onnxruntime gives different predictions.
     """
     if config.out.is_dir():
         raise UserError(f"{config.out} is a folder; name a file in it")

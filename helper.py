@@ -1,4 +1,4 @@
-"""Errors, seeds, devices and the environment record; knows nothing of images or classes.
+"""Errors, seeds, devices and the environment record, independent of images and classes.
 
 Imports numpy and the standard library only; torch is imported inside the functions that use it, so
 that `--help` and prepare.py start quickly.
@@ -23,7 +23,7 @@ Config = TypeVar("Config")
 log = logging.getLogger("brain_cancer_mri")
 
 PROJECT_DIR = Path(__file__).resolve().parent
-NOTICE = "Research use only: not a medical device. The published classes hold no healthy brain."
+NOTICE = "Research use only: not a medical device. The published data set has no healthy class."
 
 
 class UserError(Exception):

@@ -85,7 +85,7 @@ def evaluate_once(path: Path, device: str) -> None:
         evaluate.evaluate(args.EvaluateConfig((path,), device=device))
     except KeyboardInterrupt as error:
         run_dir = path if path.is_dir() else path.parent
-        raise type(error)(f"trained, not evaluated; continue with --resume {run_dir}") from error
+        raise type(error)(f"trained but not evaluated; continue with --resume {run_dir}") from error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from helper import UserError, first_line
 from net import SliceNet
 
 CUSTOM_NET = "net"
-# The three channel values of ImageNet, averaged, because a slice has one channel.
+# Means over the three channels of ImageNet, because a slice has one channel.
 GREY_MEAN, GREY_STD = 0.449, 0.226
 AUXILIARY_HEADS = ("AuxLogits", "aux1", "aux2")
 
@@ -99,7 +99,7 @@ def check_model(name: str, image_size: int, pretrained: bool, first_px: int | No
 
 
 def _build_on_meta(name: str, image_size: int, pretrained: bool) -> Classifier:
-    """Build a network of shapes without values, which takes no time at any size."""
+    """Build a network on the meta device (shapes without values), which is fast at any size."""
 
     def build() -> Classifier:
         backbone = build_backbone(name, image_size, pretrained=pretrained)

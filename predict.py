@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> PredictConfig:
         "predict.py",
         "CHECKPOINT [MORE.pt …] PATH… [options]",
         "Predict images and DICOM series: a row for each with calibrated probabilities, prediction "
-        "set, needs_review (a radiologist should look) and out_of_distribution (the image differs "
+        "set, needs_review (a human should check it) and out_of_distribution (the image differs "
         "from the training images). Several checkpoints are averaged.",
         "examples:\n"
         "  python predict.py session/RUN/best.pt slices/\n"
@@ -107,8 +107,8 @@ def predict(config: PredictConfig) -> None:
         table.write(builder.close())
     counts = builder.counts
     if counts.errors == counts.rows:
-        raise UserError(f"none of {counts.rows} pictures could be read; see {config.out}")
-    log.info("%d pictures: %s", counts.rows, counts.describe())
+        raise UserError(f"none of {counts.rows} images could be read; see {config.out}")
+    log.info("%d images: %s", counts.rows, counts.describe())
     log.info("%s", helper.NOTICE)
     log.info("open %s", config.out)
 

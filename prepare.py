@@ -42,7 +42,7 @@ def _lock(data_dir: Path) -> "Iterator[None]":
     data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_files.lock(
-            data_dir, f"{data_dir}: another prepare.py is running there; wait for its end"
+            data_dir, f"{data_dir}: another prepare.py is running there; wait until it ends"
         ):
             yield
     finally:
@@ -52,10 +52,10 @@ def _lock(data_dir: Path) -> "Iterator[None]":
 
 
 def _check_source(path: Path, data_dir: Path) -> Path:
-    """Return the source, Images/ for the data folder itself; refuse folders of phantoms."""
+    """Return the source (Images/ if it is the data folder itself); refuse folders of phantoms."""
     for folder in (data_dir, path, path.parent):
         if _phantom_table(folder).exists():
-            raise UserError(f"{folder} holds phantoms; keep real slices apart, in another --data")
+            raise UserError(f"{folder} holds phantoms; use another --data for real slices")
     images_dir = data_dir / "Images"
     return images_dir if images_dir.is_dir() and path.resolve() == data_dir.resolve() else path
 
@@ -129,9 +129,9 @@ def prepare_phantoms(n_images: int, data_dir: Path, seed: int) -> None:
             "or remove the folder"
         )
     if unknown := set(present) - set(plans):
-        raise UserError(f"{data_dir / min(unknown)} is no phantom; move it elsewhere")
+        raise UserError(f"{data_dir / min(unknown)} is not a phantom; move it elsewhere")
     labels, patients = zip(*((plan.label, plan.patient) for plan in plans.values()), strict=True)
-    splits.split_groups(labels, patients, seed)  # refuses too few before the first write
+    splits.split_groups(labels, patients, seed)  # check before the first write
     manifest.write_if_changed(truth_path, truth)
     summary = audit.read_audit(data_dir)
     if summary and ingest.is_complete(data_dir, plans):

@@ -21,9 +21,10 @@ from modeling.forward import disable_tf32, predict_logits, to_unit_range
 from modeling.precision import build_forward, should_compile
 from training import distributed
 from training.augmentation import Augmentation
+from training.ema import update_ema
 from training.history import History
 from training.loss_tracker import STEPS_PER_READ, LossTracker
-from training.optimizer import build_optimizer, compute_lr_factor, set_learning_rate, update_ema
+from training.optimizer import build_optimizer, compute_lr_factor, set_learning_rate
 from training.progressive_resizing import compute_size, shrink
 
 if TYPE_CHECKING:
@@ -38,16 +39,16 @@ SMALLEST_MICRO_BATCH = 2  # batch norm needs two slices
 class Trainer:
     """Trains a network, validates its EMA weights after every epoch and saves the best.
 
-    The optimizer updates the trained weights; after each step the EMA weights follow them. Only the
+    The optimizer updates the trained weights, and each step then updates the EMA weights. Only the
     EMA weights are validated and stored in best.pt. Before each validation their batch norm is
     recalibrated on training slices without augmentation.
 
     Args:
         network: Network with its initial weights, on the training device.
         train: Training slices.
-        val: Validation slices, which decide the best epoch and early stopping.
+        val: Validation slices, for the choice of the best epoch and early stopping.
         config: All options of the run.
-        record: What the checkpoints hold besides training progress, see `lifecycle.build_record`.
+        record: Checkpoint entries that define the run, see `lifecycle.build_record`.
         run_dir: Folder of the run, session/RUN.
         class_weights: Loss weight of each class [K], or None.
     """
@@ -110,7 +111,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train until the last epoch, or until val has not improved for `--patience` epochs."""
-        # several processes would stop at different steps, so there a signal ends the run at once
+        # several processes would stop at different steps, so a signal ends them at once
         is_alone = distributed.get_world_size() == 1
         signals = defer_signals() if is_alone else contextlib.nullcontext(StopRequest())
         n_epochs, patience = self.options.epochs, self.options.patience
@@ -216,7 +217,7 @@ class Trainer:
         try:
             losses = [self._backward(part, draws, step) for part in batch.split(self.micro_batch)]
         except torch.OutOfMemoryError:
-            # processes must run equally many forward passes, so none may halve alone
+            # all processes must run the same number of forward passes, so none may halve alone
             is_alone = distributed.get_world_size() == 1
             if not is_alone or min(self.micro_batch, len(batch)) < 2 * SMALLEST_MICRO_BATCH:
                 raise
@@ -308,7 +309,7 @@ class Trainer:
         """Write last.pt and history.csv, and best.pt if the last epoch is the best.
 
         Args:
-            improved: Whether it is.
+            improved: Whether the last epoch is the best.
             partial_epoch: Finished steps of an unfinished epoch: their `losses` [steps] and their
                 numbers of slices, `weights`.
         """
@@ -344,7 +345,7 @@ class Trainer:
         if last.get("compiles", self.compiles) != self.compiles:
             self.compiles = last["compiles"]
             self.forward = build_forward(self.network, self.compiles, is_required=False)
-        if distributed.get_world_size() == 1:  # processes must run equally many forward passes
+        if distributed.get_world_size() == 1:  # same number of forward passes in all
             self.micro_batch = last["micro_batch"]
         self.epoch, self.partial_epoch = last["epoch"], last.get("partial_epoch")
         self.history.rows, self.history.best = last["history"], last["best"]

@@ -1,1 +1,1 @@
-"""Measurements of benchmark.py: training speed beside an upper bound and a baseline, and stages."""
+"""Measurements of benchmark.py: training speed with upper bound and baseline, other stages."""

@@ -78,7 +78,7 @@ def time_process(arguments: list[str]) -> tuple[float, str]:
 
 
 def train(task: Task) -> None:
-    """Start as a run does, with baselines and first checkpoint, and train for a few steps."""
+    """Start like a run, with baselines and first checkpoint, and train for a few steps."""
     run_dir = task.work / "fresh"
     run_dir.mkdir(exist_ok=True)
     trainer = build_trainer(task, run_dir)

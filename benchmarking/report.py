@@ -27,7 +27,7 @@ FIGURES = {
     "build_cache_s": ("decoding every slice into the cache", "s"),
     "import_torch_s": ("a process that imports torch", "s"),
     "first_step_s": ("process start to first step, cache warm", "s"),
-    "first_step_beyond_torch_s": ("of this, beyond importing torch", "s"),
+    "first_step_beyond_torch_s": ("of this, without importing torch", "s"),
     "peak_memory_mib": ("peak memory of a training process", "MiB"),
     "peak_device_memory_mib": ("its peak memory on the device", "MiB"),
 }

@@ -50,7 +50,7 @@ def build_cache(task: Task) -> Measure:
 def build_inference(task: Task) -> Measure:
     """Measure fp32 predictions (images/s): from files without a cache, and from the device.
 
-    The second goes from pixels on the device to logits on the CPU: an upper bound for the first.
+    The second covers pixels on the device to logits on the CPU: an upper bound for the first.
     """
     network = task.build_network()
 

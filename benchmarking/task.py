@@ -1,4 +1,4 @@
-"""What all measurements share: the slices of an epoch, the network, the device."""
+"""Settings shared by all measurements: slices of an epoch, network and device."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SHORT_STEPS = 8  # per epoch of the DataLoader baseline and fp32 inference on a 
 
 @dataclass(frozen=True)
 class Task:
-    """The common settings of all measurements.
+    """Settings shared by all measurements.
 
     Attributes:
         config: Options of benchmark.py.
@@ -98,7 +98,7 @@ def open_task(config: BenchmarkConfig, work: Path) -> Task:
 def choose_slices(data_dir: Path, work: Path, config: BenchmarkConfig) -> None:
     """Draw whole batches of slices from a prepared folder and write a manifest of them to `work`.
 
-    They come from all splits, because the trained weights are discarded. The manifest has absolute
+    All splits are used, because the trained weights are discarded. The manifest has absolute
     paths; the prepared folder does not change.
 
     Raises:

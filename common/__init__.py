@@ -1,1 +1,1 @@
-"""Command-line parser from dataclasses, atomic files and locks, signals."""
+"""Command-line parsing from dataclasses, atomic files and folders, locks, signal handling."""

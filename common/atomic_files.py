@@ -108,13 +108,13 @@ def lock(folder: Path, busy_message: str = "") -> Iterator[None]:
     try:
         yield
     finally:
-        if busy_message:  # no program waits for this lock, so its file can go
+        if busy_message:  # no program waits for this lock, so its file can be deleted
             (folder / LOCK).unlink(missing_ok=True)
         file_lock.release()
 
 
 def flush_all() -> None:
-    """Flush all written files to disk, on systems that can."""
+    """Flush all written files to disk, on systems that support it."""
     getattr(os, "sync", lambda: None)()
 
 
@@ -128,7 +128,7 @@ def clear_unfinished(folder: Path, suffix: str = "") -> None:
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return one line: the file, the reason, and what to do before the run is continued."""
+    """Return one line: the file, the reason, and what the user must do before continuing."""
     is_full = error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
     return f"{describe_error(error)}; {'free disk space' if is_full else 'fix that'}, and continue"
 
@@ -141,7 +141,7 @@ def _apply_umask(path: Path, mode: int) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush a rename to disk, on systems that can."""
+    """Flush a rename to disk, on systems that support it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -116,7 +116,7 @@ def add_options(parser: argparse.ArgumentParser, group: type) -> None:
 
 
 def _build_converter(kind: type, meta: Any) -> Callable[[str], Any]:
-    """Return a converter that also checks pattern and range; argparse shows its name in errors."""
+    """Return a converter that checks pattern and range; argparse prints its name in errors."""
     low, high, pattern = meta["low"], meta["high"], meta["pattern"]
 
     def convert(text: str) -> Any:
@@ -148,7 +148,7 @@ def fill_dataclass(group: Callable[..., Config], given: dict[str, Any]) -> Confi
 
 
 def restore_dataclass(group: Callable[..., Config], values: dict[str, Any]) -> Config:
-    """Return the dataclass that `simplify(asdict(...))` was made from; text becomes paths again.
+    """Invert `simplify(asdict(...))`: return the dataclass, with paths instead of text.
 
     Raises:
         ValueError: A value has the wrong type or is out of range.
@@ -169,10 +169,10 @@ def _restore(entry: dataclasses.Field, value: Any) -> Any:
     expected = {float: (int, float), Path: (str,)}.get(kind, (kind,))
     if not isinstance(value, expected) or isinstance(value, bool) != (kind is bool):
         raise ValueError(
-            f"{entry.name} should be of type {kind.__name__}, and is {str(value)[:40]!r}"
+            f"{entry.name} must be of type {kind.__name__}, but is {str(value)[:40]!r}"
         )
     if choices and value not in choices:
-        raise ValueError(f"{entry.name} should be one of {', '.join(choices)}")
+        raise ValueError(f"{entry.name} must be one of {', '.join(choices)}")
     if kind in {int, float, str}:
         try:
             _build_converter(kind, entry.metadata)(str(value))
@@ -196,7 +196,7 @@ def name_flag(name: str) -> str:
 
 
 def simplify(value: Any) -> Any:
-    """Return the value with every path in it, also in nested dicts, as text."""
+    """Convert every path in a value, also in nested dicts, to text."""
     if isinstance(value, dict):
         return {key: simplify(part) for key, part in value.items()}
     return str(value) if isinstance(value, Path) else value

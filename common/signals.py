@@ -31,7 +31,7 @@ class StopRequest:
     kind: type[KeyboardInterrupt] | None = None
 
     def raise_if_requested(self) -> None:
-        """Raise the requested exception; call it where nothing unsaved is lost."""
+        """Raise the requested exception; call it only when all work is saved."""
         if self.kind is not None:
             raise self.kind
 

@@ -7,11 +7,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
-# A score is the number of features that agree on one transform; docs/duplicates.md has the study
-# that the thresholds come from.
+# A score is the number of features that agree on one transform. The thresholds were chosen by the
+# study in docs/duplicates.md.
 DUPLICATE_SCORE = 30  # the same slice
 GROUP_SCORE = 12  # probably neighbouring slices
-PATIENT_IMAGES = 60  # more than one patient has: weak links alone hold no larger group together
+PATIENT_IMAGES = 60  # more images than a patient has; larger groups are divided at weak links
 
 Numbers = npt.NDArray[np.intp]
 

@@ -1,7 +1,7 @@
 """Find duplicate and related slices by registering local features of their thumbnails.
 
-The input is thumbnails by sha256, the output links and clusters. Labels, file names and order play
-no part: the result is a function of the set of thumbnails.
+The input is thumbnails by sha256, the output links and clusters. The result does not depend on
+labels, file names or the order of the slices.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from duplicates.retrieval import Pairs, propose_pairs, propose_transitive_pairs
 from duplicates.sift_features import VOCABULARY_FILE, Features, extract_features, load_vocabulary
 from imaging.reader import READER_VERSION
 
-FINDER_VERSION = 1  # raise it when the same slices get other links
+FINDER_VERSION = 1  # increase it when the same slices get different links
 TRANSITIVE_ROUNDS = 2
 LINK_COLUMNS = ("first", "second", "score", "mirrored", "rotation_deg", "zoom", "kind")
 
@@ -33,8 +33,8 @@ class Duplicates:
 
     Attributes:
         digests: sha256 of the slices, sorted.
-        features: In that order.
-        compared: Every pair that was compared.
+        features: Features of these slices, in the same order.
+        compared: Scores of all pairs that were compared.
     """
 
     digests: list[str]
@@ -42,7 +42,7 @@ class Duplicates:
     compared: Registrations
 
     def links(self) -> Registrations:
-        """Return the better view of each pair that scores at least GROUP_SCORE, best first."""
+        """Return pairs with GROUP_SCORE or more, best first; each only once, mirrored or not."""
         order = np.lexsort((*self.compared.pairs.T[::-1], -self.compared.scores))
         ranked = self.compared.take(order[self.compared.scores[order] >= GROUP_SCORE])
         codes = ranked.pairs[:, 0] * len(self.digests) + ranked.pairs[:, 1]
@@ -122,7 +122,7 @@ def save_duplicates(duplicates: Duplicates, path: Path) -> None:
 
 
 def load_duplicates(path: Path) -> Duplicates | None:
-    """Read a saved result; return None where it is absent, damaged or of another version."""
+    """Read a saved result; return None if it is absent, damaged or of another version."""
     try:
         with np.load(path) as saved:
             if str(saved["key"]) != _cache_key():

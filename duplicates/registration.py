@@ -22,7 +22,7 @@ TOLERANCE_PX = 2.25  # 1.2 % of the thumbnail's side
 ZOOM_RANGE = (0.75, 1 / 0.75)
 MAX_TRIALS = 500
 CONFIDENCE = 0.999
-MIN_MATCHES = 8  # with fewer no transform is fitted: they cannot reach the score of a link
+MIN_MATCHES = 8  # with fewer, no transform is fitted, as the score of a link is out of reach
 
 Matrix = npt.NDArray[np.float32]
 
@@ -55,10 +55,10 @@ class Registrations:
 def register_pairs(
     features: Features, pairs: Pairs, min_matches: int = MIN_MATCHES
 ) -> Registrations:
-    """Compare pairs of slices on all cores; each result depends on its own pair alone.
+    """Compare pairs of slices on all cores; each result depends only on its own pair.
 
     Args:
-        features: Of all slices.
+        features: Features of all slices.
         pairs: Sorted by the first row.
         min_matches: Pairs with fewer matched features score 0.
     """

@@ -1,4 +1,4 @@
-"""Propose pairs of slices to compare: those that share rare visual words.
+"""Propose pairs of slices to compare: pairs that share rare visual words.
 
 Source: Sivic and Zisserman 2003, Video Google: a text retrieval approach to object matching.
 """

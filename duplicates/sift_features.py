@@ -101,7 +101,7 @@ def mirror_points(points: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def load_vocabulary() -> npt.NDArray[np.float32]:
     """Return the visual words [2 V, 128]: V words, then their mirror images in the same order.
 
-    The vocabulary comes from phantoms (experiments/vocabulary.py) and is the same for all data, so
+    The vocabulary was fitted on phantoms (experiments/vocabulary.py) and is fixed for all data, so
     the words of a slice depend on that slice alone.
     """
     words = np.load(VOCABULARY_FILE).astype(np.float32)

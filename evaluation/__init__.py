@@ -1,1 +1,1 @@
-"""Predictions of checkpoints on a split, and metrics, intervals and calibration of them."""
+"""Predict splits with checkpoints; compute metrics, intervals, calibration and robustness."""

@@ -1,6 +1,6 @@
 """Majority-class and brightness baselines, fitted on training images as plain values.
 
-A network that is not more accurate than the brightness baseline need not have learnt any anatomy.
+The accuracy of a network means little if the brightness baseline, without anatomy, reaches it.
 """
 
 from typing import Any
@@ -61,7 +61,7 @@ def fit_brightness_baseline(statistics: Floats, labels: IntArray, n_classes: int
         raise ValueError(f"labels: none, or ids outside 0..{n_classes - 1}")
     mean = statistics.mean(axis=0)
     scale = statistics.std(axis=0)
-    scale[scale < 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0  # constant: stays zero
+    scale[scale < 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0  # a constant: its feature is zero
     features = _expand((statistics - mean) / scale)
     spread = features.std(axis=0)
     spread[spread < 1e-9] = 1.0  # the solver converges on columns of equal scale; undone below
@@ -142,7 +142,7 @@ def score_baselines(
     """Return for `majority` and `brightness` whether each prediction is right, [N] each.
 
     Args:
-        baselines: What `fit_baselines` returned.
+        baselines: Result of `fit_baselines`.
         statistics: [N, 7].
         labels: [N] class ids.
     """

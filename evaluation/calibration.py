@@ -1,6 +1,6 @@
 """Temperature scaling, calibration metrics and confidence thresholds, fitted on val.
 
-`fit_calibration` runs once, when training ends; the checkpoint stores what it returns.
+`fit_calibration` runs once, when training ends; its result is stored in the checkpoint.
 `apply_calibration` turns logits into calibrated probabilities for every prediction.
 """
 
@@ -26,7 +26,7 @@ MIN_PROB = 1e-15
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Calibrated outputs for N slices; all but `probs` are None where nothing was fitted.
+    """Calibrated outputs for N slices; all but `probs` are None if nothing was fitted.
 
     Attributes:
         probs: Probabilities [N, K].
@@ -53,7 +53,7 @@ class Calibrated:
 
     @staticmethod
     def concatenate(several: "Sequence[Calibrated]") -> "Calibrated":
-        """Join the slices of several; what one of them lacks is None."""
+        """Join the outputs for several sets of slices; an output that one lacks is None."""
         fitted: list[BoolArray | None] = []
         for parts in zip(*(each._get_fitted() for each in several), strict=True):
             known = [part for part in parts if part is not None]
@@ -69,7 +69,7 @@ def fit_calibration(
 ) -> dict[str, Any]:
     """Fit the temperature, prediction sets and thresholds on val, as plain values.
 
-    The same val slices selected the epoch, so all of it is slightly optimistic.
+    The best epoch was chosen on the same slices, so the results are slightly optimistic.
 
     Args:
         logits: [N, K] of the val slices.
@@ -79,9 +79,9 @@ def fit_calibration(
 
     Returns:
         `temperature`; `conformal`: alpha, and for each class the threshold of its probability
-        (None: always in the set) and the number of slices behind it; `review`: for each share of
-        val slices the confidence below which they are; `operating_points`: for each class the
-        probability that gives 95 % specificity (None: val has no other class); `n_images`,
+        (None: always in the set) and the number of slices it was fitted on; `review`: confidences
+        below which each share of the val slices lies; `operating_points`: for each class the
+        probability that gives 95 % specificity (None: no other class in val); `n_images`,
         `n_groups`.
     """
     temperature = fit_temperature(logits, labels, groups)
@@ -111,7 +111,7 @@ def fit_calibration(
 def apply_calibration(calibration: dict[str, Any] | None, logits: FloatArray) -> Calibrated:
     """Compute calibrated probabilities and prediction sets from logits [N, K].
 
-    A prediction set may be empty. Without `calibration` (what `fit_calibration` returned) the
+    A prediction set may be empty. Without `calibration` (result of `fit_calibration`) the
     probabilities are plain softmax.
     """
     if calibration is None:

@@ -31,14 +31,14 @@ def compare_paired(
         `difference`: accuracy of the first minus that of the second, in [-1, 1]; `ci95`: its
         interval; `n_first`, `n_second`: groups in which the first or the second is right about
         more images; `p_value`: sign-flip permutation test over groups; `p_value_slices`: McNemar's
-        exact test with one vote per duplicate set, too small where slices of a group err together.
+        exact test with one vote per duplicate set, too small if errors within groups correlate.
 
     Raises:
         ValueError: There are no images.
 
     Source: after Bonett and Price 2012, Adjusted Wald confidence interval for a difference of
     binomial proportions based on paired data (one disagreement each way is added to the variance,
-    here that of a group of mean size; the centre stays); Ernst 2004, Permutation methods: a basis
+    here that of a group of mean size; same centre); Ernst 2004, Permutation methods: a basis
     for exact inference (signs of the sums of groups); McNemar 1947, Note on the sampling error of
     the difference between correlated proportions or percentages.
     """

@@ -17,11 +17,11 @@ CONFORMAL_KEYS = ("alpha", "coverage", "coverage_by_class", "mean_set_size")
 def fit_prediction_sets(
     probs: FloatArray, labels: IntArray, groups: NDArray[Any]
 ) -> tuple[list[float | None], list[int]]:
-    """Fit the least probability of each class with which it is in a prediction set.
+    """Fit for each class the least probability that puts it into a prediction set.
 
-    The set of a new slice, exchangeable with these, holds its class with a probability of at least
-    1 - ALPHA. Related slices are not exchangeable, so one slice of each group is drawn,
-    independently of the order of the rows.
+    The set of a new slice that is exchangeable with these contains its true class with a
+    probability of 1 - ALPHA or more. Related slices are not exchangeable, so one of each group
+    is drawn, independently of the order of the rows.
 
     Args:
         probs: [N, K].
@@ -30,7 +30,7 @@ def fit_prediction_sets(
 
     Returns:
         Thresholds [K], None for a class with fewer than MIN_SLICES groups, and the number of slices
-        behind each threshold [K].
+        that each was fitted on [K].
 
     Source: Sadinle et al. 2019, Least ambiguous set-valued classifiers with bounded error levels;
     Vovk 2012, Conditional validity of inductive conformal predictors.

@@ -38,9 +38,9 @@ MAX_STEPS = 100
 MAX_DARKNESS = 1 / 3  # of the foreground mean; a brighter background is tissue, not air
 MIN_FOREGROUND = 10  # grey levels; an image with a darker foreground is empty
 SMOOTHING = 0.008  # of the side: averages the noise in air before the threshold
-CLOSING, OPENING = 0.03, 0.04  # radii as share of the side: close sinuses and bone, open streaks
-HEAD_SHARE = (0.06, 0.985)  # of the image: a smaller hull is no head, a larger one has no outline
-RIM = 0.055  # scalp and skull, of the diameter of a disc of the head's area: 9 of 165 mm
+CLOSING, OPENING = 0.03, 0.04  # radii / side: fill sinuses and bone, remove border streaks
+HEAD_SHARE = (0.06, 0.985)  # of the image: a smaller hull is not a head, a larger one is cut off
+RIM = 0.055  # scalp and skull as a share of the head's equivalent diameter: 9 of 165 mm
 N_QUANTILES = 256
 
 Mask = npt.NDArray[np.bool_]
@@ -160,7 +160,7 @@ def match_brightness(pixels: Pixels, reference: Reference) -> Pixels:
         if is_used.any():
             ends = np.concatenate([[0.0], counts.cumsum() / counts.sum()])
             means = np.diff(np.interp(ends, grid, integral))[is_used] / np.diff(ends)[is_used]
-            table[is_used] = np.maximum.accumulate(means)  # removes descents by rounding
+            table[is_used] = np.maximum.accumulate(means)  # rounding may break the order
         matched[row] = _round(table)[picture]
     return matched
 
@@ -297,7 +297,7 @@ def _find_interior(picture: Pixels) -> Mask | None:
     if not HEAD_SHARE[0] <= area_px / size_px**2 <= HEAD_SHARE[1]:
         return None
     rim_px = RIM * np.sqrt(4 * area_px / np.pi)
-    # distance to the nearest pixel outside the head in the image: the image border is no skull
+    # distance to the nearest pixel outside the head; the image border does not count as skull
     return np.asarray(cv2.distanceTransform(head, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) > rim_px)
 
 

@@ -52,7 +52,7 @@ def estimate_ratio(hits: NDArray[Any], trials: NDArray[Any] | None = None) -> Es
 
 
 def estimate_auc(is_class: BoolArray, scores: FloatArray) -> Estimate | None:
-    """Estimate the area under the ROC curve, in [0, 1]; None if one side has no images.
+    """Estimate the area under the ROC curve, in [0, 1]; None if class or rest has no images.
 
     The scores [N] are higher for the class, `is_class` [N] is the truth; ties count half.
 

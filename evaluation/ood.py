@@ -11,7 +11,7 @@ NEIGHBOURS = 5
 CHUNK_SLICES = 512
 MIN_NORM = 1e-12
 MIN_DEVIATION = 1e-6
-MAX_DEVIATIONS = 30.0  # a channel that is constant in training does not decide alone
+MAX_DEVIATIONS = 30.0  # limits the effect of a channel that is constant in training
 
 Embeddings = NDArray[np.float32]
 
@@ -68,10 +68,10 @@ def compute_distances(reference: Embeddings, scaled: Embeddings) -> NDArray[np.f
 
 
 def fit_threshold(distances: NDArray[np.float64], groups: NDArray[np.str_]) -> float:
-    """Fit the distance that 2 % of the val groups exceed; of fewer than 50 groups none does.
+    """Fit the distance that 2 % of the val groups exceed; with fewer than 50 groups, none.
 
-    The farthest slice of a group counts. Over single slices, the few largest groups would set the
-    threshold.
+    Each group counts with its farthest slice; with all slices, the few largest groups would
+    determine the threshold.
 
     Args:
         distances: [N] of the val slices.
@@ -103,7 +103,7 @@ def fit_ood_detector(train: Embeddings, val: Embeddings, groups: NDArray[np.str_
         groups: Ids of the val slices, [N].
     """
     mean, deviation = train.mean(axis=0), train.std(axis=0)
-    # rounded as the checkpoint stores them, so that the threshold fits later distances
+    # rounded as in the checkpoint, so that the threshold matches distances computed from it
     statistics = standardise(train, mean, deviation).astype(np.float16).astype(np.float32)
     distances = compute_distances(statistics, standardise(val, mean, deviation))
     return OODDetector(statistics, mean, deviation, fit_threshold(distances, groups))

@@ -1,7 +1,6 @@
 """Predictions of checkpoints on a split: one network, pooled folds or an ensemble.
 
-Whether a run was trained on a slice, or on a duplicate of it, follows from the split that the
-checkpoint itself recorded.
+The split stored in a checkpoint shows whether it was trained on a slice or on a duplicate.
 """
 
 import json
@@ -118,16 +117,16 @@ def predict_run(path: Path, split: str, data: Path | None, **options: Any) -> Pr
         options: `device`, `batch_size`, `threads` of `predict_checkpoint`.
 
     Raises:
-        UserError: As `predict_checkpoint`; or folds are incomplete or overlap, or another split
-            than `test` is requested of folds.
+        UserError: As `predict_checkpoint`; or folds are incomplete or overlap, or a split other
+            than `test` is given for folds.
     """
     paths = list_fold_checkpoints(path)
     if not paths:
         return predict_checkpoint(path, split, data, **options)
     if split != "test":
         raise UserError(
-            f"{path}: folds are evaluated on the slices that each was not trained on; leave out "
-            "--split, or name the best.pt of one fold"
+            f"{path}: each fold is evaluated on the slices that it was not trained on; leave out "
+            "--split, or give the best.pt of one fold"
         )
     return pool_folds(path, [predict_checkpoint(fold, split, data, **options) for fold in paths])
 
@@ -154,8 +153,8 @@ def predict_checkpoint(
     """Load one checkpoint and predict the slices of a split.
 
     Raises:
-        UserError: No epoch is finished, slices are missing, a class is unknown to the checkpoint,
-            or logits are NaN or infinite.
+        UserError: No epoch is finished, slices are missing, a class is not in the checkpoint, or
+            logits are NaN or infinite.
     """
     checkpoint = checkpoints.load_run(path)
     if not checkpoint["best"]:
@@ -295,7 +294,7 @@ def select_rows(
     """Select the rows of a split as the run recorded it.
 
     Raises:
-        UserError: Slices of the split are missing, or a class is unknown to the checkpoint.
+        UserError: Slices of the split are missing, or a class is not in the checkpoint.
     """
     rows = table if split == "all" else table[table["split"] == split]
     if split != "all":
@@ -303,8 +302,8 @@ def select_rows(
     unknown = sorted(set(rows["label"]) - set(checkpoint["classes"]))
     if unknown:
         raise UserError(
-            f"{data_dir}: class {', '.join(unknown)} is unknown to the checkpoint, which was "
-            f"trained on {', '.join(checkpoint['classes'])}; rename or remove that folder"
+            f"{data_dir}: class {', '.join(unknown)} is not one of the checkpoint's classes, "
+            f"{', '.join(checkpoint['classes'])}; rename or remove that folder"
         )
     return rows
 
@@ -324,7 +323,7 @@ def list_warnings(
     n_train = int((table["split"] == "train").sum())
     if split in {"train", "val"}:
         warnings.append(
-            f"SEEN: these are the {split} slices, on which the run was trained or its epoch chosen"
+            f"SEEN: the run was trained, or its best epoch chosen, on these {split} slices"
         )
     elif split == "all" and not n_known:
         warnings.append(

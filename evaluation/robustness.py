@@ -135,7 +135,7 @@ def _compute_majority(labels: NDArray[np.int64]) -> float | None:
 
 
 def describe_shortcut(stress: dict[str, Any]) -> list[str]:
-    """Return a warning if the network recognises classes with the inside of the head blanked."""
+    """Return a warning if the network beats the majority class with the head's inside blanked."""
     probe = stress["probes"]["blank_interior"]
     interval, majority, brightness = (
         probe["accuracy"]["ci95"],

@@ -2,7 +2,7 @@
 
     python -m experiments.interval_coverage --data data --json results/benchmarks/coverage.json
 
-The bootstrap of single images is measured beside them. Predictions of one group are correlated:
+The bootstrap of single images is measured for comparison. Predictions of one group are correlated:
 each group draws its probability of a correct prediction from a Beta distribution around the true
 accuracy. Groups hold 1 to 5 images. With --data, a second series draws the sizes of the groups of a
 prepared folder with replacement; a few of these groups hold many images.

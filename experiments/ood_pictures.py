@@ -1,4 +1,4 @@
-"""Drawn pictures that are no brain slices: chest film, page of text, photograph."""
+"""Synthetic pictures that are not brain slices: chest film, page of text, photograph."""
 
 from collections.abc import Callable
 

@@ -28,7 +28,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def plant_duplicate(picture: Bytes, rng: np.random.Generator) -> Bytes:
-    """Return an altered duplicate: uint8 [H, W] to the same shape.
+    """Return an altered duplicate of a picture, uint8 [H, W], in the same shape.
 
     Flipped or not, rotated by any angle, shifted by up to 10 % of the side, zoomed by up to 10 %,
     gamma 0.8 to 1.25, JPEG quality 60 to 95; the border is black or replicated.
@@ -78,7 +78,7 @@ def measure_planted(duplicates: Duplicates, originals: Mapping[str, str]) -> dic
 
 
 def measure_classes(duplicates: Duplicates, labels: Mapping[str, str]) -> dict[str, Any]:
-    """Count the links within one class: an independent check, as the search sees no labels."""
+    """Count the links within one class: an independent check, as the search uses no labels."""
     links = duplicates.to_frame()
     same = links["first"].map(labels) == links["second"].map(labels)
     is_duplicate = links["kind"] == "duplicate"

@@ -128,7 +128,7 @@ def score_method(
 
 
 def compute_chance(phantoms: Phantoms) -> dict[str, float]:
-    """Compute hit rates without a network: anywhere, anywhere in the head, the brightest place."""
+    """Compute hit rates without a network: random pixel, random head pixel, brightest spot."""
     lesions, heads = phantoms.lesions, phantoms.heads
     areas = (lesions & heads).sum((1, 2)) / heads.sum((1, 2)).clamp(min=1)
     blurred = ndimage.uniform_filter(phantoms.images.numpy(), (0, 0, 9, 9))[:, 0]
@@ -197,8 +197,8 @@ def print_table(figures: dict[str, Any]) -> None:
     print(
         "{model} at {image_size} px, accuracy {accuracy:.4f}; {n_images} slices of {n_patients} "
         "patients; `auto` is {auto}\n"
-        "chance {chance:.4f}, within the head {chance_in_head:.4f} (it fills {head_share:.2f} of "
-        "the picture); the brightest place {brightest:.4f}".format_map(figures)
+        "chance {chance:.4f}, within the head {chance_in_head:.4f} (which fills {head_share:.2f} "
+        "of the picture); the brightest spot {brightest:.4f}".format_map(figures)
     )
     print("| method | hit rate | random weights | energy inside | random weights | empty maps |")
     print("|---|---|---|---|---|---|")

@@ -1,7 +1,7 @@
 """Heat maps by Grad-CAM and occlusion, and metrics of heat maps.
 
-A map shows what the network uses, which need not be the lesion. `experiments.pointing_game`
-measures how often the two agree.
+A map shows which pixels a prediction depends on; they need not be the lesion.
+`experiments.pointing_game` measures how often they are.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def compute_heatmaps(
     Grad-CAM weights the channels of the layer of `find_spatial_layer` by their mean gradient. Its
     cells are spread evenly over the image, which can be off by half a cell. Occlusion is the fall
     of the logit when a patch of an eighth of the side, moved by half its size, is replaced by the
-    mean of its surroundings (three patches wide). A fixed grey level would add a shape instead.
+    mean of its surroundings (three patches wide). A fixed grey level would add edges.
 
     Args:
         network: Maps images to logits [B, K]; the property `head` is its last layer.
@@ -203,9 +203,9 @@ def _compute_gradcam(
 ) -> Tensor:
     """Compute Grad-CAM maps [B, 1, S, S], bilinear between the centres of the cells.
 
-    DenseNet applies ReLU to its last map as a function, which hooks cannot see. Its head never gets
-    the negative activations, which would count for the wrong class. So they are set to 0 here,
-    provided that the logits do not change.
+    DenseNet applies ReLU to its last map as a function, which has no hook. The head never gets the
+    negative activations, which would count for the wrong class. They are set to 0 here, provided
+    that the logits do not change.
     """
     with torch.no_grad():
         logits = network(images)

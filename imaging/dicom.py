@@ -1,7 +1,7 @@
 """Read DICOM frames as grey uint8, and header values without patient data.
 
-pydicom is imported for the first DICOM file. Patient data never reach the output: error messages
-contain no text of the file, and warnings and log lines of pydicom, which repeat values, are off.
+pydicom is imported when the first DICOM file is read. Patient data never reach the output: error
+messages contain no text of the file; warnings and log lines of pydicom repeat values and are off.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _SAMPLES_PER_PIXEL = {  # by PhotometricInterpretation
     **{"RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3, "YBR_RCT": 3},
 }
 _BITS_ALLOCATED = {1, 8, 16, 32, 64}
-# modules in which warnings about a file are raised; pydicom names some after its caller
+# modules in which warnings about a file are raised; pydicom attributes some to its caller
 _WARNING_MODULES = r"pydicom|pylibjpeg|libjpeg|openjpeg|imaging\.dicom"
 _FIRST_VRS = {b"UL", b"CS", b"UI", b"DA", b"TM", b"LO", b"SH", b"OB"}
 # the transfer syntax element of a deflated file, and the syntax of its inflated content
@@ -87,7 +87,7 @@ def read_header(source: Path | bytes) -> DicomHeader:
     """Read the elements before the pixel data.
 
     Raises:
-        ImageError: As `read_dicom_frames`, for what the header shows.
+        ImageError: As `read_dicom_frames`, for errors that the header reveals.
     """
     with _open_dicom(source) as (_, data, pixel_format, _):
         uid = _read_text(data, "SeriesInstanceUID").encode(errors="backslashreplace")
@@ -104,7 +104,7 @@ def read_dicom_patient(source: Path | bytes) -> str:
     """Return the pseudonym of the patient, "" without PatientID.
 
     Raises:
-        ImageError: As `read_dicom_frames`, for what the header shows.
+        ImageError: As `read_dicom_frames`, for errors that the header reveals.
     """
     with _open_dicom(source) as (_, data, _, _):
         patient, issuer = (_read_text(data, key) for key in ("PatientID", "IssuerOfPatientID"))
@@ -203,7 +203,7 @@ def _inflate(content: bytes) -> bytes:
     if inflater.unconsumed_tail:
         raise ImageTooLargeError(f"inflates to more than {MAX_INFLATED_BYTES / 2**20:.0f} MiB")
     if not inflater.eof:
-        raise ImageError("cut short")
+        raise ImageError("truncated")
     return _DEFLATED_SYNTAX.sub(_EXPLICIT_SYNTAX, content[:end]) + inflated
 
 
@@ -220,7 +220,7 @@ def _check_pixel_data(stream: BinaryIO, finder: PixelDataFinder) -> None:
     else:
         is_cut = finder.start + finder.length != n_bytes
     if is_cut:
-        raise ImageError("cut short")
+        raise ImageError("truncated")
     raise ImageError("a DICOM file without pixel data (such as a report or a plan)")
 
 

@@ -1,6 +1,6 @@
 """Decode the pixel data of a DICOM file frame by frame.
 
-Decoders pad missing data and allocate what a compressed frame asks for, so frames are compared
+Decoders pad missing data and allocate the size stated in a compressed frame, so frames are compared
 with the header first.
 """
 
@@ -82,7 +82,7 @@ class PixelDataFinder:
 def decode_frames(
     stream: BinaryIO, data: "Dataset", pixel_format: PixelFormat, finder: PixelDataFinder
 ) -> Iterator[npt.NDArray]:
-    """Decode one frame after another of a file whose elements before the pixels are `data`.
+    """Decode the frames of a file one at a time; `data` holds the elements before the pixels.
 
     Yields:
         Stored values [H, W]; for colour, RGB [H, W, 3].
@@ -113,7 +113,7 @@ def decode_frames(
     else:
         n_left = stream.seek(0, os.SEEK_END) - finder.start
         if pixel_format.n_bytes > min(n_left, finder.length):
-            raise ImageError("cut short")
+            raise ImageError("truncated")
         stream.seek(finder.start)
         yield from (values for values, _ in decoder.iter_array(stream, **options))
 
@@ -147,9 +147,9 @@ def _check_fragments(stream: BinaryIO, finder: PixelDataFinder) -> None:
         if tag != _ITEM:
             raise ImageError("damaged DICOM (pixel data is not a sequence of fragments)")
         if stream.seek(length, os.SEEK_CUR) > n_bytes:
-            raise ImageError("cut short")
+            raise ImageError("truncated")
     if item:
-        raise ImageError("cut short")
+        raise ImageError("truncated")
 
 
 def _decode_compressed(
@@ -168,7 +168,7 @@ def _decode_compressed(
     for frame in range(pixel_format.n_frames):
         codestream = next(codestreams, None)
         if codestream is None:
-            raise ImageError(f"cut short after {frame} of {pixel_format.n_frames} frames")
+            raise ImageError(f"truncated after {frame} of {pixel_format.n_frames} frames")
         if RLELossless != decoder.UID:  # RLE contains no size
             _check_codestream(codestream, pixel_format)
         single_frame = encapsulate([codestream], has_bot=False)
@@ -176,7 +176,7 @@ def _decode_compressed(
 
 
 def _check_codestream(codestream: bytes, pixel_format: PixelFormat) -> None:
-    """Compare the size in a JPEG codestream with the header; decoders allocate what it asks for."""
+    """Compare the size in a JPEG codestream with the header; decoders allocate the stated size."""
     if codestream.startswith(b"\xff\xd8"):
         check_scans(codestream)
         size = _find_jpeg_size(codestream)

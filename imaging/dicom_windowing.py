@@ -34,7 +34,7 @@ def convert_frame(
         uint8 [H, W]
     """
     photometric = pixel_format.photometric
-    with np.errstate(all="ignore"):  # no warning for values of any size
+    with np.errstate(all="ignore"):  # extreme values must not cause warnings
         if photometric == "PALETTE COLOR":
             from pydicom.pixels import apply_color_lut
 
@@ -59,7 +59,7 @@ def convert_frame(
 
 
 def _scale_rescaled(values: npt.NDArray) -> Pixels:
-    """Scale like other formats; fractions, as from a small slope, from minimum to maximum."""
+    """Scale like other formats, but fractional values (of a small slope) by minimum and maximum."""
     if values.dtype.kind == "f" and np.isfinite(values).all():
         low, high = values.min(), values.max()
         if high > low and not np.array_equal(values, np.rint(values)):
@@ -82,7 +82,7 @@ def _find_padding(values: npt.NDArray, data: "Dataset") -> npt.NDArray[np.bool_]
 
 
 def _rescale(values: npt.NDArray, data: "Dataset", frame: int) -> npt.NDArray:
-    """Apply the modality LUT or rescale slope and intercept; integers are kept if possible."""
+    """Apply the modality LUT or rescale slope and intercept; integers stay integers if possible."""
     if tables := data.get("ModalityLUTSequence"):
         return _apply_lut(values, tables[0], data)[0]
     macro = _find_macro(data, "PixelValueTransformationSequence", frame)

@@ -116,7 +116,7 @@ def shrink_grey(pixels: Pixels, side_px: int) -> Pixels:
 
 
 def find_letterbox(shape: tuple[int, int], size_px: int) -> tuple[int, int, int, int]:
-    """Return top row, left column, height and width of an image [H, W] in its square, px."""
+    """Return top, left, height and width in px of an image [H, W] inside its letterboxed square."""
     scale = size_px / max(shape)
     height, width = (max(1, round(side * scale)) for side in shape)
     return (size_px - height) // 2, (size_px - width) // 2, height, width

@@ -1,9 +1,9 @@
-"""Bring every slice into a standard orientation, so that predictions do not depend on the input's.
+"""Bring slices into a standard orientation, so that predictions do not depend on the stored one.
 
 Slices of the data set are rotated by 90 degrees or mirrored, slices of a hospital are upright, and
 a network trained on all eight orientations gives similar but not equal outputs for them. Therefore
 each slice is flipped and transposed so that its upper half, then its left half, then its upper
-right corner is the brighter one. Integer sums decide, so all orientations give the same bits.
+right corner is the brighter one. Integer sums are compared, so the result is exact.
 """
 
 from typing import NamedTuple

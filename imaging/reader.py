@@ -27,7 +27,7 @@ from imaging.dicom import (
 )
 from imaging.grayscale import ImageError, Pixels, check_scans, check_size, scale_to_8_bit
 
-READER_VERSION = 3  # part of cache keys: raise it when the same file gives other pixels
+READER_VERSION = 3  # part of cache keys: increase it when the same file gives different pixels
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", *DICOM_SUFFIXES)
 
@@ -48,7 +48,7 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAX_JPEG_BYTES = 2**27  # more than MAX_PIXELS can take
+_MAX_JPEG_BYTES = 2**27  # more than an image of MAX_PIXELS needs
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 262
 
@@ -131,7 +131,7 @@ def read_size(source: Path | bytes) -> tuple[int, int]:
     """Return upright width and height in pixels from the header.
 
     Raises:
-        ImageError: As `read_grey`, for what the header shows.
+        ImageError: As `read_grey`, for errors that the header reveals.
     """
     if _is_dicom(source):
         header = read_header(source)
@@ -142,10 +142,10 @@ def read_size(source: Path | bytes) -> tuple[int, int]:
 
 
 def read_mode(source: Path | bytes) -> str:
-    """Return Pillow's mode (L, RGB, I;16, ...), or such as MONOCHROME2 16-bit for DICOM.
+    """Return Pillow's mode (L, RGB, I;16, ...); for DICOM a text such as MONOCHROME2 16-bit.
 
     Raises:
-        ImageError: As `read_grey`, for what the header shows.
+        ImageError: As `read_grey`, for errors that the header reveals.
     """
     if _is_dicom(source):
         return read_header(source).mode
@@ -157,7 +157,7 @@ def read_patient(source: Path | bytes) -> str:
     """Return the pseudonym of the patient of a DICOM file; "" for other formats or without ID.
 
     Raises:
-        ImageError: As `read_grey`, for what the header shows.
+        ImageError: As `read_grey`, for errors that the header reveals.
     """
     return read_dicom_patient(source) if _is_dicom(source) else ""
 
@@ -198,7 +198,7 @@ def _open_header(stream: IO[bytes]) -> ImageFile.ImageFile:
 
 
 def _check_content(stream: IO[bytes], image: ImageFile.ImageFile) -> None:
-    """Check what Pillow does not: the number of JPEG scans and the checksums of PNG pixels."""
+    """Check the number of JPEG scans and the checksums of PNG pixels, which Pillow does not."""
     position = stream.tell()
     stream.seek(0)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -209,7 +209,7 @@ def _check_content(stream: IO[bytes], image: ImageFile.ImageFile) -> None:
 
 
 def _check_png_checksums(stream: IO[bytes]) -> None:
-    """Compare IDAT chunks with their checksums; Pillow compares those of the chunks before."""
+    """Verify the checksums of IDAT chunks; Pillow verifies only those of the chunks before them."""
     stream.seek(8)
     while len(start := stream.read(8)) == 8:
         n_bytes, name = struct.unpack(">I4s", start)
@@ -223,7 +223,7 @@ def _check_png_checksums(stream: IO[bytes]) -> None:
             checksum, n_bytes = zlib.crc32(block, checksum), n_bytes - len(block)
         stored = stream.read(4)
         if len(stored) < 4:
-            raise ImageError("cut short")
+            raise ImageError("truncated")
         if checksum != int.from_bytes(stored):
             raise ImageError("damaged (pixel data does not match its checksum)")
 

@@ -1,4 +1,4 @@
-"""Find image files and read them in batches, ahead of the network."""
+"""Find image files and read them in batches, before the network needs them."""
 
 import itertools
 import os
@@ -25,7 +25,7 @@ class Picture(Generic[Prepared]):
     frame: int = 0  # from 1 in a file of several frames, else 0
     series: str = ""  # pseudonym of the DICOM series
     patient: str = ""  # pseudonym of the DICOM patient
-    prepared: Prepared | None = None  # by the function given to `read_batches`; None: unreadable
+    prepared: Prepared | None = None  # result of `prepare` in `read_batches`; None: unreadable
     error: str = ""
     n_lost: int = 0  # later frames that cannot be read either
 
@@ -38,7 +38,7 @@ class Picture(Generic[Prepared]):
 def find_files(paths: Sequence[Path], exclude: Path | None = None) -> Iterator[Path]:
     """Yield the image files of files and folders in the given order, folders sorted by name.
 
-    A named file is always yielded; inside folders `imaging.reader.is_image_file` decides. A file or
+    A named file is always yielded; files in folders are chosen by `is_image_file`. A file or
     folder that cannot be opened is yielded too and becomes an error when it is read. Links to
     folders are not followed.
 

@@ -23,7 +23,7 @@ COLUMN_NOTES = (
     "patient: pseudonym of the patient number in a DICOM file, the same in every table; empty "
     "for other formats. A pseudonym can be traced back by trying all numbers: handle it as "
     "patient data.",
-    "prediction_set: classes that cannot be ruled out. needs_review: a human should look. "
+    "prediction_set: classes that cannot be ruled out. needs_review: a human should check it. "
     "out_of_distribution: the image differs from the training images; do not trust its prediction.",
     "Empty cells: not fitted, or the image could not be read (error).",
 )
@@ -89,7 +89,7 @@ class Counts:
             self._ood[row["out_of_distribution"]] += 1
 
     def describe(self) -> str:
-        """Return the counts as text; a flag that was not fitted must not read as 0."""
+        """Return the counts as text; a flag that was not fitted must not appear as 0."""
         review = (
             "review not fitted" if None in self._review else f"{self._review[True]} need review"
         )
@@ -149,7 +149,7 @@ def open_table(path: Path, classes: list[str]) -> Iterator[TableWriter]:
         try:
             yield TableWriter(stream, classes, as_json=path.suffix == ".jsonl")
         except BaseException:
-            log.info("rows so far: %s", partial)
+            log.info("rows written before the interruption: %s", partial)
             raise
         stream.flush()
         os.fsync(stream.fileno())

@@ -32,7 +32,7 @@ Neighbours = tuple[tuple[str, str], ...]  # sha256 and class, the nearest first
 
 @dataclass(frozen=True)
 class PreprocessedSlice:
-    """An image as the networks take it."""
+    """An image, preprocessed for all networks of the ensemble."""
 
     picture: Pixels  # for display: uint8 [H, W] as read, or a smaller version of a large image
     squares: dict[int, Pixels]  # by side S in px: uint8 [S, S] in the standard orientation
@@ -41,7 +41,7 @@ class PreprocessedSlice:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one image; None stands for what was not fitted."""
+    """The prediction for one image; a value is None if nothing was fitted for it."""
 
     probs: NDArray[np.float64]  # calibrated [K], in the order of the classes
     predicted: str  # the most probable class
@@ -79,7 +79,7 @@ class Member:
 
 
 class Reference:
-    """The features of the training slices in a checkpoint, which stores no pixels of them."""
+    """The features of the training slices that a checkpoint stores instead of their pixels."""
 
     def __init__(self, stored: dict[str, Any]) -> None:
         self.rows = list(zip(stored["sha256"], stored["labels"], strict=True))
@@ -128,7 +128,7 @@ class SlicePredictor:
         return next(self.members[0].network.parameters()).device
 
     def list_warnings(self) -> list[str]:
-        """Return what users of the predictions must know, as `TITLE: text`."""
+        """Return the warnings about the checkpoints, each as `TITLE: text`."""
         saved = [member.checkpoint for member in self.members]
         warnings = []
         if self.is_phantom:
@@ -276,13 +276,13 @@ def load_predictor(paths: Sequence[Path], device: str = "auto", threads: int = 0
                 ", ".join(each["classes"]) for each in (members[0].checkpoint, checkpoint)
             )
             raise UserError(
-                f"{path} has the classes {other}, {paths[0]} has {first}; name checkpoints of the "
+                f"{path} has the classes {other}, {paths[0]} has {first}; give checkpoints of the "
                 "same classes"
             )
         missing = REFERENCE_KEYS - set(checkpoint.get("reference") or REFERENCE_KEYS)
         if missing:
             raise UserError(
-                f"{path}: its training slices lack {', '.join(sorted(missing))}; train again with "
+                f"{path}: its OOD reference lacks {', '.join(sorted(missing))}; train again with "
                 "this version"
             )
         network = checkpoints.restore_model(checkpoint, path).to(helper.resolve_device(device))

@@ -44,7 +44,7 @@ class Batch:
     def split(self, max_size: int) -> "list[Batch]":
         """Split into parts of nearly equal size, at most `max_size` but at least two slices.
 
-        Batch norm needs two slices; only a batch of one stays a part of one.
+        Batch norm needs two slices; only a batch of one slice gives a part of one slice.
         """
         n_parts = max(1, min(-(-len(self) // max_size), len(self) // 2))
         bounds = [len(self) * part // n_parts for part in range(n_parts + 1)]
@@ -111,8 +111,8 @@ class SliceSource(abc.ABC):
             batch_size: Largest global batch.
             seed: Seed of the run.
             epoch: Number of the epoch.
-            part: Which of `n_parts` processes this is; it yields its part of each batch.
-            n_parts: Number of processes; the union of their parts does not depend on it.
+            part: Index of this process among `n_parts`; only its part of each batch is yielded.
+            n_parts: Number of processes; the global batches do not depend on it.
             first: Batches to skip, when an epoch is resumed.
         """
         order = torch.randperm(len(self), generator=build_generator(seed, "order", epoch))
@@ -156,7 +156,7 @@ class DiskSlices(SliceSource):
     Rows are read rather than mapped, so that only the batches in use are in memory.
 
     Args:
-        file: uint8 [rows, S, S]; of it only path, offset and S are used.
+        file: uint8 [rows, S, S]; only its path, offset and S are used.
         rows: Rows of the slices in the file, [N].
         labels: Class indices [N].
     """

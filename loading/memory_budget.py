@@ -7,7 +7,7 @@ import torch
 BUDGET_FRACTION = 0.5  # the rest is for the network, its activations and other programs
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 MEMORY_INFO = Path("/proc/meminfo")
-# Control groups version 2 and 1: limit, usage, and the key of the reclaimable file cache in it.
+# Control groups version 2 and 1: files of limit and usage, key of the file cache in memory.stat.
 CONTROL_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
@@ -25,7 +25,7 @@ def measure_budget_mib(device: torch.device, n_processes: int = 1) -> float:
     host_mib = BUDGET_FRACTION * measure_free_mib() / n_processes
     if device.type != "cuda":
         return host_mib
-    # the host's memory limits too, because slices pass through it on their way to the device
+    # the host's memory is a limit, too: slices are loaded there before they are copied
     return min(host_mib, BUDGET_FRACTION * torch.cuda.mem_get_info(device)[0] / 2**20)
 
 
@@ -48,9 +48,9 @@ def _read_table(path: Path) -> dict[str, int]:
     """Read a system file of lines `key number [unit]`; empty if it cannot be read."""
     try:
         rows = [line.split() for line in path.read_text("ascii").splitlines()]
-        return {row[0]: int(row[1]) for row in rows}
     except (OSError, ValueError):
         return {}
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
 
 
 def _read_bytes(path: Path) -> int | None:

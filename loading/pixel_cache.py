@@ -61,7 +61,7 @@ def open_pixels(
         if not in_memory:
             raise UserError(
                 f"{cache}: cannot be written ({describe_error(error)}), and the slices exceed "
-                "the memory for them; free disk space there, or raise --memory-mib"
+                "the memory budget; free disk space there, or raise --memory-mib"
             ) from error
         log.info("pixel cache not written (%s): decoded again next time", describe_error(error))
         return np.concatenate(list(_decode(paths, digests, image_size))), row_of

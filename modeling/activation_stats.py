@@ -1,7 +1,7 @@
 """Means and standard deviations of the channels of three layers, the input of OOD detection.
 
-Embeddings separate the classes and little else: arbitrary images fall among them. Earlier layers
-still represent the appearance of an image.
+Embeddings (of the last layer) of arbitrary images can be close to those of training slices. Earlier
+layers still represent the appearance of an image.
 """
 
 import contextlib

@@ -14,8 +14,8 @@ from modeling.weights import load_tensors
 
 Types = dict[str, type]
 Rule = tuple[Callable[[Any], bool], str]  # test and expectation of a value
-CHECKPOINT_SCHEMA = 2  # 1: slices in the orientation of their files
-# Entries that define the run, without its progress.
+CHECKPOINT_SCHEMA = 3  # 2: other names of entries; 1: slices in the orientation of their files
+# Entries that define the run; its progress is in other entries.
 RECORD_TYPES: Types = {
     "run": str,
     "model": str,
@@ -36,7 +36,7 @@ RUN_TYPES = {**RECORD_TYPES, "weights": dict, "history": list, "best": dict, "ba
 # Further entries of last.pt, from which a run is resumed.
 LAST_TYPES: Types = {"epoch": int, "trained_weights": dict, "optimizer": dict, "micro_batch": int}
 SIZES_PX = (16, 2048)  # range of --image-size
-MAX_THREADS = 1024  # largest value of --threads
+MAX_THREADS = 1024  # maximum of --threads
 
 
 def _is_file_name(name: str) -> bool:
@@ -95,12 +95,12 @@ RUN_RULES: dict[str, Rule] = {
     "precision": (("fp32", "bf16").__contains__, "fp32 or bf16"),
     "best": (lambda best: not best or type(best.get("epoch")) is int, "the row of an epoch"),
     "split": (_is_split, "as many splits as sha256"),
-    "model": (lambda name: name in list_models(), "one that this version knows"),
+    "model": (lambda name: name in list_models(), "a model of this version"),
 }
 LAST_RULES: dict[str, Rule] = {
     "micro_batch": (lambda size: size >= 1, "1 or more"),
     "epoch": (lambda epoch: epoch >= 0, "0 or more"),
-    "partial_epoch": (_is_partial_epoch, "losses and as many weights of steps"),
+    "partial_epoch": (_is_partial_epoch, "losses and weights, one per step"),
 }
 
 
@@ -114,7 +114,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
         try:
             torch.save({"schema": CHECKPOINT_SCHEMA, **checkpoint}, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides the cause in its own message
+            if isinstance(error.__context__, OSError):  # torch's own message lacks the cause
                 raise error.__context__ from None
             raise
 
@@ -123,7 +123,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; code in it is never run.
 
     Raises:
-        UserError: The file is missing, no checkpoint of this program, or of another schema.
+        UserError: The file is missing, not a checkpoint of this program, or of another schema.
     """
     checkpoint = load_tensors(path, "checkpoint")
     if not isinstance(checkpoint, dict) or "schema" not in checkpoint:
@@ -155,11 +155,11 @@ def _check(checkpoint: dict[str, Any], types: Types, rules: dict[str, Rule], pat
         value = checkpoint[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             found = f"of type {type(value).__name__}"
-            raise UserError(f"{path}: its {key} should be of type {kind.__name__}, and is {found}")
+            raise UserError(f"{path}: {key} must be of type {kind.__name__}, but is {found}")
     for key, (is_valid, expected) in rules.items():
         value = checkpoint.get(key)
         if not is_valid(value):
-            raise UserError(f"{path}: its {key} should be {expected}, and is {value!r:.80}")
+            raise UserError(f"{path}: {key} must be {expected}, but is {value!r:.80}")
 
 
 def check_progress(last: dict[str, Any], path: Path) -> None:
@@ -197,5 +197,5 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> Classifier:
         ) from error
     wrong = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if wrong:
-        raise UserError(f"{path}: its weights should be numbers; {wrong[0]} holds NaN or infinity")
+        raise UserError(f"{path}: weights must be finite; {wrong[0]} holds NaN or infinity")
     return network

@@ -15,7 +15,7 @@ Forward = Callable[[Tensor], Tensor]
 # Parameters of mallopt in malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_THRESHOLD_BYTES = 2**30
-# On a CPU with AMX these train faster in fp32; ConvNeXt and RegNet do not (docs/performance.md).
+# They train faster in fp32 on CPUs with AMX; ConvNeXt and RegNet do not (docs/performance.md).
 DEPTHWISE_FAMILIES = ("efficientnet", "mnasnet", "mobilenet", "shufflenet")
 MIN_STEPS_TO_COMPILE = 2000  # on CUDA; an estimate, not measured yet
 
@@ -39,7 +39,7 @@ def resolve_precision(choice: str, device: torch.device, model: str) -> str:
 
 
 def use_deterministic_algorithms() -> None:
-    """Make CUDA results reproducible to the bit; operations without such a kernel raise."""
+    """Make CUDA results bit-identical; operations without a deterministic kernel raise."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

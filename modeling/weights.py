@@ -1,4 +1,4 @@
-"""Pretrained weights: download or read them, compare and load them into a backbone."""
+"""Pretrained weights: download or read them, check them and load them into a backbone."""
 
 import re
 import warnings
@@ -67,7 +67,7 @@ def load_tensors(path: Path, what: str) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{what} {path}: no such file") from error
     except IsADirectoryError as error:
-        raise UserError(f"{what} {path}: a folder; name the file in it") from error
+        raise UserError(f"{what} {path}: a folder; give the file in it") from error
     except Exception as error:
         raise UserError(
             f"{what} {path}: not readable as plain tensors (weights_only=True refuses code): "
@@ -102,7 +102,7 @@ def _load_backbone(backbone: nn.Module, state: dict[str, Tensor], origin: str) -
     """Load all weights except those of the classifier heads.
 
     Raises:
-        UserError: Weights are missing, unexpected or of another shape; they are named.
+        UserError: Weights are missing, unexpected or of another shape; names them.
     """
     heads = tuple(f"{head}." for head in (model.find_head(backbone), *model.AUXILIARY_HEADS))
     given = {

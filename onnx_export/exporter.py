@@ -139,7 +139,7 @@ def _trace(graph: PreprocessingGraph) -> "onnx.ModelProto":
     axes = {0: "batch", 2: "height", 3: "width"}
     program = torch.onnx.export(
         graph,
-        (torch.zeros(2, 1, 48, 40, dtype=torch.uint8),),  # all different, so that none is fixed
+        (torch.zeros(2, 1, 48, 40, dtype=torch.uint8),),  # unequal, so that no size is fixed
         input_names=[INPUT],
         output_names=[PROBABILITIES] if graph.thresholds is None else [PROBABILITIES, SETS],
         opset_version=OPSET,

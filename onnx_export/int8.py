@@ -1,4 +1,4 @@
-"""Quantise the network of an ONNX file to 8-bit integers, and measure the loss on val."""
+"""Quantise the network of an ONNX file to 8-bit integers; measure the lost accuracy on val."""
 
 import json
 import shutil
@@ -30,15 +30,15 @@ def convert(
     """Quantise a file in place, compare it with fp32 on val and record both in its metadata.
 
     Raises:
-        UserError: Slices are missing, onnxruntime fails, or the loss exceeds MAX_LOSS.
+        UserError: Slices are missing, onnxruntime fails, or a difference exceeds MAX_LOSS.
     """
     train, _ = slices.read("train", RANGE_SLICES)
     images, labels = slices.read("val", VAL_SLICES)
     if not train or len(labels) < MIN_VAL_SLICES:
         raise UserError(
             f"--precision int8: {slices.data_dir} holds {len(labels)} val slices of the run, "
-            f"{MIN_VAL_SLICES} are needed to measure the loss; name their folder with --data, or "
-            "leave it out"
+            f"{MIN_VAL_SLICES} are needed to measure the lost accuracy; give their folder with "
+            "--data, or leave out --precision int8"
         )
     before = validation.score(exporter.open_onnx(path, threads), images, labels)
     batches = (np.stack(batch)[:, None] for _, batch in parity.batch_by_shape(train))
@@ -51,7 +51,7 @@ def convert(
     )
     losses = before.accuracy - after.accuracy, (before.coverage or 0) - (after.coverage or 0)
     if max(losses) > MAX_LOSS:
-        raise UserError(f"{line}; the loss is too large: leave out --precision int8")
+        raise UserError(f"{line}; the difference is too large: leave out --precision int8")
     log.info("%s", line)
     figures = {
         figure: {"int8": getattr(after, figure), "fp32": getattr(before, figure)}

@@ -23,7 +23,7 @@ ROUNDS = 3
 
 
 def vary(images: Sequence[Pixels]) -> list[Pixels]:
-    """Return images [H, W] in the eight orientations by turns, every second one cropped."""
+    """Return the images [H, W], each in one of the eight orientations, every second one cropped."""
     varied = []
     for number, pixels in enumerate(images):
         height, width = pixels.shape

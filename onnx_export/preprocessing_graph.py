@@ -2,7 +2,7 @@
 
 It repeats `imaging.orientation` and `imaging.grayscale` for a batch. Orientation sums are integers,
 and the weights of Pillow's resize have 22 fractional bits, which fp64 adds exactly: the grey levels
-of the squares are the same.
+of the squares are identical.
 """
 
 from typing import cast
@@ -65,7 +65,7 @@ def orient_and_letterbox_batch(images: Tensor, size_px: int) -> Tensor:
     second = weights.index_select(0, torch.where(transpose, column_index, row_index))
     padded = nn.functional.pad(images, (0, longest - width, 0, longest - height))
     padded = torch.where(_expand(transpose), padded, padded.transpose(1, 2)).double()
-    # the rounding must stand between: onnxruntime 1.20 cannot multiply a transposed fp64 matrix
+    # round between transpose and product: onnxruntime 1.20 cannot multiply a transposed fp64 matrix
     halfway = _round_half_up((first @ padded).transpose(1, 2))
     return _round_half_up(second @ halfway).float()
 

@@ -36,7 +36,7 @@ class RunSlices:
         """Read up to `limit` slices of a split, evenly over the table, and their class indices.
 
         Raises:
-            UserError: A file changed since prepare.py ran, or the checkpoint lacks its class.
+            UserError: A file changed since prepare.py ran, or its class is not in the checkpoint.
         """
         if self.table is None:
             return [], np.empty(0, np.int64)
@@ -45,8 +45,8 @@ class RunSlices:
         unknown = sorted(set(chosen["label"]) - set(self.classes))
         if unknown:
             raise UserError(
-                f"{self.data_dir}: class {', '.join(unknown)} is unknown to the checkpoint, which "
-                f"has {', '.join(self.classes)}; name other slices with --data"
+                f"{self.data_dir}: class {', '.join(unknown)} is not one of the checkpoint's "
+                f"classes, {', '.join(self.classes)}; give other slices with --data"
             )
         integrity.check_used(self.data_dir, set(chosen["path"]))
         labels = np.array([self.classes.index(label) for label in chosen["label"]], np.int64)

@@ -1,1 +1,1 @@
-"""Generate MRI slices of known patient, duplicate set, plane and lesion mask."""
+"""Generate synthetic MRI slices with known patient, duplicate set, plane and lesion mask."""

@@ -1,4 +1,4 @@
-"""Generate MRI slices of known patient, duplicate set, plane and lesion mask.
+"""Generate synthetic MRI slices with known patient, duplicate set, plane and lesion mask.
 
 A data set is a list of `PhantomPlan`s. Each image depends on its own plan alone, so the plans can
 be rendered in any order and by any process.
@@ -18,14 +18,14 @@ from phantoms.anatomy import GRID_PX, Array, Head, Point, Rng, View
 CLASSES = ("Glioma", "Menin", "Tumor")
 SIZE_PX = 512
 PATIENTS_PER_IMAGE = 0.5
-SLICES_PER_IMAGE = 0.6  # the other images are duplicates, at most one of a slice
-MARGIN_PX = 128  # by which the border pixels of a streaked duplicate are extended
+SLICES_PER_IMAGE = 0.6  # the other images are duplicates, at most one per slice
+MARGIN_PX = 128  # width of the repeated border pixels around a streaked duplicate
 DIAMETER_PX = {"Glioma": (78, 138), "Menin": (74, 112), "Tumor": (44, 66)}
 
 
 @dataclass(frozen=True)
 class PhantomPlan:
-    """One image of a planned data set, enough to render it.
+    """Everything needed to render one image of a planned data set.
 
     Attributes:
         plane: Plane of all slices of the patient.
@@ -66,7 +66,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Patient:
-    """What all slices of a patient have in common; `gain` is the grey level of white matter."""
+    """Properties shared by all slices of a patient; `gain` is the grey level of white matter."""
 
     head: Head
     lesion: Lesion
@@ -90,14 +90,14 @@ def plan_phantoms(n_images: int, seed: int) -> list[PhantomPlan]:
         UserError: `n_images` is below 6.
     """
     if n_images < 6:
-        raise UserError(f"{n_images} phantoms are too few for three classes; ask for 6 or more")
+        raise UserError(f"{n_images} phantoms are too few for three classes; generate 6 or more")
     plans: list[PhantomPlan] = []
     patient = duplicate_set = 0
     for class_index, label in enumerate(CLASSES):
         rng = np.random.default_rng(derive_seed(seed, "plan", label))
         count = n_images // len(CLASSES) + (class_index < n_images % len(CLASSES))
         numbers = iter(rng.permutation(count) + 1)
-        for index, duplicated in enumerate(_deal_images(count, rng)):
+        for index, duplicated in enumerate(_distribute_images(count, rng)):
             steps = np.linspace(-1, 1, len(duplicated)) if len(duplicated) > 1 else [0.0]
             for step, has_duplicate in zip(steps, duplicated, strict=True):
                 plans += [
@@ -119,7 +119,7 @@ def plan_phantoms(n_images: int, seed: int) -> list[PhantomPlan]:
     return plans
 
 
-def _deal_images(count: int, rng: Rng) -> list[list[bool]]:
+def _distribute_images(count: int, rng: Rng) -> list[list[bool]]:
     """Return, for each patient of a class, whether each of the slices has a duplicate."""
     n_patients = max(min(3, count), round(count * PATIENTS_PER_IMAGE))
     n_slices = max(n_patients, round(count * SLICES_PER_IMAGE))
@@ -138,7 +138,7 @@ def render_phantom(plan: PhantomPlan) -> tuple[Array, Array]:
 
 
 def encode_phantom(plan: PhantomPlan, image: Array) -> bytes:
-    """Encode a grey image like the real files, as an RGB JPEG with equal channels."""
+    """Encode a grey image as the real files are: an RGB JPEG with equal channels."""
     buffer = io.BytesIO()
     Image.fromarray(image).convert("RGB").save(buffer, "JPEG", quality=plan.quality)
     return buffer.getvalue()
@@ -229,7 +229,7 @@ def _render_slice(plan: PhantomPlan, patient: Patient) -> tuple[Array, Array]:
     view = _build_view(plan, patient, rng)
     image, cerebrum = anatomy.render_head(view, patient.head, rng)
     inside = _paint_lesion(image, view, patient, cerebrum, rng)
-    image *= np.clip(1.45 + view.points[2] / 15, 0.4, 1.0)  # the coil ends at the neck
+    image *= np.clip(1.45 + view.points[2] / 15, 0.4, 1.0)  # the signal falls off at the neck
     image *= 1.0 + patient.bias * anatomy.build_field(rng, (3, 3), 0.0, 0.0)
     noise = np.random.default_rng(derive_seed(plan.seed, "noise", plan.duplicate_set))
     real, imaginary = noise.standard_normal((2, GRID_PX, GRID_PX), dtype=np.float32) * patient.noise

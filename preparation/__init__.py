@@ -1,1 +1,1 @@
-"""From an archive or a folder to class folders, a manifest, grouped splits and an audit."""
+"""Turn an archive or folder into class folders, a manifest, grouped splits and an audit."""

@@ -17,7 +17,7 @@ AUDIT_SCHEMA = 3
 PUBLISHED_COUNTS = {"Glioma": 2004, "Menin": 2004, "Tumor": 2048}
 PUBLISHED_SIZE = "512 x 512"
 MAX_LISTED = 20  # files that are not images, label conflicts
-USUAL_SHARE = 0.95  # where so many images share a size or mode, the others are odd
+USUAL_SHARE = 0.95  # if at least this share has one size or mode, the others are odd
 BLANK_SPREAD = 1.0  # standard deviation of grey (of 255) below which an image is blank
 
 
@@ -36,7 +36,7 @@ def build_audit(
 
     Args:
         frame: The manifest.
-        facts: Facts of each of its paths.
+        facts: `ImageFacts` of each path in it.
         source: Name of the archive or folder.
         seed: Seed of the split.
         others: Files of the source that are not images.
@@ -127,7 +127,7 @@ def _describe_duplicates(readable: pd.DataFrame, links: pd.DataFrame) -> dict[st
             }
             for kind in ("duplicate", "related")
         },
-        "cut_links": {  # of groups with more images than one patient has
+        "cut_links": {  # inside groups that were divided, as they exceed PATIENT_IMAGES
             "count": int(is_cut.sum()),
             "highest_score": int(links["score"][is_cut].max()) if is_cut.any() else None,
             "across_splits": int((is_cut & (first["split"] != second["split"])).sum()),
@@ -137,7 +137,7 @@ def _describe_duplicates(readable: pd.DataFrame, links: pd.DataFrame) -> dict[st
 
 
 def _list_conflicts(readable: pd.DataFrame, across: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return pairs in two classes: identical files first, then links, highest score first."""
+    """Return linked pairs of two classes: identical files first, then by score, highest first."""
     conflicts: list[dict[str, Any]] = []
     for _, files in readable.groupby("sha256"):
         if files["label"].nunique() > 1:
@@ -150,8 +150,8 @@ def _list_conflicts(readable: pd.DataFrame, across: pd.DataFrame) -> list[dict[s
 def _compute_leak(readable: pd.DataFrame) -> dict[str, float] | None:
     """Return the share of a random test split with a duplicate, or a related image, outside it.
 
-    This is the expectation over all random splits of TEST_SHARE. An image of a set of m has all
-    others in the test split with the probability of drawing m - 1 more from it.
+    This is the expectation over all random splits. If one image of a set of m is in test, all the
+    others are, too, with a probability of prod((n_test - d) / (n_images - d)), d = 1 to m - 1.
     """
     n_images = len(readable)
     n_test = round(TEST_SHARE * n_images)
@@ -199,7 +199,7 @@ def _compare_published(counts: dict[str, int], sizes: dict[str, int]) -> dict[st
 
 
 def read_audit(data_dir: Path) -> dict[str, Any]:
-    """Return the audit of a data folder; {} where it is missing or of another schema."""
+    """Return the audit of a data folder; {} if it is missing or of another schema."""
     try:
         audit = json.loads((data_dir / "CSV" / "audit.json").read_text("utf-8"))
         return audit if audit["schema"] == AUDIT_SCHEMA else {}
@@ -208,7 +208,7 @@ def read_audit(data_dir: Path) -> dict[str, Any]:
 
 
 def read_splits(data_dir: Path) -> dict[str, str]:
-    """Return the splits of the earlier manifest by sha256; {} where there is no valid one."""
+    """Return the splits of the earlier manifest by sha256; {} without a valid one."""
     frame = load_earlier_manifest(data_dir)
     if frame is None:
         return {}
@@ -217,10 +217,7 @@ def read_splits(data_dir: Path) -> dict[str, str]:
 
 
 def keeps_splits(audit: Mapping[str, Any], seed: int) -> bool:
-    """Return whether a new manifest keeps the splits of that of an earlier audit.
-
-    It does not with another seed or another version of the duplicate search.
-    """
+    """Return whether earlier splits are kept: if seed and duplicate-search version are the same."""
     finder = (audit.get("duplicates") or {}).get("finder")
     return audit.get("seed") == seed and finder == FINDER_VERSION
 
@@ -235,7 +232,7 @@ def describe_moved(frame: pd.DataFrame, earlier: Mapping[str, str]) -> list[str]
         counts = old[moved.index].value_counts()
         parts = ", ".join(f"{count} of {split}" for split, count in counts.items())
         what = (
-            f"new images or known patients join groups of different splits: {len(moved)} images "
+            f"new images or patients connect groups of different splits: {len(moved)} images "
             f"({parts}) are now in train, such as {moved['path'].iloc[0]}"
         )
     else:
@@ -262,7 +259,7 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
         lines += _describe_related(audit)
     if shortcut := audit["shortcut"]:
         lines.append(
-            f"  brightness baseline, which sees no anatomy: accuracy {shortcut['brightness']:.0%} "
+            f"  brightness baseline, without anatomy: accuracy {shortcut['brightness']:.0%} "
             f"(majority class: {shortcut['majority']:.0%})"
         )
     lines += [f"  not readable: {path} ({note})" for path, note in audit["unreadable"].items()]
@@ -320,7 +317,7 @@ def _describe_related(audit: Mapping[str, Any]) -> list[str]:
     for kind, links in duplicates["links"].items():
         if across := links["across_classes"]:
             lines.append(
-                f"  {across} of {links['count']} {kind} links join two classes: label conflicts "
+                f"  {across} of {links['count']} {kind} links connect two classes: label conflicts "
                 "or false matches"
             )
     for conflict in duplicates["conflicts"][:3]:

@@ -110,7 +110,7 @@ def _add_title(picture: Bytes, title: str) -> Image.Image:
 
 
 def _save(path: Path, pictures: Sequence[Image.Image], columns: int) -> None:
-    """Write pictures of equal size as one sheet, or delete the file where there are none."""
+    """Write pictures of equal size as one sheet, or delete the file if there are none."""
     if not pictures:
         path.unlink(missing_ok=True)
         return

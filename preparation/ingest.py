@@ -1,4 +1,4 @@
-"""Read images of a source or render phantoms, and write those that the data folder lacks."""
+"""Read images of a source or render phantoms; write those missing in the data folder."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ def measure_source(
 
     Raises:
         UserError: More than one image and more than 5 % of all cannot be read, one is over the
-            pixel limit, or the disk holds other content under its name.
+            pixel limit, or a file of that name with different content exists.
     """
     missing: list[PlannedFile] = []
 
@@ -91,7 +91,7 @@ def describe_plans(plans: Mapping[str, PhantomPlan]) -> str:
 
 
 def is_complete(data_dir: Path, names: Collection[str]) -> bool:
-    """Return whether the manifest lists just `names`, and every file has its sha256."""
+    """Return whether the manifest lists exactly `names`, and every file has its sha256."""
     listed = load_earlier_manifest(data_dir)
     if listed is None or set(listed["path"]) != set(names):
         return False
@@ -99,13 +99,13 @@ def is_complete(data_dir: Path, names: Collection[str]) -> bool:
 
 
 def needs_writing(target: Path, content: bytes) -> bool:
-    """Return whether a file is missing or incomplete; other content in it is a UserError."""
+    """Return whether a file is missing or incomplete; different content is a UserError."""
     if not target.exists():
         return True
     present = target.read_bytes() if target.is_file() else None
     if present is None or not content.startswith(present):
         raise UserError(
-            f"{target} exists with other content than the source's file of that name; nothing was "
+            f"{target} exists and differs from the file of that name in the source; nothing was "
             "changed: choose another --data, or move the file away"
         )
     return present != content

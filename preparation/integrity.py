@@ -74,17 +74,14 @@ def find_changes(data_dir: Path, listed: pd.DataFrame) -> Changes:
 
 
 def check_all(data_dir: Path) -> None:
-    """Raise a UserError unless a data folder holds exactly the files of its manifest."""
+    """Raise a UserError if the images of a data folder differ from its manifest."""
     changes = find_changes(data_dir, load_manifest(data_dir))
     if len(changes):
         raise UserError(changes.describe(data_dir))
 
 
 def check_used(data_dir: Path, used: Collection[str]) -> None:
-    """Raise a UserError if images of a data folder differ from its manifest.
-
-    Images that were added are logged.
-    """
+    """Raise a UserError if `used` images differ from the manifest; log images not in it."""
     listed = load_manifest(data_dir)
     changes = find_changes(data_dir, listed[listed["path"].isin(set(used))])
     if changes.changed or changes.missing:

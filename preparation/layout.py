@@ -1,4 +1,4 @@
-"""Decide the class folder and file name of every image of a source."""
+"""Choose the class folder and file name of every image of a source."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ def plan_files(entries: list[Entry], where: Path, use_aliases: bool = True) -> l
     """Choose class and file name of every image; the same entries give the same plan.
 
     The class is the image's parent folder, so that Training/ and Testing/ above it are merged. The
-    publisher's three folder names are replaced by ALIASES where the source has no other class. A
+    publisher's three folder names are replaced by ALIASES if the source has no other class. A
     name that is taken within its class, ignoring case, gets `_2`, `_3`, ...
 
     Raises:
@@ -52,7 +52,7 @@ def plan_files(entries: list[Entry], where: Path, use_aliases: bool = True) -> l
 
 
 def fold_name(name: str) -> str:
-    """Return a name as a file system compares it that ignores case and the form of accents."""
+    """Normalise a name like a file system that ignores case and the encoding of accents."""
     folded = unicodedata.normalize("NFC", name).casefold()
     return unicodedata.normalize("NFC", folded)
 
@@ -68,13 +68,13 @@ def check_clashes(planned: Sequence[PlannedFile], present: Sequence[str], data_d
         existing = by_fold.get(fold_name(part), part)
         if existing != part:
             raise UserError(
-                f"{data_dir / existing} exists, and {part} of the source is the same on some "
-                "systems; choose another --data, or give both the same name"
+                f"{data_dir / existing} exists, and {part} of the source is the same name on some "
+                "systems; choose another --data, or write both names alike"
             )
 
 
 def _check_folders(parents: dict[str, PurePosixPath], where: Path) -> None:
-    """Refuse images outside a folder, and folders with images inside one another."""
+    """Refuse images outside a folder, and nested folders that both have images."""
     folders = set(parents.values())
     for name, folder in parents.items():
         if not folder.name:
@@ -85,8 +85,8 @@ def _check_folders(parents: dict[str, PurePosixPath], where: Path) -> None:
     for folder in sorted(folders):
         if outer := next((other for other in folder.parents if other in folders), None):
             raise UserError(
-                f"{where}: folder {outer} holds images and folder {folder} inside it too; "
-                "which is the class? Keep the images of a class in one of them"
+                f"{where}: folder {outer} and folder {folder} inside it both hold images; move the "
+                "images of a class into one folder"
             )
 
 
@@ -96,13 +96,13 @@ def _check_classes(classes: set[str], where: Path) -> set[str]:
     for label in sorted(classes):
         if label[0] in "=+-@" or "|" in label:
             raise UserError(
-                f"{where}: class folder {label!r} would be a formula in a spreadsheet, or two "
-                "names in a list; rename it"
+                f"{where}: class folder {label!r} starts like a spreadsheet formula or contains |, "
+                "the separator of class lists; rename it"
             )
         if first.setdefault(fold_name(label), label) != label:
             raise UserError(
                 f"{where}: class folders {first[fold_name(label)]} and {label} are one folder on "
-                "some systems; give them one name"
+                "some systems; merge or rename them"
             )
     if len(classes) < 2:
         raise UserError(

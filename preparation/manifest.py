@@ -1,4 +1,4 @@
-"""The manifest data/CSV/images.csv: one row for each image, written by prepare.py alone.
+"""The manifest data/CSV/images.csv: one row for each image, written only by prepare.py.
 
 Ids of duplicate sets and groups are derived from file contents, not from order or class names.
 """
@@ -36,12 +36,12 @@ FILES_AT_ONCE = 16  # held in memory while the pool decodes
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Properties of one file, a function of its bytes alone.
+    """Properties of one file, computed from its bytes alone.
 
     Attributes:
-        mean: Mean grey value, 0 to 255; NaN where the file cannot be read.
+        mean: Mean grey value, 0 to 255; NaN if the file cannot be read.
         patient: Pseudonym of the patient of a DICOM file, else "".
-        thumbnail: uint8 [THUMBNAIL_PX, THUMBNAIL_PX]; None where the file cannot be read.
+        thumbnail: uint8 [THUMBNAIL_PX, THUMBNAIL_PX]; None if the file cannot be read.
     """
 
     sha256: str
@@ -99,7 +99,7 @@ def measure_images(
         task: Label of the progress bar.
 
     Raises:
-        UserError: Names the first file over the pixel limit.
+        UserError: A file is over the pixel limit; names the first one.
     """
     measured: dict[str, ImageFacts] = {}
     remaining = iter(files)
@@ -145,7 +145,7 @@ def build_manifest(
     Args:
         data_dir: The folder that holds Images/.
         seed: Seed of the split.
-        facts: Facts by path of files that are measured already or not yet written.
+        facts: Facts by path of files that are already measured or not yet written.
         patients: Known patients by path; images of one patient share a group.
         true_ids: Patient, duplicate set and group by path, of phantoms.
         clusters: Duplicate-set and group numbers by sha256 (`Duplicates.cluster`); without them
@@ -199,7 +199,7 @@ def _split_readable(
 
 
 def link_groups(duplicate_sets: Sequence[str], *links: Sequence[str]) -> npt.NDArray[np.intp]:
-    """Return a group number for each row; rows that share a key, in any chain, share it.
+    """Return a group number for each row; rows connected by shared keys, also indirectly, share it.
 
     The keys are duplicate-set ids and any number of others, such as patients; "" links nothing.
     """
@@ -219,7 +219,7 @@ def name_sets(prefix: str, members: Iterable[Any], sha256: Iterable[str]) -> lis
 
 
 def write_manifest(frame: pd.DataFrame, data_dir: Path) -> None:
-    """Write the manifest unless the file holds the same already."""
+    """Write the manifest if the file is missing or different."""
     write_if_changed(manifest_path(data_dir), _format_manifest(frame))
 
 
@@ -233,7 +233,7 @@ def _format_manifest(frame: pd.DataFrame) -> str:
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Write `text` unless the file holds just that already."""
+    """Write `text` if the file is missing or different."""
     if not _holds(path, text):
         write_text(path, text)
 
@@ -249,7 +249,7 @@ def load_manifest(data_dir: Path) -> pd.DataFrame:
         COLUMNS; ids, split and note are text, width and height int, mean float (NaN: unreadable).
 
     Raises:
-        UserError: The manifest or a column is missing, a path is listed twice, a split is unknown,
+        UserError: The manifest or a column is missing, a path is listed twice, a split is invalid,
             a group is in two splits, or a number is invalid; names the file and the row.
     """
     path = manifest_path(data_dir)
@@ -269,7 +269,7 @@ def load_manifest(data_dir: Path) -> pd.DataFrame:
         ("width", (sizes["width"] % 1) != 0, "is not a whole number"),  # true of NaN as well
         ("height", (sizes["height"] % 1) != 0, "is not a whole number"),
         ("mean", mean.isna() & (frame["mean"] != ""), "is not a number"),
-        ("split", ~frame["split"].isin([*SPLITS, ""]), "is none of train, val, test"),
+        ("split", ~frame["split"].isin([*SPLITS, ""]), "is not train, val or test"),
         ("path", frame["path"].duplicated(), "is listed twice"),
         ("label", is_elsewhere, "is not the folder of its path"),
         ("group", is_divided, "is in two splits"),
@@ -286,7 +286,7 @@ def load_manifest(data_dir: Path) -> pd.DataFrame:
 
 
 def load_earlier_manifest(data_dir: Path) -> pd.DataFrame | None:
-    """Return the manifest of a data folder, or None where it is missing or invalid."""
+    """Return the manifest of a data folder, or None if it is missing or invalid."""
     try:
         return load_manifest(data_dir)
     except (OSError, UserError):

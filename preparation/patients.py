@@ -29,7 +29,7 @@ def collect_patients(
 
 
 def _read_earlier(data_dir: Path) -> dict[str, str]:
-    """Return the patients in the earlier manifest, without pseudonyms: files may be replaced."""
+    """Return the patients in the earlier manifest, except pseudonyms, which are read again."""
     try:
         rows = read_table(manifest_path(data_dir), ("path", "patient"), "give --patients again")
     except UserError as error:
@@ -40,7 +40,7 @@ def _read_earlier(data_dir: Path) -> dict[str, str]:
 
 
 def _collect_pseudonyms(facts: Mapping[str, ImageFacts]) -> dict[str, str]:
-    """Return the pseudonyms of DICOM files by path; {} if all have one, as after anonymisation."""
+    """Return the pseudonyms of DICOM files by path; {} if all are equal (anonymised files)."""
     patients = {path: fact.patient for path, fact in facts.items() if fact.patient}
     n_patients, n_readable = len(set(patients.values())), sum(not f.note for f in facts.values())
     if n_patients == 1 and 1 < len(patients) == n_readable:
@@ -76,7 +76,7 @@ def read_patients(table: Path, source_names: Mapping[str, str]) -> dict[str, str
         found = sorted(targets.get(name.strip().replace("\\", "/").removeprefix("./"), ()))
         where = f"{table} row {row}: {name!r}"
         if not found:
-            raise UserError(f"{where} is no image of the source; correct or remove the row")
+            raise UserError(f"{where} is not an image of the source; correct or remove the row")
         if len(found) > 1:
             raise UserError(
                 f"{where} may be any of {len(found)} images ({', '.join(found[:2])}, ...); "

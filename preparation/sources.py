@@ -1,6 +1,6 @@
 """Open an archive or folder and list its images as entries that are safe to write.
 
-Everything that can be wrong with a source is found before the first write.
+Errors in a source are found before the first file is written.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _DAMAGE = (
 class Entry:
     """An image of a source: path inside it, bytes, position in the archive, and how to read it.
 
-    `peek` reads the first START_BYTES alone. Compressed tars are slow in any order but `place`.
+    `peek` reads the first START_BYTES alone. Compressed tars are slow unless read by `place`.
     """
 
     name: str
@@ -69,8 +69,8 @@ def open_source(path: Path, skip: Path | None = None) -> Iterator[Source]:
         skip: A folder inside the source folder to leave out.
 
     Raises:
-        UserError: The source is missing, no archive, cut short, encrypted or without images; an
-            entry leaves the folder or is a link or device; an image is over the size limit.
+        UserError: The source is missing, not an archive, truncated, encrypted or has no images; an
+            entry points outside the folder or is a link or device; an image is over the size limit.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give the archive or its unpacked folder")
@@ -108,14 +108,14 @@ def _is_hidden(name: str) -> bool:
 
 
 def _check_name(where: Path, name: str) -> str:
-    """Return the name without `./`; refuse one that leaves the folder or is not printable."""
+    """Return the name without `./`; refuse unprintable ones and those outside the folder."""
     if "\\" in name or name.startswith("/") or re.match("[A-Za-z]:", name):
         raise _unsafe(where, name, "is not a relative path")
     if ".." in name.split("/"):
-        raise _unsafe(where, name, "leaves the folder")
-    # control characters, lone surrogates (bytes that are no text), line and paragraph separators
+        raise _unsafe(where, name, "points outside the folder")
+    # control characters, lone surrogates (undecodable bytes), line and paragraph separators
     if {unicodedata.category(character) for character in name} & {"Cc", "Cs", "Zl", "Zp"}:
-        raise UserError(f"{where}: entry {name!r} has characters that are not text; rename it")
+        raise UserError(f"{where}: entry {name!r} has unprintable characters; rename it")
     return PurePosixPath(name).as_posix()
 
 
@@ -125,7 +125,7 @@ def _unsafe(where: Path, name: str, reason: str) -> UserError:
 
 def _damaged(path: Path, error: BaseException) -> UserError:
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return UserError(f"{path}: cut short or damaged ({reason}); download or copy it again")
+    return UserError(f"{path}: truncated or damaged ({reason}); download or copy it again")
 
 
 def _walk_folder(root: Path, skip: Path | None) -> Iterator[Entry]:
@@ -144,7 +144,7 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Entry]:
             if _is_hidden(relative):
                 continue
             if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to(inside)):
-                raise UserError(f"{path} is a link that leaves the folder; remove it")
+                raise UserError(f"{path} is a link that points outside the folder; remove it")
             _check_name(root, relative)
             if path.is_file():
                 peek = functools.partial(read_first_bytes, path)
@@ -176,8 +176,8 @@ def _open_tar(path: Path, start: bytes) -> tarfile.TarFile:
         return tarfile.open(path, "r:gz") if is_gzip else tarfile.open(path, "r:")
     except (tarfile.ReadError, EOFError, zlib.error) as error:
         raise UserError(
-            f"{path}: no .zip, .tar or .tar.gz archive, or cut short; give the downloaded archive "
-            "or its unpacked folder"
+            f"{path}: not a .zip, .tar or .tar.gz archive, or truncated; give the downloaded "
+            "archive or its unpacked folder"
         ) from error
 
 
@@ -188,7 +188,7 @@ def _walk_tar(path: Path, archive: tarfile.TarFile) -> Iterator[Entry]:
     stream.seek(archive.offset)
     if stream.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
         raise tarfile.ReadError("the end of the tar is missing")
-    while stream.read(2**20):  # the checksum of a compressed one is at the end
+    while stream.read(2**20):  # the checksum of a compressed archive is at its end
         pass
     for place, member in enumerate(members):
         name = _check_name(path, member.name)
@@ -202,7 +202,7 @@ def _walk_tar(path: Path, archive: tarfile.TarFile) -> Iterator[Entry]:
 def _archived(
     path: Path, name: str, size: int, place: int, opener: Callable[[], IO[bytes] | None]
 ) -> Entry:
-    """Return an archive's entry; reading it fails where the content is damaged or too short."""
+    """Return an archive's entry; reading it fails if the content is damaged or too short."""
 
     def read(n_bytes: int = size) -> bytes:
         try:

@@ -10,9 +10,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from helper import UserError
 
 SPLITS = ("train", "val", "test")
-TEST_SHARE = 0.15  # val has the same
+TEST_SHARE = 0.15  # also of val
 SHARES = (1 - 2 * TEST_SHARE, TEST_SHARE, TEST_SHARE)  # of SPLITS
-VAL_FOLDS = round(1 / TEST_SHARE)  # cross-validation: val is one of so many parts of the rest
+VAL_FOLDS = round(1 / TEST_SHARE)  # cross-validation: val is one of 7 parts of the rest
 FOLDS = 20  # granularity of the shares
 UNITS_PER_KIND = 200  # more groups of one kind are assigned in bundles
 MIN_GROUPS = 3  # a class needs one group in each split
@@ -68,9 +68,9 @@ def split_groups(labels: Keys, groups: Keys, seed: int) -> npt.NDArray[np.str_]:
 def extend_split(labels: Keys, groups: Keys, kept: Keys, seed: int) -> npt.NDArray[np.str_]:
     """Split rows as `split_groups` does, but keep the splits of an earlier manifest.
 
-    A group whose rows had different splits becomes train. New groups are added largest first,
+    A group whose rows had different splits goes to train. New groups are added largest first,
     each to the split in which its classes lack most images; the groups of a new class are split
-    separately. Everything is split again where no row has a split, or where a class would be left
+    separately. Everything is split again if no row has a split, or if a class would be left
     without train, val or test.
 
     Args:
@@ -96,7 +96,7 @@ def extend_split(labels: Keys, groups: Keys, kept: Keys, seed: int) -> npt.NDArr
 
 
 def _fill_up(table: pd.DataFrame, split_of: dict[str, str], seed: int) -> dict[str, str]:
-    """Return a split for each group without one: where its classes lack most images."""
+    """Assign each group without a split to the one in which its classes lack most images."""
     assigned = pd.Series([split_of.get(group, "") for group in table["group"]], table.index)
     filled = pd.crosstab(table["label"], assigned)
     filled = filled.reindex(columns=list(SPLITS), fill_value=0).astype(float)
@@ -148,7 +148,7 @@ def split_folds(labels: Keys, groups: Keys, n_folds: int, seed: int) -> list[npt
 def _split_off_val(
     classes: Codes, group_codes: Codes, units: Codes, seed: int
 ) -> npt.NDArray[np.str_]:
-    """Return train and one part of VAL_FOLDS as val; of a class with fewer groups, one of them."""
+    """Return val for one of VAL_FOLDS parts, or for one group of a rare class, else train."""
     splits = np.full(len(classes), "", dtype="<U5")
     for members in _iterate_rare(classes, group_codes, splits, VAL_FOLDS):
         splits[np.isin(group_codes, members)] = "train"
@@ -161,26 +161,23 @@ def _split_off_val(
 
 
 def split_images(sha256: Keys, labels: Keys, seed: int) -> npt.NDArray[np.str_]:
-    """Split files at random, a leaky split: only byte-identical ones stay together.
-
-    It exists to measure how much duplicates and neighbours in training add to a score.
-    """
+    """Split files at random to measure the effect of leaks; byte-identical files stay together."""
     return split_groups(labels, sha256, seed)
 
 
 def check_disjoint(groups: Keys, splits: Keys) -> None:
-    """Raise a UserError that names the first group in two splits; "" is no split."""
+    """Raise a UserError that names the first group in two splits; "" means no split."""
     first_split: dict[str, str] = {}
     for group, split in zip(groups, splits, strict=True):
         if split and first_split.setdefault(group, split) != split:
             raise UserError(
                 f"group {group} is in {first_split[group]} and in {split}: its slices would be "
-                "in training and in its evaluation; run prepare.py again to split the data"
+                "in training and in evaluation; run prepare.py again to split the data"
             )
 
 
 def _encode(labels: Keys, groups: Keys) -> tuple[Codes, Codes]:
-    """Number the groups of each row by name, and its class by the groups that have it."""
+    """Return class and group numbers of each row; class numbers do not depend on class names."""
     group_codes = np.unique(np.asarray(groups), return_inverse=True)[1]
     by_name = np.unique(np.asarray(labels), return_inverse=True)[1]
     contents = [tuple(np.sort(group_codes[by_name == code])) for code in range(by_name.max() + 1)]
@@ -201,7 +198,7 @@ def _iterate_rare(
 ) -> Iterator[Codes]:
     """Yield the unassigned groups of each class with fewer than `n_folds` of them, rarest first.
 
-    The caller assigns them in `splits` before it asks for the next.
+    The caller must assign them in `splits` before the next iteration.
     """
     while True:
         is_left = splits == ""
@@ -219,7 +216,7 @@ def _is_in_all_splits(classes: Keys, splits: npt.NDArray[np.str_]) -> bool:
 
 
 def _make_folds(classes: Codes, units: Codes, n_folds: int, seed: int) -> list[Codes]:
-    """Return the rows of each fold, stratified, with whole units, whatever the order of rows."""
+    """Return the rows of each fold: stratified, whole units, independent of the row order."""
     order = np.lexsort((classes, units))
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
     unused = np.zeros((len(order), 1))

@@ -44,7 +44,7 @@ CALIBRATION = {
 
 
 def write_report(path: Path, report: Metrics, plots_dir: Path, context: Context) -> None:
-    """Write report.html with the plots embedded; it loads nothing from elsewhere.
+    """Write report.html with the plots embedded; it needs no other file.
 
     Args:
         path: File to write.
@@ -102,11 +102,11 @@ def _build_cards(report: Metrics) -> list[dict[str, str]]:
     baselines = {
         "majority": (
             "majority-class baseline",
-            "accuracy of always naming the class that is most frequent in training",
+            "accuracy of always predicting the most frequent class of training",
         ),
         "brightness": (
             "brightness baseline",
-            "accuracy of seven brightness statistics, without anatomy",
+            "accuracy of a classifier on seven brightness statistics",
         ),
     }
     return metrics + [

@@ -44,7 +44,7 @@ def build_figure(title: str, width_inch: float, height_inch: float) -> Figure:
 
 
 def save(figure: Figure, path: Path, stamp: str | None = None) -> None:
-    """Write the figure as PNG atomically, with a word such as PHANTOM laid over it."""
+    """Write the figure as PNG atomically, with `stamp`, such as PHANTOM, as a watermark."""
     if stamp:
         figure.suptitle(f"{figure.get_suptitle()} · {stamp}")
         width_inch, height_inch = figure.get_size_inches()
@@ -161,7 +161,7 @@ def plot_roc_curves(probs: FloatArray, labels: IntArray, classes: Sequence[str])
     Args:
         probs: [N, K].
         labels: [N] class ids.
-        classes: K names; a class without images on both sides gets no curve and is named.
+        classes: K names; a class with none or all of the images gets no curve and is named.
     """
     figure = build_figure("ROC curves, each class against the rest", 7.6, 5.2)
     axes = figure.subplots()
@@ -183,7 +183,7 @@ def plot_pr_curves(probs: FloatArray, labels: IntArray, classes: Sequence[str]) 
     Args:
         probs: [N, K].
         labels: [N] class ids.
-        classes: K names; a class without images on both sides gets no curve and is named.
+        classes: K names; a class with none or all of the images gets no curve and is named.
     """
     figure = build_figure(
         "Precision and recall of each class, horizontal lines: prevalence", 7.6, 5.2
@@ -309,7 +309,7 @@ def _finish_curves(axes: Axes, labels: IntArray, classes: Sequence[str]) -> None
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=8)
     if left_out:
-        text = wrap(f"no curve, as one side has no images: {', '.join(left_out)}", 56)
+        text = wrap(f"no curve, as class or rest has no images: {', '.join(left_out)}", 56)
         axes.text(0.5, 0.03, text, ha="center", va="bottom", fontsize=8, color="dimgrey")
 
 

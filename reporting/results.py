@@ -101,7 +101,7 @@ def _describe_calibration(predictions: Predictions, fitted: Sequence[dict[str, A
     n_checkpoints = len(predictions.checkpoints)
     if len(fitted) < n_checkpoints:
         return [
-            f"calibration: {n_checkpoints - len(fitted)} of {n_checkpoints} checkpoints hold none, "
+            f"calibration: {n_checkpoints - len(fitted)} of {n_checkpoints} checkpoints have none, "
             "so temperature, prediction sets and review are null and these probabilities are plain "
             "softmax; fit it with python main.py --resume session/RUN"
         ]
@@ -126,8 +126,8 @@ def _describe_calibration(predictions: Predictions, fitted: Sequence[dict[str, A
         fewest = min(each["conformal"]["n_slices"][name] for each in fitted)
         if fewest < conformal.MIN_SLICES:
             notes.append(
-                f"prediction sets: {name} is in every set, because val has {fewest} groups of it; "
-                f"at least {conformal.MIN_SLICES} are needed"
+                f"prediction sets: {name} is in every set, as only {fewest} of its groups are in "
+                f"val; at least {conformal.MIN_SLICES} are needed"
             )
     return notes
 
@@ -142,7 +142,7 @@ def _describe_majority(predictions: Predictions) -> list[str]:
     names = ", ".join(predictions.classes[index] for index in absent)
     return [
         f"baselines: {names}, the most frequent class of training, does not occur among these "
-        f"slices; always naming their most frequent class would reach {reached:.4f}"
+        f"slices; always predicting their most frequent class would reach {reached:.4f}"
     ]
 
 
@@ -206,7 +206,7 @@ def compare(
 
 
 def check_results_dir(results_dir: Path, report: dict[str, Any]) -> None:
-    """Make sure that no results of another checkpoint, split or data are overwritten.
+    """Check that no results of another checkpoint, split or data folder are overwritten.
 
     Raises:
         UserError: The folder holds such results.
@@ -249,7 +249,7 @@ def write_results(
         tabulate(predictions).to_csv(temporary, index=False)
     plots_dir = results_dir / "plots"
     for old in plots_dir.glob("*.png"):
-        old.unlink()  # it may belong to another evaluation
+        old.unlink()  # it may be from an evaluation with other plots
     stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
     stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
     n_gallery = n_gallery if predictions.member_slices else 0

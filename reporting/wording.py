@@ -23,7 +23,7 @@ GENERAL_LIMITS = (
     "class.",
 )
 PUBLISHED_LIMITS = (
-    "No class holds healthy brains: the model names a tumour for every image.",
+    "There is no healthy class: the model names a tumour for every image.",
     "The data are one public data set without patient identifiers, scanner or acquisition data. "
     "Results on slices of other hospitals may differ.",
     "The publisher of the Bangladesh Brain Cancer MRI Dataset does not define its third class, "
@@ -40,17 +40,17 @@ AVERAGES = {
     "roc_auc_macro": "ROC AUC, macro",
     "mcc": "Matthews correlation",
 }
-WARNING = re.compile(r"[A-Z]{4,}")  # a note that starts like this stands above the results
+WARNING = re.compile(r"[A-Z]{4,}")  # a note that starts with such a word is shown above the results
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the report and the model card state beside the metrics.
+    """Statements of the report and the model card besides the metrics.
 
     Attributes:
         training_data: Origin of the slices that the network was trained on.
         evaluation_data: Origin of the slices that it was evaluated on.
-        output: What its probabilities are.
+        output: Kind of the probabilities, such as calibrated.
         limits: Limits of use, the most important first.
         audit: Lines of the audit by prepare.py; empty if unknown.
         heatmap_method: Method of the heat maps in the galleries; empty without galleries.

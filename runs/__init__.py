@@ -1,1 +1,1 @@
-"""The life of a run: start, resume, cross-validate, fit what belongs to val."""
+"""Start, resume and finish runs, cross-validate, fit calibration and OOD detection."""

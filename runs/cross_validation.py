@@ -41,7 +41,7 @@ def start_folds(config: TrainConfig, run_dir: Path, device: torch.device) -> Non
         KeyboardInterrupt: The run was stopped; the message says how to continue it.
     """
     integrity.check_all(config.data_dir)
-    tables = _load_tables(config)  # too few groups are refused before a folder is created
+    tables = _load_tables(config)  # raises if there are too few groups, before a folder is created
     if distributed.is_main_process():
         with atomic_files.new_folder(run_dir) as folder:
             atomic_files.write_json(folder / "config.json", config.to_dict())
@@ -49,7 +49,7 @@ def start_folds(config: TrainConfig, run_dir: Path, device: torch.device) -> Non
         _train_folds(config, tables, run_dir, device)
     except Exception:
         if distributed.is_main_process() and not any(run_dir.glob("fold_*")):
-            shutil.rmtree(run_dir)  # it failed at the start, so its name stays free
+            shutil.rmtree(run_dir)  # nothing to resume: free the name
         raise
 
 
@@ -57,7 +57,7 @@ def resume_folds(run_dir: Path, device: torch.device) -> None:
     """Continue a cross-validation: finish the stopped fold and train the missing ones.
 
     Raises:
-        UserError: The slices, and thus the folds, have changed since the run started.
+        UserError: The slices have changed since the run started, so the folds would differ.
     """
     config = lifecycle.read_config(run_dir / "config.json")
     tables = _load_tables(config)

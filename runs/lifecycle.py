@@ -34,7 +34,7 @@ def check_model(config: TrainConfig) -> None:
     """Check `--model` and its sizes before any file is opened.
 
     Raises:
-        UserError: They do not fit; exit status 2.
+        UserError: The model or a size is invalid; exit status 2.
     """
     options = config.model
     uses_weights = options.pretrained or options.weights is not None
@@ -65,7 +65,7 @@ def start_run(
         device: Training device.
 
     Raises:
-        UserError: The folder, the slices, the weights or the disk do not allow it.
+        UserError: The folder exists, slices or weights are unusable, or the disk is full.
         KeyboardInterrupt: The run was stopped; the message says how to continue it.
     """
     distributed.check_batch_size(table["split"].tolist(), config.train.batch_size)
@@ -102,12 +102,12 @@ def _train_new(
             _train(trainer, table)
         except BaseException as error:
             if distributed.is_main_process() and not _is_worth_keeping(run_dir, trainer, error):
-                shutil.rmtree(run_dir)  # it failed at the start, so its name stays free
+                shutil.rmtree(run_dir)  # nothing to resume: free the name
             raise
 
 
 def _is_worth_keeping(run_dir: Path, trainer: Trainer | None, error: BaseException) -> bool:
-    """Return whether a failed run can be resumed with a chance of success."""
+    """Return whether it makes sense to resume a failed run."""
     if (run_dir / "history.csv").exists():
         return True
     is_external = isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, OSError)
@@ -209,7 +209,7 @@ def build_record(
     name: str,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Return what the checkpoints of a run hold besides training progress, as plain values."""
+    """Return the checkpoint entries that define a run (RECORD_TYPES), as plain values."""
     options, data_dir = config.model, config.data_dir
     return {
         "run": name,
@@ -234,7 +234,7 @@ def build_trainer(
     device: torch.device,
     run_dir: Path,
 ) -> Trainer:
-    """Load the slices, fit the baselines into the record and return the trainer."""
+    """Load the slices, add the fitted baselines to the record and return the trainer."""
     precision.keep_freed_memory()
     if config.run.deterministic:
         precision.use_deterministic_algorithms()
@@ -252,7 +252,7 @@ def build_trainer(
 
 
 def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = None) -> None:
-    """Train to the end, from the content of last.pt if given, then fit calibration and OOD."""
+    """Train to the end, from the content of last.pt if given; fit calibration and OOD detector."""
     run_dir = trainer.run_dir
     if last is None:
         trainer.save(improved=False)  # so that a run killed in its first epoch can be resumed
@@ -278,7 +278,7 @@ def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = 
         ) from error
     except OSError as error:
         line = atomic_files.describe_os_error(error)
-        raise UserError(f"{line} with --resume {run_dir}: earlier saves are intact") from error
+        raise UserError(f"{line} with --resume {run_dir}; saved checkpoints are intact") from error
     distributed.barrier()
 
 
@@ -293,10 +293,10 @@ def _load_slices(
     )
     in_memory = needed_mib <= allowed_mib
     if not in_memory:
-        line = "the slices need %.0f MiB, allowed are %.0f MiB (--memory-mib): read from disk"
+        line = "the slices need %.0f MiB, the limit is %.0f (--memory-mib): read from disk"
         log.info(line, needed_mib, allowed_mib)
     data_dir, classes = Path(record["data"]), record["classes"]
-    with distributed.main_process_first():  # it fills the pixel cache for the others
+    with distributed.main_process_first():  # it writes the pixel cache that the others read
         return [
             dataset.take_slices(
                 table, split, data_dir, classes, image_size, in_memory=in_memory
@@ -317,5 +317,5 @@ def _log_start(record: dict[str, Any], n_train: int, n_val: int, run_dir: Path) 
         f"{record['model']} ({record['start']}) at {record['preprocess']['image_size']} px on "
         f"{record['environment']['device']}, {processes}{record['threads']} threads, "
         f"{record['precision']}; {n_train} training slices, {n_val} val; classes "
-        f"{', '.join(record['classes'])}; into {run_dir}"
+        f"{', '.join(record['classes'])}; run folder {run_dir}"
     )

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from filelock import FileLock
 
+import evaluate
 import main
 import prepare
 from tests.support.builders import ON_CPU, PHANTOMS, QUICK, Run, link_phantoms
@@ -58,11 +59,23 @@ def phantom_dir(shared_dir: Path) -> Path:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with the phantoms in data/phantom."""
-    link_phantoms(tmp_path, phantom_dir)
+def empty_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def workplace(empty_dir: Path, phantom_dir: Path) -> Path:
+    """A working folder with nothing but the phantoms in data/phantom."""
+    link_phantoms(empty_dir, phantom_dir)
+    return empty_dir
+
+
+@pytest.fixture
+def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the evaluation after training, which tests of training do not need."""
+    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
 
 
 @pytest.fixture(scope="session")

@@ -59,9 +59,7 @@ def has_note(report: dict, words: str) -> bool:
 # ---- splits and data
 
 
-def test_evaluate_repeats_the_metrics_of_the_training_run(
-    trained: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metrics_of_training_are_repeated(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = read_metrics(trained.root, "first")
     for budget_mib in (1e6, 0.0):  # slices in memory, and read from disk
         monkeypatch.setattr(predictions, "measure_budget_mib", lambda _, mib=budget_mib: mib)
@@ -73,7 +71,7 @@ def test_evaluate_repeats_the_metrics_of_the_training_run(
 
 def test_other_splits_and_checkpoints_have_their_own_folders(trained: Run) -> None:
     before = list_files(Path("results/first"))
-    notes = {"val": "SEEN: these are the val", "train": "SEEN: these are the train"}
+    notes = {"val": "on these val slices", "train": "on these train slices"}
     for split, words in (notes | {"all": "belong to the run"}).items():
         assert run_evaluate(FIRST, "--split", split) == 0
         assert has_note(read_metrics(trained.root, f"first-{split}"), words)
@@ -124,9 +122,7 @@ def test_data_that_do_not_fit_are_refused(trained: Run, capsys: pytest.CaptureFi
     assert [path.name for path in Path("results").iterdir()] == ["first"]
 
 
-def test_files_that_are_no_usable_checkpoint_are_refused(
-    trained: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_checkpoints_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
     content = torch.load(FIRST, weights_only=True)
     Path("broken.pt").write_bytes(Path(FIRST).read_bytes()[:1000])
     torch.save({**content, "best": {}, "history": []}, "early.pt")
@@ -181,7 +177,7 @@ def test_a_checkpoint_without_calibration_is_evaluated_and_marked(trained: Run) 
     change_checkpoint("first", calibration=None)
     assert run_evaluate(FIRST) == 0
     report = read_metrics(trained.root, "first")
-    assert has_note(report, "1 of 1 checkpoints hold none")
+    assert has_note(report, "1 of 1 checkpoints have none")
     assert report["calibration"]["temperature"] is None
     assert report["conformal"]["coverage"] is None
     assert report["review"] is None
@@ -253,9 +249,7 @@ def test_runs_are_compared_on_their_common_slices(trained: Run) -> None:
     assert np.array_equal(predictions.average_predictions(aligned).labels, aligned[0].labels)
 
 
-def test_runs_that_cannot_be_compared_are_refused(
-    trained: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_incomparable_runs_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
     split = load_first()["split"]
     swap = {"train": "test", "test": "train", "val": "val"}
     swapped = {**split, "split": [swap[name] for name in split["split"]]}

@@ -1,6 +1,7 @@
 """Errors and exit statuses, seeds, devices, the environment record."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +11,15 @@ import torch
 import helper
 from common.signals import Terminated
 from helper import UserError
+from tests.support.builders import Capture, Patch
 
 
 def test_a_seed_depends_on_every_part() -> None:
-    parts: list[tuple[int | str, ...]] = [
-        (0, "augment", 1, 2),
-        (1, "augment", 1, 2),
-        (0, "order", 1, 2),
-        (0, "augment", 0, 2),
-        (0, "augment", 1, 3),
-        (0, "augment", 2, 1),
-        (0, "augment", 1),
-        (0, "augment", 12),
-        (0, 1, 2),
-        (0,),
-        (2**40, "augment", 1, 2),
-    ]
-    seeds = [helper.derive_seed(int(seed), *purpose) for seed, *purpose in parts]
+    purposes = [("a", 1, 2), ("b", 1, 2), ("a", 1, 3), ("a", 2, 1), ("a", 1), ("a", 12), (1, 2), ()]
+    parts = [(seed, purpose) for seed in (0, 1, 2**40) for purpose in purposes]
+    seeds = [helper.derive_seed(seed, *purpose) for seed, purpose in parts]
     assert len(set(seeds)) == len(parts)
-    assert seeds == [helper.derive_seed(int(seed), *purpose) for seed, *purpose in parts]
+    assert seeds == [helper.derive_seed(seed, *purpose) for seed, purpose in parts]
     assert all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds)
     steps = range(0, 200_000, 370)
     assert len({helper.derive_seed(0, "step", step) for step in steps}) == len(steps)
@@ -54,20 +45,21 @@ def test_generators_and_the_global_seed_follow_the_purpose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "line"),
+    ("error", "status", "pattern"),
     [
-        (UserError("what, where, what to do"), 1, "error: what, where, what to do"),
-        (UserError("wrong option", status=2), 2, "error: wrong option"),
-        (FileNotFoundError(2, "No such file", "a.csv"), 1, "error: a.csv: No such file"),
-        (OSError("disk on fire"), 1, "error: disk on fire"),
-        (KeyboardInterrupt(), 130, "error: interrupted"),
-        (Terminated("saved"), 143, "error: saved"),
-        (ValueError("one\ntwo"), 1, "error: ValueError: one (run again with --debug to see where)"),
-        (ValueError(), 1, "error: ValueError: ValueError (run again with --debug to see where)"),
+        (UserError("what, where, what to do"), 1, "what, where, what to do"),
+        (UserError("wrong option", status=2), 2, "wrong option"),
+        (FileNotFoundError(2, "No such file", "a.csv"), 1, "a.csv: No such file"),
+        (OSError("disk on fire"), 1, "disk on fire"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated("saved"), 143, "saved"),
+        (ValueError("one\ntwo"), 1, "ValueError: one .*--debug"),
+        (ValueError(), 1, "ValueError: ValueError .*--debug"),
+        (torch.OutOfMemoryError("Tried to allocate"), 1, "Tried to allocate.*--batch-size"),
     ],
 )
 def test_a_failed_command_has_a_status_and_one_line(
-    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, status: int, pattern: str, capsys: Capture
 ) -> None:
     def command(_: None) -> None:
         helper.log.info("started")
@@ -75,17 +67,13 @@ def test_a_failed_command_has_a_status_and_one_line(
 
     assert helper.run_command(command, None) == status
     captured = capsys.readouterr()
-    assert captured.err == line + "\n"
+    assert re.fullmatch(f"error: {pattern}.*\n", captured.err)
     assert captured.out == "started\n"
     with pytest.raises(type(error)):
         helper.run_command(command, None, debug=True)
 
 
-def test_out_of_memory_suggests_smaller_batches() -> None:
-    assert "--batch-size" in helper.describe_error(torch.OutOfMemoryError("Tried to allocate"))
-
-
-def test_a_successful_command_has_status_0(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_successful_command_has_status_0(capsys: Capture) -> None:
     seen: list[str] = []
     assert helper.run_command(seen.append, "config") == 0
     assert seen == ["config"]
@@ -121,7 +109,7 @@ def test_the_environment_is_plain_and_names_the_command() -> None:
     assert json.loads(json.dumps(record)) == record
 
 
-def test_no_commit_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_commit_outside_git(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setattr(helper, "PROJECT_DIR", tmp_path)
     assert helper.read_commit() is None

@@ -1,6 +1,5 @@
 """The whole program on phantoms: files, refusals, options, and what training must not use."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -8,6 +7,7 @@ import sys
 import urllib.error
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -22,23 +22,22 @@ import main
 import prepare
 from evaluation.predictions import predict_run
 from modeling import checkpoint
+from preparation.manifest import load_manifest, write_manifest
 from tests.support.builders import (
     ON_CPU,
     PLOTS,
     QUICK,
     RESULT_FILES,
     SESSION_FILES,
+    Capture,
+    Patch,
     Run,
     expect_refusal,
+    hash_file,
     list_files,
     read_metrics,
 )
 from tests.support.four_classes import CLASSES, write_four_class_folder
-
-
-@pytest.fixture
-def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
 
 
 def run_main(*argv: str) -> int:
@@ -71,7 +70,7 @@ def test_the_options_are_stored(first_run: Run) -> None:
 
 
 @pytest.mark.usefixtures("workplace", "no_evaluation")
-def test_a_split_by_image_is_reported_as_leaky(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_by_image_is_reported_as_leaky(capsys: Capture) -> None:
     assert run_main("--split-by", "image", "--name", "leaky") == 0
     assert "LEAKY SPLIT" in capsys.readouterr().out
     path = Path("session/leaky/best.pt")
@@ -82,14 +81,11 @@ def test_a_split_by_image_is_reported_as_leaky(capsys: pytest.CaptureFixture[str
 # ---- refusals
 
 
-def test_an_empty_data_folder_names_both_ways_to_fill_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_an_empty_data_folder_names_both_ways_to_fill_it(empty_dir: Path, capsys: Capture) -> None:
     line = expect_refusal(capsys, main.main(["--model", "net", "--epochs", "1"]))
     assert "prepare.py SOURCE" in line
     assert "--phantom" in line
-    assert not list(tmp_path.iterdir())
+    assert not list(empty_dir.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -101,21 +97,14 @@ def test_an_empty_data_folder_names_both_ways_to_fill_it(
         ("--model alexnet --image-size 128 --first-size 0.25", "--first-size"),
     ],
 )
-def test_a_wrong_model_is_refused_before_any_file_is_read(
-    argv: str,
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_wrong_models_are_refused(argv: str, words: str, empty_dir: Path, capsys: Capture) -> None:
     status = main.main([*argv.split(), "--no-pretrained"])
     assert words in expect_refusal(capsys, status, expected=2)
-    assert not list(tmp_path.iterdir())
+    assert not list(empty_dir.iterdir())
 
 
 @pytest.mark.usefixtures("trained")
-def test_an_existing_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_name_is_refused(capsys: Capture) -> None:
     before = list_files(Path("session"))
     line = expect_refusal(capsys, run_main("--name", "first"))
     assert "session/first exists" in line
@@ -130,39 +119,31 @@ def test_an_existing_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--model", "resnet18", "--weights", "none.pth"], "none.pth: no such file"),
-        (["--model", "resnet18"], "--weights FILE"),  # the download fails
-        (["--split-seed", "1", "--phantom", "--tensorboard"], "tensorboard"),
+        ("--model resnet18 --weights none.pth", "none.pth: no such file"),
+        ("--model resnet18", "--weights FILE"),  # the download fails
+        ("--split-seed 1 --tensorboard", "requirements-tensorboard.txt"),
     ],
 )
 @pytest.mark.usefixtures("workplace")
-def test_a_failed_start_leaves_no_run_behind(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    argv: list[str],
-    words: str,
+def test_failed_starts_leave_no_run(
+    monkeypatch: Patch, capsys: Capture, argv: str, words: str
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise urllib.error.URLError("no network")
-
+    fail = Mock(side_effect=urllib.error.URLError("no network"))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    status = main.main([*QUICK, "--epochs", "1", "--name", "failed", *argv])
+    status = main.main([*QUICK, "--epochs", "1", "--name", "failed", *argv.split()])
     assert words in expect_refusal(capsys, status)
     assert not Path("session/failed").exists()
 
 
 @pytest.mark.usefixtures("trained")
-def test_resuming_with_changed_slices_is_refused(
-    phantom_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_with_changed_slices_is_refused(phantom_dir: Path, capsys: Capture) -> None:
     split = pd.read_csv("session/first/split.csv")
     Path("data/phantom").unlink()
     shutil.copytree(phantom_dir, "data/phantom")
-    path = Path("data/phantom/CSV/images.csv")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = load_manifest(Path("data/phantom"))
     lost = split.loc[split["split"] == "train", "sha256"].iloc[0]
-    table[table["sha256"] != lost].to_csv(path, index=False)
+    write_manifest(table[table["sha256"] != lost], Path("data/phantom"))
     line = expect_refusal(capsys, main.main(["--resume", "session/first", "--device", "cpu"]))
     assert "the slices of run first have changed" in line
 
@@ -170,46 +151,35 @@ def test_resuming_with_changed_slices_is_refused(
 # ---- data and options
 
 
-@pytest.mark.usefixtures("no_evaluation")
-def test_training_does_not_use_the_test_split(
-    tmp_path: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for folder in ("original", "noise"):
-        shutil.copytree(phantom_dir, folder, ignore=shutil.ignore_patterns("cache"))
-        if folder == "noise":
-            replace_test_slices(Path(folder))
+@pytest.mark.usefixtures("empty_dir", "no_evaluation")
+def test_training_does_not_use_the_test_split(phantom_dir: Path) -> None:
+    for name in ("original", "noise"):
+        shutil.copytree(phantom_dir, name, ignore=shutil.ignore_patterns("cache"))
+    table = load_manifest(Path("noise"))
+    for row in table.index[table["split"] == "test"]:
+        path = Path("noise", table.loc[row, "path"])
+        noise = np.random.default_rng(row).integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        table.loc[row, "sha256"] = hash_file(path)
+    write_manifest(table, Path("noise"))
+    for name in ("original", "noise"):
         command = [*ON_CPU, "--model", "net", "--image-size", "32", "--epochs", "1"]
-        assert main.main([*command, "--data", folder, "--name", folder]) == 0
+        assert main.main([*command, "--data", name, "--name", name]) == 0
     first, second = load_best("original"), load_best("noise")
     assert first["split"]["sha256"] != second["split"]["sha256"]
-    assert all(
-        torch.equal(value, second["weights"][key]) for key, value in first["weights"].items()
-    )
+    for key, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][key])
     assert first["baselines"] == second["baselines"]
     assert first["calibration"] == second["calibration"]
     assert first["history"][0]["val_loss"] == second["history"][0]["val_loss"]
 
 
-def replace_test_slices(folder: Path) -> None:
-    """Replace the test slices by noise, and their hashes in the manifest."""
-    path = folder / "CSV" / "images.csv"
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    rng = np.random.default_rng(0)
-    for row in table.index[table["split"] == "test"]:
-        image = folder / table.loc[row, "path"]
-        Image.fromarray(rng.integers(0, 256, (32, 32), dtype=np.uint8)).save(image)
-        table.loc[row, "sha256"] = hashlib.sha256(image.read_bytes()).hexdigest()
-    table.to_csv(path, index=False)
-
-
-def test_four_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    count = write_four_class_folder(tmp_path / "source")
+def test_four_other_classes(empty_dir: Path) -> None:
+    count = write_four_class_folder(empty_dir / "source")
     assert prepare.main(["source"]) == 0
     command = [*ON_CPU, "--model", "net", "--image-size", "32", "--batch-size", "8"]
     assert main.main([*command, "--epochs", "2", "--name", "four"]) == 0
-    report = read_metrics(tmp_path, "four")
+    report = read_metrics(empty_dir, "four")
     assert report["classes"] == sorted(CLASSES)
     assert not any("PHANTOM" in note for note in report["notes"])
     assert len(pd.read_csv("session/four/split.csv")) == count
@@ -218,9 +188,8 @@ def test_four_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "argv",
     [
-        "--class-weights balanced --mixup 0.2",
-        "--cutmix 1.0 --precision bf16",
-        "--no-flip --no-quarter-turns --ema-decay 0 --clip-norm 0",
+        "--class-weights balanced --mixup 0.2 --no-flip --no-quarter-turns",
+        "--cutmix 1.0 --precision bf16 --ema-decay 0 --clip-norm 0",
     ],
 )
 @pytest.mark.usefixtures("workplace", "no_evaluation")
@@ -237,17 +206,17 @@ def test_a_backbone_from_local_weights() -> None:
 
 
 @pytest.mark.data
+@pytest.mark.integration
 @pytest.mark.skipif("BRAIN_MRI_DATA" not in os.environ, reason="BRAIN_MRI_DATA names no archive")
-def test_the_real_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_slices(empty_dir: Path) -> None:
     """A tenth of them, from the archive to the metrics."""
     with zipfile.ZipFile(os.environ["BRAIN_MRI_DATA"]) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))[::10]
-        archive.extractall(tmp_path / "source", names)
-    monkeypatch.chdir(tmp_path)
+        archive.extractall("source", names)
     assert prepare.main(["source"]) == 0
     command = ["--model", "net", "--image-size", "64", "--epochs", "4", "--device", "cpu"]
     assert main.main([*command, "--name", "real"]) == 0
-    report = read_metrics(tmp_path, "real")
+    report = read_metrics(empty_dir, "real")
     assert report["accuracy"]["value"] > 0.5
     assert report["baselines"]["brightness"] > 0.6
     assert not any("LEAK" in note or "too high" in note for note in report["notes"])

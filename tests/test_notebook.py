@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError
 
 import prepare
 from evaluation.baselines import N_STATISTICS, cross_validate_brightness
-from tests.support.builders import ROOT
+from tests.support.builders import ROOT, Patch
 
 NOTEBOOK = ROOT / "data exploration" / "exploration.ipynb"
 PLOTS = {"classes", "brightness", "samples", "duplicates", "leak"}  # of every folder
@@ -32,7 +32,7 @@ Figure.suptitle = suptitle
 
 
 def run(
-    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, n_cells: int | None = None
+    folder: Path, data: Path, monkeypatch: Patch, n_cells: int | None = None
 ) -> tuple[str, list[str]]:
     """Run the notebook outside the repository; return its printed text and the plot titles."""
     folder.mkdir()
@@ -69,9 +69,7 @@ def list_plots(folder: Path) -> set[str]:
 
 
 @pytest.mark.integration
-def test_it_runs_on_phantoms(
-    tmp_path: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_runs_on_phantoms(tmp_path: Path, phantom_dir: Path, monkeypatch: Patch) -> None:
     """The samples are images of the folder, which are phantoms."""
     monkeypatch.setenv("BRAIN_MRI_SHOW", "1")
     folder = tmp_path / "data exploration"
@@ -86,9 +84,7 @@ def test_it_runs_on_phantoms(
 
 
 @pytest.mark.integration
-def test_it_opens_no_slice_unless_asked(
-    tmp_path: Path, phantom_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_slice_is_read_by_default(tmp_path: Path, phantom_dir: Path, monkeypatch: Patch) -> None:
     """Images that count as real ones are removed after preparation, before the notebook runs."""
     monkeypatch.delenv("BRAIN_MRI_SHOW", raising=False)
     data, folder = tmp_path / "data", tmp_path / "data exploration"
@@ -111,14 +107,12 @@ def test_it_opens_no_slice_unless_asked(
         for key in ("count", "across_classes")
     )
     assert n_links > 0
-    assert f"{n_across} of {n_links} links join two classes" in text
+    assert f"{n_across} of {n_links} links connect two classes" in text
     assert f"largest duplicate set: {found['largest_duplicate_set']} files" in text
 
 
 @pytest.mark.integration
-def test_a_folder_that_is_not_prepared_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_not_prepared_is_refused(tmp_path: Path, monkeypatch: Patch) -> None:
     with pytest.raises(CellExecutionError, match=r"absent.*images\.csv"):
         run(tmp_path / "data exploration", tmp_path / "absent", monkeypatch, n_cells=3)
 

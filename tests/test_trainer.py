@@ -4,28 +4,23 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-import trainer as trainer_module
 from helper import UserError
 from loading.image_source import Batch
 from modeling import checkpoint, forward
-from tests.support.builders import make_trainer
+from tests.support.builders import Patch, assert_same_weights, make_trainer, raise_in_step
 from trainer import Trainer
-from training import distributed, history
-from training.augmentation import Augmentation
+from training import distributed
 from training.loss_tracker import STEPS_PER_READ
 
 TIMINGS = ["images_per_s", "time_s"]
 OPTIONS: dict[str, Any] = {"dropout": 0.5, "mixup": 0.4, "freeze_epochs": 1, "start": "weights"}
-
-
-class StopError(Exception):
-    pass
 
 
 def copy_weights(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -36,9 +31,7 @@ def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
     return all(torch.equal(value, second[key]) for key, value in first.items())
 
 
-def replace_step(
-    monkeypatch: pytest.MonkeyPatch, compute_loss: Callable[[int], float]
-) -> list[int]:
+def replace_step(monkeypatch: Patch, compute_loss: Callable[[int], float]) -> list[int]:
     """Replace the training step by a loss that depends on its number; return the numbers."""
     steps: list[int] = []
 
@@ -89,9 +82,7 @@ def test_batch_norm_is_recalibrated_on_plain_training_slices(tmp_path: Path) -> 
         ({"start": "weights", "lr": 2e-3}, {2e-3, 0.5e-3}),
     ],
 )
-def test_every_group_has_its_learning_rate_at_the_peak(
-    tmp_path: Path, values: dict[str, Any], rates: set[float]
-) -> None:
+def test_peak_learning_rates(tmp_path: Path, values: dict[str, Any], rates: set[float]) -> None:
     # 3 steps an epoch, one epoch of warm-up
     trainer = make_trainer(tmp_path, epochs=10, backbone_lr_factor=0.25, clip_norm=0.0, **values)
     batch = Batch(trainer.train.pixels[:8], trainer.train.labels[:8], 0, 8)
@@ -111,18 +102,15 @@ def test_a_frozen_backbone_does_not_change_until_it_is_unfrozen(tmp_path: Path) 
     trainer.epoch = 1
     trainer.train_epoch()
     after = copy_weights(trainer.network)
-    changed = [not torch.equal(backbone[key], after[key]) for key in backbone if "conv" in key]
-    assert changed
-    assert all(changed)
+    convs = [key for key in backbone if "conv" in key]
+    assert convs
+    assert not any(torch.equal(backbone[key], after[key]) for key in convs)
 
 
-def test_early_stop_after_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
-
-    def validate(_: Trainer) -> dict[str, float]:
-        return {"val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": next(scores)}
-
-    monkeypatch.setattr(Trainer, "validate", validate)
+def test_early_stop_after_patience(tmp_path: Path, monkeypatch: Patch) -> None:
+    scores = (0.5, 0.7, 0.6, 0.7, 0.9)
+    rows = [{"val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": score} for score in scores]
+    monkeypatch.setattr(Trainer, "validate", Mock(side_effect=rows))
     trainer = make_trainer(tmp_path, epochs=9, patience=2)
     trainer.fit()
     assert [row["val_macro_f1"] for row in trainer.history.rows] == [0.5, 0.7, 0.6, 0.7]
@@ -131,24 +119,13 @@ def test_early_stop_after_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(best["history"]) == 4
 
 
-def test_a_loss_that_is_not_finite_names_epoch_and_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make_trainer(tmp_path)
-    replace_step(monkeypatch, lambda step: math.nan if step == 4 else 1.0)
-    with pytest.raises(UserError, match="not finite in epoch 2, step 2 of 3"):
-        trainer.fit()
-    assert checkpoint.load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
-
-
-def test_a_bad_loss_ends_a_long_epoch_early(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = replace_step(monkeypatch, lambda step: math.nan if step == 4 else 1.0)
+def test_bad_losses_end_the_epoch_early(tmp_path: Path, monkeypatch: Patch) -> None:
+    steps = replace_step(monkeypatch, lambda step: math.nan if step == 104 else 1.0)
     trainer = make_trainer(tmp_path, n_train=400, batch_size=4)
-    with pytest.raises(UserError, match="epoch 1, step 5 of 100"):
-        trainer.train_epoch()
-    assert len(steps) == 2 * STEPS_PER_READ
+    with pytest.raises(UserError, match="not finite in epoch 2, step 5 of 100"):
+        trainer.fit()
+    assert len(steps) == 100 + 2 * STEPS_PER_READ
+    assert checkpoint.load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
 
 
 def test_ema_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -159,17 +136,13 @@ def test_ema_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         trainer.validate()
 
 
-def test_the_training_loss_is_the_mean_over_slices(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_training_loss_is_the_mean_over_slices(tmp_path: Path, monkeypatch: Patch) -> None:
     replace_step(monkeypatch, float)
     trainer = make_trainer(tmp_path, n_train=17)  # batches of 6, 6 and 5
     assert trainer.train_epoch() == pytest.approx((0 * 6 + 1 * 6 + 2 * 5) / 17)
 
 
-def test_only_the_main_process_counts_restored_losses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_main_process_counts_restored_losses(tmp_path: Path, monkeypatch: Patch) -> None:
     replace_step(monkeypatch, lambda _: 1.0)
     losses = []
     for is_main in (True, False):
@@ -181,45 +154,32 @@ def test_only_the_main_process_counts_restored_losses(
     assert losses == pytest.approx([(30 * 8 + 16) / 24, 16 / 24])
 
 
-def test_each_step_has_its_own_draws_which_can_be_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen, augment = [], Augmentation.augment
-
-    def record(self: Augmentation, slices: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        seen.append(draws)
-        return augment(self, slices, draws)
-
-    monkeypatch.setattr(Augmentation, "augment", record)
-    trainer = make_trainer(tmp_path)
+def test_each_step_has_its_own_draws_which_can_be_repeated(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, dropout=0.0)
     batch = Batch(trainer.train.pixels[:8], trainer.train.labels[:8], 0, 8)
-    for step in (0, 1, 0):
-        trainer.train_step(batch, step)
-    assert torch.equal(seen[0], seen[2])
-    assert not torch.equal(seen[0], seen[1])
+    first, other, again = (trainer.accumulate_gradients(batch, step) for step in (0, 1, 0))
+    assert first == again
+    assert first != other
 
 
 # ---- checkpoints
 
 
 def test_files_of_a_run(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, epochs=2)
+    trainer = make_trainer(tmp_path, epochs=1)
     trainer.fit()
     table = pd.read_csv(tmp_path / "history.csv")
     columns = ["epoch", "train_loss", "val_loss", "val_accuracy", "val_macro_f1", "lr", *TIMINGS]
     assert list(table) == columns
-    assert table["epoch"].tolist() == [1, 2]
+    assert table["epoch"].tolist() == [1]
     best = checkpoint.load_checkpoint(tmp_path / "best.pt")
-    assert best["epoch"] == best["best"]["epoch"]
+    assert best["epoch"] == best["best"]["epoch"] == 1
     assert {"weights", "step", "history", "classes", "preprocess", "config"} <= set(best)
     assert "optimizer" not in best
-    if best["epoch"] == 2:
-        assert are_equal(best["weights"], copy_weights(trainer.ema))
+    assert are_equal(best["weights"], copy_weights(trainer.ema))
 
 
-def test_checkpoints_within_an_epoch_follow_save_every(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_within_an_epoch_follow_save_every(tmp_path: Path, monkeypatch: Patch) -> None:
     for save_every, n_saves in ((0.0, 0), (10.0, 0), (1e-9, 3)):
         trainer = make_trainer(tmp_path / str(save_every), epochs=1, save_every=save_every)
         seen: list[int] = []
@@ -237,21 +197,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("n_steps", range(1, 9))
-def test_resumed_after_any_step_equals_never_stopped(
-    tmp_path: Path, n_steps: int, whole: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_is_exact(tmp_path: Path, n_steps: int, whole: Any, monkeypatch: Patch) -> None:
     run_dirs = (whole.run_dir, tmp_path / "parts")
-    train_step = Trainer.train_step
-
-    def stop(self: Trainer, batch: Batch, step: int) -> torch.Tensor:
-        if step == n_steps:
-            raise StopError
-        return train_step(self, batch, step)
-
     first = make_trainer(tmp_path / "parts", save_every=1e-9, **OPTIONS)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stop)
-        with pytest.raises(StopError):
+        raise_in_step(patch, n_steps, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
             first.fit()
     last = checkpoint.load_checkpoint(tmp_path / "parts" / "last.pt")
     n_partial = len(last["partial_epoch"]["weights"]) if last["partial_epoch"] else 0
@@ -260,8 +211,7 @@ def test_resumed_after_any_step_equals_never_stopped(
     second = make_trainer(tmp_path / "parts", weights_seed=1, **OPTIONS)
     second.resume(last)
     second.fit()
-    assert are_equal(copy_weights(second.network), copy_weights(whole.network))
-    assert are_equal(copy_weights(second.ema), copy_weights(whole.ema))
+    assert_same_weights(*(checkpoint.load_checkpoint(path / "last.pt") for path in run_dirs))
     tables = [pd.read_csv(path / "history.csv").drop(columns=TIMINGS) for path in run_dirs]
     assert tables[0].equals(tables[1])
     best = [checkpoint.load_checkpoint(path / "best.pt") for path in run_dirs]
@@ -271,9 +221,7 @@ def test_resumed_after_any_step_equals_never_stopped(
 
 @pytest.mark.parametrize("lost", ["best.pt", "last.pt", "history.csv"])
 @pytest.mark.parametrize("epoch", [2, 3])
-def test_killed_between_two_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str, epoch: int
-) -> None:
+def test_killed_between_files(tmp_path: Path, monkeypatch: Patch, lost: str, epoch: int) -> None:
     """Every epoch is better than the one before, so each file is written each time."""
     validate = Trainer.validate
 
@@ -282,21 +230,16 @@ def test_killed_between_two_files(
 
     monkeypatch.setattr(Trainer, "validate", improve)
     make_trainer(tmp_path / "whole").fit()
-    first = make_trainer(tmp_path / "parts")
+    first, replace = make_trainer(tmp_path / "parts"), Path.replace
 
-    def kill_before(write: Callable[..., Any]) -> Callable[..., Any]:
-        def run(path: Path, *content: object) -> Any:
-            if path.name == lost and first.epoch == epoch:
-                raise StopError
-            return write(path, *content)
-
-        return run
+    def kill(self: Path, target: Path) -> Path:
+        if (target.name, first.epoch) == (lost, epoch):
+            raise KeyboardInterrupt
+        return replace(self, target)
 
     with monkeypatch.context() as patch:
-        save, atomic_path = trainer_module.save_checkpoint, history.atomic_path
-        patch.setattr(trainer_module, "save_checkpoint", kill_before(save))
-        patch.setattr(history, "atomic_path", kill_before(atomic_path))
-        with pytest.raises(StopError):
+        patch.setattr(Path, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
             first.fit()
     second = make_trainer(tmp_path / "parts", weights_seed=1)
     second.resume(checkpoint.load_checkpoint(tmp_path / "parts" / "last.pt"))
@@ -323,14 +266,14 @@ def test_micro_batch_and_compilation_are_restored(tmp_path: Path) -> None:
 # ---- out of memory
 
 
-def limit_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
-    """Let the device run out of memory above `limit` slices; return the sizes tried."""
+def limit_memory(monkeypatch: Patch, fails: Callable[[Trainer, Batch], bool]) -> list[int]:
+    """Let the device run out of memory in some micro-batches; return the sizes tried."""
     sizes, backward = [], Trainer._backward
 
     def run(self: Trainer, part: Batch, draws: torch.Tensor, step: int) -> torch.Tensor:
         sizes.append(len(part))
-        if len(part) > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        if fails(self, part):
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return backward(self, part, draws, step)
 
     monkeypatch.setattr(Trainer, "_backward", run)
@@ -338,10 +281,10 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
 
 
 def test_out_of_memory_halves_the_micro_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    sizes = limit_memory(monkeypatch, 3)
+    sizes = limit_memory(monkeypatch, lambda _, part: len(part) > 3)
     trainer = make_trainer(tmp_path, epochs=1)
     trainer.fit()
     assert sizes == [8, 4, *[2] * 12]  # three steps of eight slices
@@ -349,27 +292,19 @@ def test_out_of_memory_halves_the_micro_batch(
     assert checkpoint.load_checkpoint(tmp_path / "last.pt")["micro_batch"] == 2
 
 
-def test_memory_for_one_slice_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = limit_memory(monkeypatch, 1)
+def test_memory_for_one_slice_is_too_small(tmp_path: Path, monkeypatch: Patch) -> None:
+    sizes = limit_memory(monkeypatch, lambda _, part: len(part) > 1)
     with pytest.raises(torch.OutOfMemoryError):
         make_trainer(tmp_path).fit()
     assert sizes == [8, 4, 2]
 
 
-def test_micro_batches_give_the_gradients_of_the_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_micro_batches_give_the_gradients_of_the_batch(tmp_path: Path, monkeypatch: Patch) -> None:
     """Without batch norm, which normalises over a micro-batch."""
     trainer = make_trainer(tmp_path, class_weights="balanced", dropout=0.0, batch_norm=False)
     batch = Batch(trainer.train.pixels[:8], trainer.train.labels[:8], 0, 8)
-    backward = Trainer._backward
-
-    def run_out(self: Trainer, part: Batch, draws: torch.Tensor, step: int) -> torch.Tensor:
-        if self.micro_batch == 4 and part.offset:  # after the first part has added its gradients
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return backward(self, part, draws, step)
-
-    monkeypatch.setattr(Trainer, "_backward", run_out)
+    # parts of 4 fail after the first one has added its gradients
+    limit_memory(monkeypatch, lambda trainer, part: trainer.micro_batch == 4 and part.offset > 0)
     results = []
     for micro_batch in (8, 3, 2, 4):
         trainer.micro_batch = micro_batch

@@ -1,1 +1,1 @@
-"""The parts of the training loop: augmentation, optimizer, losses, several processes."""
+"""Parts of the training loop: augmentation, optimizer, losses, distributed training."""

@@ -10,10 +10,10 @@ from args import AugmentOptions
 
 
 class Augmentation:
-    """Augments batches of slices as the options say.
+    """Augments batches of slices by the given options.
 
     Flip, quarter turn, rotation, zoom and shift are one affine map, so slices are resampled once.
-    All random numbers are drawn on the CPU from a given generator, so every device sees the same
+    All random numbers are drawn on the CPU from a given generator, so every device gets the same
     slices. Zoom, gamma and contrast are factors from 1 / (1 + x) to 1 + x.
 
     Source: Zhong et al. 2020, Random erasing data augmentation, for `erase`.
@@ -44,7 +44,7 @@ class Augmentation:
         draws = _to_device(draws, slices.device)
         if self._is_geometric():
             grid = _build_grid(draws[:, :6], slices.shape[-1])
-            # bilinear would blur, and batch norm's statistics would not match those of val
+            # bilinear resampling would blur, so batch-norm statistics would not fit val slices
             slices = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clamp_(0, 1)
         else:
             slices = slices.clone()  # the input is not changed
@@ -136,9 +136,9 @@ def _draw_factor(n_slices: int, limit: float, generator: torch.Generator) -> Ten
 
 
 def _draw_boxes(n_slices: int, share: float, generator: torch.Generator) -> Tensor:
-    """Draw boxes to erase, [B, 4]: left, right, top, bottom in 0..1; width 0 in all but `share`.
+    """Draw boxes to erase, [B, 4]: left, right, top, bottom in 0..1; a box is empty unless drawn.
 
-    A box covers 2 to 20 % of the slice; the ratio of its sides is 1/3 to 3.
+    It is drawn for `share` of the slices, covers 2 to 20 % and has a side ratio of 1/3 to 3.
     """
     chosen, area, ratio, x, y = torch.rand(5, n_slices, generator=generator)
     area = (chosen < share) * (0.02 + 0.18 * area)

@@ -146,7 +146,7 @@ def convert_sync_batch_norm(network: nn.Module) -> None:
     of the batch.
     """
     if get_world_size() > 1 and next(network.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, except for a lone batch norm
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # replaces submodules in place
 
 
 def check_batch_size(splits: list[str], batch_size: int) -> None:

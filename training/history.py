@@ -20,8 +20,8 @@ class History:
 
     Attributes:
         rows: One row per epoch, with the keys of history.csv.
-        best: Row of the epoch with the highest val macro-F1, of equals the one with the lowest val
-            loss; empty before the first epoch.
+        best: Row of the epoch with the highest val macro-F1; a tie goes to the lowest val loss.
+            Empty before the first epoch.
     """
 
     def __init__(self, run_dir: Path, uses_tensorboard: bool) -> None:
@@ -43,8 +43,8 @@ class History:
         return improved
 
     def is_stale(self, patience: int) -> bool:
-        """Return whether the best epoch is `patience` epochs old; never for 0."""
-        if not patience or not self.rows:
+        """Return whether the best epoch is `patience` epochs old; False if `patience` is 0."""
+        if not (patience and self.rows and self.best):
             return False
         return self.rows[-1]["epoch"] - self.best["epoch"] >= patience
 

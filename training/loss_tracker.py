@@ -10,7 +10,7 @@ STEPS_PER_READ = 20
 
 
 class LossTracker:
-    """Collects one loss a step and refuses losses that are not finite.
+    """Collects one loss per step and raises an error for a loss that is not finite.
 
     Each read starts an asynchronous copy of the losses since the last read and returns those that
     the last read copied. So neither the device nor the host waits for the other.

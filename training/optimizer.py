@@ -1,9 +1,9 @@
-"""Optimizer parameter groups, learning-rate schedule and EMA."""
+"""Optimizer parameter groups and learning-rate schedule."""
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 FLOOR_LR_FACTOR = 0.01
 LONGEST_WARMUP = 0.2  # share of the run's steps
@@ -62,14 +62,3 @@ def compute_lr_factor(step: int, n_steps: int, n_warmup: float) -> float:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1.0, n_steps - warmup)
     return FLOOR_LR_FACTOR + (1 - FLOOR_LR_FACTOR) * (1 + math.cos(math.pi * progress)) / 2
-
-
-@torch.no_grad()
-def update_ema(ema: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
-    """Update the EMA weights; the decay of step t is at most (1 + t) / (10 + t).
-
-    Source: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging.
-    """
-    targets: list[Tensor] = list(ema.parameters())
-    sources: list[Tensor] = list(trained.parameters())
-    torch._foreach_lerp_(targets, sources, 1 - min(decay, (1 + step) / (10 + step)))

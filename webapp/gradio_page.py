@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from gradio.exceptions import InvalidPathError
 
 from explanation.overlay import STRENGTH
 from helper import UserError, log
@@ -36,13 +37,22 @@ MAX_WAITING = 32  # queued events
 MAX_SESSIONS = 200  # in memory, the latest
 FORMATS = "JPEG, PNG, TIFF, BMP or DICOM"
 CSS = Path(__file__).with_name("page.css")
-# by default Gradio ignores an upload that comes while an earlier one is being answered
+# by default Gradio ignores an upload while an earlier one is being processed
 EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
+
+
+class _Blocks(gr.Blocks):
+    async def preprocess_data(self, *arguments: Any, **options: Any) -> Any:
+        """Preprocess the inputs of an event; refuse other files without a traceback in the log."""
+        try:
+            return await super().preprocess_data(*arguments, **options)
+        except InvalidPathError:  # it contains the path that the client named
+            raise gr.Error("not uploaded on this page", print_exception=False) from None
 
 
 def build_site(predictor: SlicePredictor, training: TrainingSlices, folder: Path) -> FastAPI:
     """Build the page as an ASGI application; uploads and tables are files of `folder`."""
-    blocks = gr.Blocks(analytics_enabled=False, title="Brain MRI slices")
+    blocks = _Blocks(analytics_enabled=False, title="Brain MRI slices")
     blocks.state_session_capacity = MAX_SESSIONS
     with blocks:
         _html("notice", page_content.describe_notice(predictor))
@@ -79,7 +89,7 @@ def build_site(predictor: SlicePredictor, training: TrainingSlices, folder: Path
 
 
 async def _clean_up(folder: Path) -> None:
-    """Delete unused uploads; Gradio's own cleanup does not know their changed names."""
+    """Delete unused uploads; Gradio's own cleanup misses them, because they were renamed."""
     while True:
         await asyncio.sleep(CLEANUP_S)
         await asyncio.to_thread(delete_old_files, folder, MAX_AGE_S)

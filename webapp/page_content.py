@@ -25,7 +25,7 @@ from webapp.user_session import Session
 
 NEAREST_PX = 160
 PUBLISHED = {"Glioma", "Menin", "Tumor"}
-HEALTHY = "No class is a healthy brain: the model names a tumour for any image."
+HEALTHY = "There is no healthy class: the model names a tumour for any image."
 FORCED = "The model names one of its classes for any image."
 PERCENT = round(100 * (1 - ALPHA))
 MARKS = {"bad": "✕", "review": "!", "good": "✓"}
@@ -138,7 +138,10 @@ def describe_set(prediction: Prediction) -> str:
     if prediction.prediction_set is None:
         return "There is no prediction set: none was fitted."
     if not prediction.prediction_set:
-        return f"The prediction set is empty: {PERCENT} of 100 slices of any class fit it better."
+        return (
+            "The prediction set is empty: no class reaches the probability that "
+            f"{PERCENT} of 100 of its slices reach."
+        )
     return (
         f"It could be {' or '.join(prediction.prediction_set)}. For {PERCENT} of 100 slices like "
         "those of training, the prediction set contains the true class."
@@ -223,7 +226,7 @@ def write_table(rows: list[Row], classes: list[str]) -> str:
 
 
 def name_table(predictor: SlicePredictor) -> str:
-    """Return the name of the CSV, which holds the warnings: it may be passed on alone."""
+    """Return the name of the CSV; it contains the warnings, as the file may be passed on alone."""
     titles = [line.partition(": ")[0] for line in predictor.list_warnings()]
     words = "-".join(["predictions", "research use only", *titles])
     return f"{words.lower().replace(' ', '-')}.csv"

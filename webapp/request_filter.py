@@ -1,6 +1,6 @@
 """Restrict the page to the requests that it needs, and its process to this machine.
 
-An ASGI application around that of Gradio, which answers more than the page needs, and an audit
+An ASGI application around Gradio's, which answers more requests than the page needs, and an audit
 hook. Standard library only.
 """
 
@@ -115,11 +115,11 @@ def _refuse_connection(event: str, arguments: tuple[Any, ...]) -> None:
         # sockets are opened with numeric addresses, which need no name server
         is_numeric = event in _FORWARD_EVENTS and (not host or _is_address(host))
         if not is_numeric and not is_local(host):
-            raise PermissionError("this program looks up no names outside this machine")
+            raise PermissionError("this program must not look up other machines")
     elif event in _ADDRESS_EVENTS:
         address = arguments[1]
         if isinstance(address, tuple) and not is_local(address[0]):
-            raise PermissionError("this program connects to nothing outside this machine")
+            raise PermissionError("this program must not connect to other machines")
 
 
 def is_local(host: str | bytes) -> bool:

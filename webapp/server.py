@@ -1,4 +1,4 @@
-"""The process around the page: its socket, its private folder, its Gradio settings."""
+"""Socket, private upload folder, Gradio settings and warm-up of the page's process."""
 
 import contextlib
 import os

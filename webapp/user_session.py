@@ -62,7 +62,7 @@ def check_upload(path: Path, folder: Path) -> Path:
     """
     found = path.resolve()
     if not found.is_relative_to(folder.resolve()) or (found.exists() and not found.is_file()):
-        raise ImageError("not dropped on this page")
+        raise ImageError("not uploaded on this page")
     return found
 
 
@@ -119,9 +119,10 @@ def _read_frame(path: Path, number: int) -> Pixels:
 
 def _find_fault(path: Path) -> str:
     """Return why a file is not opened at all, else ""."""
-    if not path.exists():
+    try:
+        is_large = path.stat().st_size > MAX_FILE_MIB * 2**20
+    except FileNotFoundError:
         return FILE_DELETED
-    is_large = path.stat().st_size > MAX_FILE_MIB * 2**20
     return f"over the limit of {MAX_FILE_MIB} MiB a file" if is_large else ""
 
 
@@ -146,8 +147,10 @@ def predict_files(predictor: SlicePredictor, paths: Sequence[Path]) -> Iterator[
     builder = RowBuilder(predictor.classes)
     try:
         faults = {path: _find_fault(path) for path in paths}
-        refused = {Path(path.name): fault for path, fault in faults.items() if fault}
-        yield builder.add([(Picture(path, error=fault), None) for path, fault in refused.items()])
+        refused = [path for path in paths if faults[path]]
+        yield builder.add(
+            [(Picture(Path(path.name), error=faults[path]), None) for path in refused]
+        )
         for batch in predict_batches(predictor, [path for path in paths if not faults[path]]):
             renamed = [(replace(each, path=Path(each.path.name)), found) for each, found in batch]
             yield builder.add(renamed)

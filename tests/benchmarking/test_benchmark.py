@@ -4,20 +4,28 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 import benchmark
 from benchmarking import report
 from helper import UserError
-from tests.support.builders import expect_refusal, list_files
+from tests.support.builders import Capture, Patch, expect_refusal, list_files
 
 SMALL = ("--model", "net", "--image-size", "32", "--batch-size", "4", "--slices", "24")
 ON_CPU = ("--device", "cpu", "--threads", "1", "--repeats", "1")
 
 
+@pytest.fixture
+def folder(empty_dir: Path, monkeypatch: Patch) -> Path:
+    """An empty working folder, also for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(empty_dir))
+    return empty_dir
+
+
 @pytest.mark.integration
-def test_small_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_benchmark(tmp_path: Path, capsys: Capture) -> None:
     target = tmp_path / "new" / "speed.json"
     assert benchmark.main([*SMALL, *ON_CPU, "--json", str(target)]) == 0
     assert list(target.parent.iterdir()) == [target]
@@ -66,35 +74,21 @@ def test_small_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_refusals_leave_nothing(
-    argv: list[str],
-    status: int,
-    words: str,
-    phantom_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, phantom_dir: Path, capsys: Capture, argv: list[str], status: int, words: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     command = [str(phantom_dir) if part == "PHANTOMS" else part for part in argv]
     assert words in expect_refusal(capsys, benchmark.main(command), status)
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_failed_benchmark_writes_nothing(
-    phantom_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, phantom_dir: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    def fail(_: object) -> None:
-        raise UserError("measurement failed")
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(benchmark, "measure", fail)
-    target = tmp_path / "old.json"
+    failure = UserError("measurement failed")
+    monkeypatch.setattr(benchmark, "measure", Mock(side_effect=failure))
+    target = folder / "old.json"
     target.write_text("{}")
-    before = list_files(tmp_path)
+    before = list_files(folder)
     command = [*SMALL, *ON_CPU, "--data", str(phantom_dir), "--json", str(target)]
     assert "measurement failed" in expect_refusal(capsys, benchmark.main(command))
-    assert list_files(tmp_path) == before
+    assert list_files(folder) == before

@@ -15,7 +15,7 @@ from benchmarking import dataloader_baseline, machine, report, rounds, training_
 from benchmarking.process_start import time_process
 from benchmarking.task import Task, choose_slices, open_task
 from helper import UserError
-from tests.support.builders import list_files
+from tests.support.builders import Patch, list_files
 
 MakeTask = Callable[..., Task]
 
@@ -47,7 +47,7 @@ def test_whole_batches_are_drawn(phantom_dir: Path, make_task: MakeTask) -> None
     assert any(note.startswith("56 slices inst") for note in report.build_notes(task, set()))
 
 
-def test_cuda_epoch_is_long_enough(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_epoch_is_long_enough(make_task: MakeTask, monkeypatch: Patch) -> None:
     monkeypatch.setattr(helper, "resolve_device", lambda _: torch.device("cuda"))
     task = make_task(precision="bf16")
     assert task.n_short_steps == task.n_steps == 203  # 29 times 7, the first multiple over 200
@@ -86,9 +86,7 @@ def test_ratios_are_computed_per_round(make_task: MakeTask) -> None:
         assert f"{key}: {reason}" in figures["notes"]
 
 
-def test_synthetic_step_trains_as_many_slices_as_it_counts(
-    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_synthetic_step_trains_what_it_counts(make_task: MakeTask, monkeypatch: Patch) -> None:
     seen: list[int] = []
     build_forward = training_speed.build_forward
 
@@ -126,9 +124,9 @@ def test_baseline_network_accepts_the_size(make_task: MakeTask) -> None:
 @pytest.mark.integration
 def test_time_and_errors_of_new_processes() -> None:
     started_s = time.perf_counter()
-    time_s, rest = time_process(["-c", "import time; print(flush=True); time.sleep(1); print('x')"])
+    time_s, rest = time_process(["-c", "import time; print(flush=True); time.sleep(2); print('x')"])
     assert rest == "x\n"
-    assert time.perf_counter() - started_s - time_s > 0.9  # the sleep comes after the first line
+    assert time.perf_counter() - started_s - time_s > 1  # the sleep comes after the first line
     with pytest.raises(UserError, match=r"^python -c .* ended with status 1: no good$"):
         time_process(["-c", "raise SystemExit('many\\nno good')"])
 

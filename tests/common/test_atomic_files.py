@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,14 @@ from common import atomic_files
 from helper import UserError
 
 
-@pytest.fixture
-def umask_027() -> Iterator[None]:
-    before = os.umask(0o027)
-    yield
-    os.umask(before)
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_folder(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
 
     def fail() -> None:
-        with atomic_files.atomic_path(path) as temporary:
+        new_folder = atomic_files.new_folder(tmp_path / "folder")
+        with new_folder as folder, atomic_files.atomic_path(path) as temporary:
+            (folder / "half").touch()
             assert temporary.parent == tmp_path
             assert temporary.suffix == ".txt"
             temporary.write_text("half")
@@ -51,11 +45,13 @@ def test_a_successful_write_replaces_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such permissions on Windows")
-@pytest.mark.usefixtures("umask_027")
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
-    atomic_files.write_text(tmp_path / "file.txt", "text")
+    before = os.umask(0o027)
+    try:
+        atomic_files.write_text(tmp_path / "file.txt", "text")
+    finally:
+        assert os.umask(before) == 0o027
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o640
-    assert os.umask(0o027) == 0o027
 
 
 def test_json_has_no_nan_and_no_infinity(tmp_path: Path) -> None:
@@ -75,13 +71,9 @@ def test_a_folder_is_renamed_when_it_is_complete(tmp_path: Path) -> None:
         assert not run_dir.exists()
     assert [path.name for path in run_dir.iterdir()] == ["config.json"]
     assert list(run_dir.parent.iterdir()) == [run_dir]
-    with (
-        pytest.raises(UserError, match=f"--resume {run_dir}") as caught,
-        atomic_files.new_folder(run_dir),
-    ):
+    words = f"--resume {run_dir}.*--name"
+    with pytest.raises(UserError, match=words), atomic_files.new_folder(run_dir):
         pass
-    assert caught.value.status == 1
-    assert "--name" in str(caught.value)
 
 
 def test_two_programs_cannot_create_the_same_folder(tmp_path: Path) -> None:
@@ -99,17 +91,6 @@ def test_two_programs_cannot_create_the_same_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [run_dir]
 
 
-def test_a_failed_folder_is_deleted(tmp_path: Path) -> None:
-    def fail() -> None:
-        with atomic_files.new_folder(tmp_path / "first") as folder:
-            (folder / "half").touch()
-            raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_unfinished_files_are_deleted(tmp_path: Path) -> None:
     for name in (".part-abc.pt", ".part-abc.npz", "last.pt"):
         (tmp_path / name).touch()
@@ -120,9 +101,7 @@ def test_unfinished_files_are_deleted(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_content_and_rename_are_flushed_to_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_flushed_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, bool]] = []
     path, flush = tmp_path / "file.txt", os.fsync
 
@@ -137,9 +116,7 @@ def test_content_and_rename_are_flushed_to_disk(
     assert len(seen) == 2
 
 
-def test_the_second_program_waits_for_the_lock(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_second_program_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     order: list[str] = []
 

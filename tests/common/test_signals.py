@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from common import signals
-from tests.support.builders import ROOT
+from tests.support.builders import run_python
 
 
 def test_a_second_signal_raises_at_once() -> None:
@@ -45,6 +43,4 @@ def test_a_signal_is_recorded_when_stderr_is_closed() -> None:
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print(stop.kind.__name__)\n"
     )
-    command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.stdout == "KeyboardInterrupt\n"
+    assert run_python("-c", code).stdout == "KeyboardInterrupt\n"

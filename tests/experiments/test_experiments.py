@@ -17,6 +17,7 @@ from experiments import (
     pointing_game,
     scaling,
 )
+from helper import UserError
 from modeling import checkpoint as checkpoints
 from reporting import results
 from tests.support.builders import Run, expect_refusal, make_data_folder
@@ -30,10 +31,15 @@ def read_figures(path: Path | str = "figures.json") -> dict[str, Any]:
     return figures
 
 
-def test_the_headline_needs_two_different_seeds() -> None:
+def test_the_headline_needs_two_different_seeds_and_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seeds in (["1", "1"], ["1"]):
         with pytest.raises(SystemExit, match="2"):
             headline.main(["--weights", "none.pth", "--seeds", *seeds])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="1"):  # there are no slices
+        headline.main(["--weights", "none.pth", "--seeds", "0", "1"])
 
 
 @pytest.mark.integration
@@ -90,7 +96,6 @@ def test_the_pointing_game_needs_phantoms_of_this_version(
     assert "prepare.py" in expect_refusal(capsys, pointing_game.main(["noise.pt"]))
 
 
-@pytest.mark.slow
 @pytest.mark.integration
 def test_scaling_measures_every_stage(tmp_path: Path) -> None:
     path = tmp_path / "scaling.json"
@@ -102,9 +107,13 @@ def test_scaling_measures_every_stage(tmp_path: Path) -> None:
     assert 0 < stages["train"]["n"] < 60
     assert all(stage["time_s"] > 0 for stage in stages.values())
     assert [item.name for item in tmp_path.iterdir()] == ["scaling.json"]
+    with pytest.raises(UserError, match="stage prepare of 6 slices ended with status 1"):
+        scaling.measure_stage("prepare", 6, tmp_path / "few", 1)
 
 
-def test_pictures_of_other_kinds_are_out_of_distribution(trained: Run) -> None:
+def test_pictures_of_other_kinds_are_out_of_distribution(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = [FIRST, "--count", "6", "--per-kind", "2", "--json", "figures.json"]
     assert ood_rates.main(argv) == 0
     rows = read_figures()["rows"]
@@ -112,6 +121,9 @@ def test_pictures_of_other_kinds_are_out_of_distribution(trained: Run) -> None:
     assert {name: row["n"] for name, row in rows.items()} == counts
     assert rows["page of text"]["out_of_distribution"] == 1.0
     assert rows["page of text"]["distance"]["least"] > 1
+    bare = checkpoints.load_run(Path(FIRST)) | {"reference": None}
+    checkpoints.save_checkpoint(Path("bare.pt"), bare)
+    assert "no training reference" in expect_refusal(capsys, ood_rates.main(["bare.pt"]))
 
 
 def test_planted_duplicates_are_found(

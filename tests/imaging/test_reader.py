@@ -158,7 +158,7 @@ def test_png_with_wrong_checksum_is_refused() -> None:
     assert read_grey(head + changed + tail).shape == GREY.shape
     with pytest.raises(ImageError, match="does not match its checksum"):
         read_grey(head + changed[:-4] + content[start + 4 + n_bytes :])
-    with pytest.raises(ImageError, match=r"^cut short$"):
+    with pytest.raises(ImageError, match=r"^truncated$"):
         read_grey(head + changed[:-1])
 
 

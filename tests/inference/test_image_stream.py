@@ -1,7 +1,6 @@
 """Find image files, read them in batches, report what cannot be read."""
 
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from helper import UserError
 from imaging.grayscale import ImageError
 from inference import image_stream
 from inference.image_stream import Picture
+from tests.support.builders import Patch
 from tests.support.dicom_files import HIDDEN, encode_dicom
 
 
@@ -80,21 +80,20 @@ def test_missing_paths_and_folders_without_images_are_refused(tmp_path: Path) ->
 def test_files_are_read_one_batch_at_a_time(tmp_path: Path) -> None:
     for number in range(20):
         save(tmp_path / f"{number:02d}.png", number)
-    read, lock = [], threading.Lock()
-
-    def prepare(pixels: np.ndarray) -> None:
-        with lock:
-            read.append(read_level(pixels))
-
-    files = image_stream.find_files([tmp_path])
-    batches = image_stream.read_batches(files, prepare, 4, overlap=False)
+    read: list[int] = []
+    batches = image_stream.read_batches(
+        image_stream.find_files([tmp_path]),
+        lambda pixels: read.append(read_level(pixels)),
+        batch_size=4,
+        overlap=False,
+    )
     next(batches)
     assert sorted(read) == [0, 1, 2, 3]
     next(batches)
     assert len(read) == 8
 
 
-def test_a_closed_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_folder_is_reported(tmp_path: Path, monkeypatch: Patch) -> None:
     closed, walk = tmp_path / "closed", os.walk
 
     def walk_closed(folder: Path, onerror: Any) -> Any:
@@ -117,10 +116,10 @@ def test_the_output_folder_is_not_read(tmp_path: Path) -> None:
             image_stream.find_files([tmp_path / inside], exclude=tmp_path / "maps")
 
 
-def test_lost_frames_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_frames_are_counted(tmp_path: Path, monkeypatch: Patch) -> None:
     def read_two(path: Path) -> Any:
         yield from np.zeros((2, 4, 4), np.uint8)
-        raise ImageError("cut short", path)
+        raise ImageError("truncated", path)
 
     (tmp_path / "5.dcm").write_bytes(encode_dicom(np.ones((5, 4, 4), np.uint8), n_frames=5))
     monkeypatch.setattr(image_stream, "read_frames", read_two)
@@ -128,7 +127,7 @@ def test_lost_frames_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [(one.frame, one.error, one.n_lost) for one in batch] == [
         (1, "", 0),
         (2, "", 0),
-        (3, "cut short, and the 2 frames after it are not read", 2),
+        (3, "truncated, and the 2 frames after it are not read", 2),
     ]
     assert batch[0].name.endswith("5.dcm#1")
 
@@ -138,9 +137,8 @@ def test_dicom_files_have_pseudonyms_of_patient_and_series(tmp_path: Path) -> No
     (tmp_path / "1.dcm").write_bytes(encode_dicom(pixels))
     (tmp_path / "2.dcm").write_bytes(encode_dicom(pixels)[:-9])  # readable header
     (tmp_path / "3.dcm").write_bytes(encode_dicom(pixels, PatientID="", SeriesInstanceUID=""))
-    (tmp_path / "4.dcm").write_bytes(
-        encode_dicom(np.ones((2, 4, 4), np.uint8), n_frames=2, SeriesInstanceUID="")
-    )
+    frames = encode_dicom(np.ones((2, 4, 4), np.uint8), n_frames=2, SeriesInstanceUID="")
+    (tmp_path / "4.dcm").write_bytes(frames)
     save(tmp_path / "5.png", 1)
     (batch,) = read_all(tmp_path)
     first, damaged, nameless, frame_1, frame_2, png = batch

@@ -1,15 +1,12 @@
 """Rows, counts and the file of predict.py's table."""
 
-import contextlib
 import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 
-from helper import UserError
 from inference import output_table
 from inference.image_stream import Picture
 from inference.predictor import Prediction
@@ -47,7 +44,7 @@ def test_counts_distinguish_none_from_not_fitted() -> None:
     counts = output_table.Counts()
     row = {"needs_review": True, "out_of_distribution": False, "error": None}
     empty = {"needs_review": None, "out_of_distribution": None}
-    for each in (row, {**row, "needs_review": False}, {**empty, "error": "cut short"}):
+    for each in (row, {**row, "needs_review": False}, {**empty, "error": "truncated"}):
         counts.add(each)
     assert counts.describe() == "1 need review, 0 out of distribution, 1 unreadable"
     counts.add({**empty, "error": None})
@@ -71,20 +68,3 @@ def test_json_lines_keep_lists_and_nulls(tmp_path: Path) -> None:
     with output_table.open_table(path, CLASSES) as table:
         table.write([row])
     assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == [row]
-
-
-def test_an_interrupted_table_keeps_its_rows_and_is_not_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-    with contextlib.suppress(KeyboardInterrupt), output_table.open_table(path, CLASSES) as table:
-        table.write([output_table.build_row(PICTURE, PREDICTION, CLASSES)])
-        raise KeyboardInterrupt
-    assert not path.exists()
-    assert len(pd.read_csv(tmp_path / "table.csv.part")) == 1
-    with pytest.raises(UserError, match=r"table\.csv\.part exists; .*--overwrite"):
-        output_table.check_output(path, overwrite=False)
-    output_table.check_output(path, overwrite=True)
-    path.touch()
-    with pytest.raises(UserError, match=r"table\.csv exists; .*--overwrite"):
-        output_table.check_output(path, overwrite=False)
-    with pytest.raises(UserError, match="is a folder; name a file in it"):
-        output_table.check_output(tmp_path, overwrite=True)

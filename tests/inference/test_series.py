@@ -68,7 +68,7 @@ def test_unreadable_slices_count_and_need_review() -> None:
     series = SeriesAggregator(["A", "B"])
     add(series, "s/1", SURE)
     add(series, "s/2", SURE)
-    series.add(Picture(Path("s/3"), series="x", error="cut short", n_lost=2), None)
+    series.add(Picture(Path("s/3"), series="x", error="truncated", n_lost=2), None)
     (row,) = series.close()
     assert row["file"] == "s#series1 (2 of 5 slices)"
     assert row["needs_review"] is True

@@ -14,7 +14,8 @@ MIB = 2**20
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of system files that report 1,000 MiB of available memory."""
-    (tmp_path / "meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 1024000 kB\n")
+    lines = "total: used:\n\nMemTotal: 9999999 kB\nMemAvailable: 1024000 kB\n"  # others are ignored
+    (tmp_path / "meminfo").write_text(lines)
     monkeypatch.setattr(memory_budget, "MEMORY_INFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory_budget, "CONTROL_GROUP", tmp_path)
     return tmp_path

@@ -87,6 +87,11 @@ def test_refusals(folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyP
         fail_to_write(patch, errno.ENOSPC)
         with pytest.raises(UserError, match=r"cannot be written.*--memory-mib"):
             open_pixels(table, folder, 24, in_memory=False)
+    with monkeypatch.context() as patch:
+        denied = PermissionError(errno.EACCES, "Permission denied", "0.png")
+        patch.setattr(Path, "read_bytes", Mock(side_effect=denied))
+        with pytest.raises(UserError, match=r"0\.png: Permission denied; run prepare\.py again"):
+            open_pixels(table, folder, 24)
     changed, missing = (folder / path for path in table["path"][:2])
     shutil.copy(missing, changed)
     with pytest.raises(UserError, match=rf"{changed.name}: changed since prepare\.py ran"):

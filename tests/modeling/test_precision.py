@@ -1,7 +1,6 @@
 """Precision, compilation and its failures, allocator setting."""
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +9,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from helper import PROJECT_DIR, UserError
+from helper import UserError
 from modeling.precision import build_forward, resolve_precision, should_compile
-from tests.support.builders import make_trainer
+from tests.support.builders import Patch, make_trainer, run_python
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_follows_the_device(monkeypatch: Patch) -> None:
     assert resolve_precision("fp32", CPU, "net") == "fp32"
     assert resolve_precision("bf16", CPU, "mobilenet_v2") == "bf16"
     for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
@@ -37,13 +36,13 @@ def test_only_long_runs_on_one_cuda_device_compile_by_default() -> None:
         assert not should_compile("auto", device, n_steps, n_processes)
 
 
-def replace_compiler(monkeypatch: pytest.MonkeyPatch, run: Callable) -> None:
+def replace_compiler(monkeypatch: Patch, run: Callable) -> None:
     """Replace torch.compile: the compiled network calls `run(network, images)`."""
     monkeypatch.setattr(torch, "compile", lambda network, **_: lambda images: run(network, images))
 
 
 def test_training_is_compiled_and_validation_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     modes = []
@@ -61,6 +60,7 @@ def test_training_is_compiled_and_validation_is_not(
 
 
 @pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_training_has_equal_losses(tmp_path: Path) -> None:
     losses = []
@@ -71,7 +71,7 @@ def test_compiled_training_has_equal_losses(tmp_path: Path) -> None:
 
 
 def test_failing_compiler_is_reported_once_or_refused(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: Patch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     failure = RuntimeError("no compiler found\nand many more lines")
@@ -85,7 +85,7 @@ def test_failing_compiler_is_reported_once_or_refused(
         build_forward(network, True, is_required=True)(images)
 
 
-def test_out_of_memory_is_no_failure_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_no_failure_of_the_compiler(monkeypatch: Patch) -> None:
     replace_compiler(monkeypatch, Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
         build_forward(torch.nn.Linear(3, 2), True, is_required=False)(torch.rand(4, 3))
@@ -106,9 +106,7 @@ def test_freed_memory_is_reused() -> None:
         "possible = keep_freed_memory()\n"
         "count(); print(int(possible), plain, count())"
     )
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
-    possible, plain, reused = map(int, result.stdout.split())
+    possible, plain, reused = map(int, run_python("-c", script).stdout.split())
     if not possible:
         pytest.skip("this C library has no such setting")
     assert reused < plain / 10

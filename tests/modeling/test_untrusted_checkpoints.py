@@ -18,8 +18,7 @@ import main
 import predict
 from helper import UserError
 from modeling.checkpoint import LAST_TYPES, RUN_TYPES, check_progress, load_run, restore_model
-from tests.support.builders import Run, expect_refusal
-from tests.support.sources import Capture
+from tests.support.builders import Capture, Run, expect_refusal
 
 BEST, LAST = Path("session/first/best.pt"), Path("session/first/last.pt")
 CPU = ("--device", "cpu", "--threads", "1")
@@ -88,31 +87,33 @@ def expect_error(path: Path, checkpoint: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
+        ("schema", MISSING, "not a checkpoint of this program"),
         ("schema", 1, "checkpoint schema 1, this program reads"),
-        ("classes", [], "classes should be two plain names or more, each once, and is []"),
-        ("classes", ["A", "A", "B"], "classes should be two plain names or more"),
-        ("classes", ["=1+1", "Menin", "Tumor"], "classes should be two plain names or more"),
+        ("schema", 2, "checkpoint schema 2, this program reads 3; train again"),
+        ("classes", [], "classes must be two plain names or more, each once, but is []"),
+        ("classes", ["A", "A", "B"], "classes must be two plain names or more"),
+        ("classes", ["=1+1", "Menin", "Tumor"], "classes must be two plain names or more"),
         ("classes", ["Glioma", "Menin"], "do not fit net with 2 classes"),
         ("model", "resnet18", "do not fit resnet18 with 3 classes"),
-        ("model", "nothing", "model should be one that this version knows, and is 'nothing'"),
-        ("model", "fasterrcnn_resnet50_fpn", "model should be"),
+        ("model", "nothing", "model must be a model of this version, but is 'nothing'"),
+        ("model", "fasterrcnn_resnet50_fpn", "model must be"),
         ("weights.*", MISSING, "Missing key(s)"),
         ("weights.more", torch.zeros(1), "Unexpected key(s)"),
-        ("weights.*", float("nan"), "weights should be numbers"),
+        ("weights.*", float("nan"), "weights must be finite"),
         ("weights.*", "text", "do not fit net with 3 classes"),
-        ("preprocess.image_size", 0, "preprocess should be image_size (16 to 2048 px)"),
-        ("preprocess.image_size", 10**6, "preprocess should be"),
-        ("preprocess", {"mean": 0.5}, "preprocess should be"),
-        ("preprocess", {1: 2, "mean": 0.5}, "preprocess should be"),
-        ("config.data.split_by", ["group"], "config should be the options of a run"),
-        ("config", {}, "config should be"),
-        ("config.model.dropout", 5.0, "config should be"),
-        ("threads", 20000, "threads should be 1 to 1024, and is 20000"),
-        ("precision", "bf17", "precision should be fp32 or bf16"),
-        ("best", {"x": 1}, "best should be the row of an epoch"),
-        ("run", "..", "run should be a plain name"),
-        ("run", "", "run should be a plain name"),
-        ("split.split", [], "split should be as many splits as sha256"),
+        ("preprocess.image_size", 0, "preprocess must be image_size (16 to 2048 px)"),
+        ("preprocess.image_size", 10**6, "preprocess must be"),
+        ("preprocess", {"mean": 0.5}, "preprocess must be"),
+        ("preprocess", {1: 2, "mean": 0.5}, "preprocess must be"),
+        ("config.data.split_by", ["group"], "config must be the options of a run"),
+        ("config", {}, "config must be"),
+        ("config.model.dropout", 5.0, "config must be"),
+        ("threads", 20000, "threads must be 1 to 1024, but is 20000"),
+        ("precision", "bf17", "precision must be fp32 or bf16"),
+        ("best", {"x": 1}, "best must be the row of an epoch"),
+        ("run", "..", "run must be a plain name"),
+        ("run", "", "run must be a plain name"),
+        ("split.split", [], "split must be as many splits as sha256"),
     ],
 )
 def test_invalid_entries_are_named(
@@ -121,14 +122,12 @@ def test_invalid_entries_are_named(
     expect_error(tmp_path / "best.pt", change(checkpoints["best.pt"], keys, value), words)
 
 
-def test_missing_entries_and_wrong_types_are_named(
-    checkpoints: dict[str, Any], tmp_path: Path
-) -> None:
+def test_missing_and_wrong_types_are_named(checkpoints: dict[str, Any], tmp_path: Path) -> None:
     for name, types in (("best.pt", RUN_TYPES), ("last.pt", LAST_TYPES)):
         for key, kind in types.items():
             missing, none = (change(checkpoints[name], key, value) for value in (MISSING, None))
             expect_error(tmp_path / name, missing, f"{key} missing")
-            wrong = f"{key} should be of type {kind.__name__}, and is of type NoneType"
+            wrong = f"{key} must be of type {kind.__name__}, but is of type NoneType"
             expect_error(tmp_path / name, none, wrong)
 
 
@@ -137,7 +136,7 @@ def test_invalid_progress_is_named(checkpoints: dict[str, Any], tmp_path: Path) 
     values = [("micro_batch", 0), ("epoch", -1), ("partial_epoch", 5), ("partial_epoch", uneven)]
     for key, value in values:
         changed = change(checkpoints["last.pt"], key, value)
-        expect_error(tmp_path / "last.pt", changed, f"{key} should be ")
+        expect_error(tmp_path / "last.pt", changed, f"{key} must be ")
 
 
 def test_a_run_that_cannot_be_resumed_is_refused(

@@ -15,6 +15,7 @@ from helper import UserError
 from model import Classifier
 from modeling.forward import predict_logits
 from modeling.weights import build_initial_model, describe_start
+from tests.support.builders import Patch
 
 
 def load(name: str, path: Path) -> Classifier:
@@ -90,9 +91,7 @@ class Payload:
         return Path.touch, (Path("ran"),)
 
 
-def test_other_files_are_refused_and_code_is_never_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_files_are_refused_and_code_is_never_run(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path("w.pth")
     for content in (b"", b"text", pickle.dumps({"a": Payload()})):
@@ -108,9 +107,7 @@ def test_other_files_are_refused_and_code_is_never_run(
     assert not Path("ran").exists()
 
 
-def test_failed_download_names_all_alternatives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_download_names_all_alternatives(tmp_path: Path, monkeypatch: Patch) -> None:
     fail = Mock(side_effect=urllib.error.URLError("no network"))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

@@ -15,7 +15,7 @@ from inference.predictor import SlicePredictor, load_predictor
 from modeling import checkpoint as checkpoints
 from onnx_export import exporter
 from tests.conftest import build_once
-from tests.support.builders import Run, expect_refusal
+from tests.support.builders import Capture, Patch, Run, expect_refusal
 
 BEST = "session/first/best.pt"
 ONE_THREAD = ("--threads", "1")
@@ -46,7 +46,7 @@ class Exported(NamedTuple):
         return load_predictor([self.checkpoint], "cpu", 1)
 
 
-def run_refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+def run_refused(capsys: Capture, *argv: str) -> str:
     """Run export.py, expect status 1 and no new file, and return the error line."""
     before = set(Path.cwd().iterdir())
     line = expect_refusal(capsys, export.main([*argv, *ONE_THREAD]))
@@ -78,7 +78,7 @@ def exported(first_run: Run, shared_dir: Path) -> Exported:
 
 
 @pytest.fixture
-def quick_export(trained: Run, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Exported:
+def quick_export(trained: Run, exported: Exported, monkeypatch: Patch) -> Exported:
     """Let an export of the same checkpoint copy the existing file instead of tracing."""
 
     def copy(path: Path, *_: Any) -> None:

@@ -15,7 +15,7 @@ from helper import NOTICE, PROJECT_DIR
 from modeling import checkpoint as checkpoints
 from onnx_export import exporter, parity, validation
 from tests.onnx_export.conftest import BEST, ONE_THREAD, SHAPES, Exported, make_noise, run_refused
-from tests.support.builders import Run, expect_refusal, hash_file
+from tests.support.builders import Capture, Patch, Run, hash_file
 
 pytestmark = pytest.mark.integration
 
@@ -94,9 +94,7 @@ def test_the_command_reports_check_and_speed(exported: Exported) -> None:
         assert re.search(pattern, exported.output), pattern
 
 
-def test_an_uncalibrated_checkpoint_without_data(
-    trained: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_uncalibrated_and_without_data(trained: Run, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setattr(validation, "N_CHECKED", 6)
     checkpoint = checkpoints.load_run(Path(BEST))
     del checkpoint["calibration"]
@@ -115,7 +113,7 @@ def test_an_uncalibrated_checkpoint_without_data(
     assert "plain softmax, not calibrated" in metadata["outputs"]
 
 
-def test_an_existing_file_is_kept(quick_export: Exported, capsys: Any) -> None:
+def test_an_existing_file_is_kept(quick_export: Exported, capsys: Capture) -> None:
     Path("named.json").write_text("mine")
     argv = [str(quick_export.checkpoint), "--out", "named.json"]
     line = run_refused(capsys, *argv)
@@ -131,18 +129,16 @@ def test_an_existing_file_is_kept(quick_export: Exported, capsys: Any) -> None:
     [
         (["missing.pt"], "missing.pt: no such file"),
         (["session/first/config.json"], "not readable as plain tensors"),
-        (["session/first"], "a folder; name the file in it"),
+        (["session/first"], "a folder; give the file in it"),
         ([BEST, "--data", "nowhere"], "nowhere"),
         ([BEST, "--out", "session", "--overwrite"], "session is a folder; name a file in it"),
     ],
 )
-def test_refusals(trained: Run, capsys: Any, argv: list[str], words: str) -> None:
+def test_refusals(trained: Run, capsys: Capture, argv: list[str], words: str) -> None:
     assert words in run_refused(capsys, *argv)
 
 
-def test_networks_that_cannot_be_exported_are_refused(
-    trained: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_networks_that_fail_are_refused(trained: Run, monkeypatch: Patch, capsys: Capture) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("no such operator\nand a long story")
 
@@ -155,10 +151,3 @@ def test_networks_that_cannot_be_exported_are_refused(
     line = run_refused(capsys, BEST)
     assert "onnxscript not installed" in line
     assert "-m pip install -r requirements-export.txt" in line
-
-
-@pytest.mark.parametrize("argv", [[], ["a.pt", "b.pt"], ["a.pt", "--precision", "int4"]])
-def test_wrong_arguments_are_status_2(argv: list[str], capsys: Any) -> None:
-    with pytest.raises(SystemExit) as ended:
-        export.main(argv)
-    assert "export.py" in expect_refusal(capsys, int(ended.value.code or 0), 2)

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,13 +13,14 @@ from modeling import checkpoint as checkpoints
 from onnx_export import exporter, int8, validation
 from onnx_export.validation import Score
 from tests.onnx_export.conftest import ONE_THREAD, Exported, make_noise, run_refused
+from tests.support.builders import Capture, Patch
 
 pytestmark = pytest.mark.integration
 INT8 = ("--precision", "int8")
 
 
 def test_int8_is_compared_with_fp32_on_val(
-    quick_export: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick_export: Exported, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(int8, "MIN_VAL_SLICES", 1)
     monkeypatch.setattr(int8, "MAX_LOSS", 1.0)
@@ -48,31 +49,36 @@ def test_int8_is_compared_with_fp32_on_val(
     assert first.sum() == pytest.approx(1, abs=1e-6)
 
 
-def test_a_large_loss_is_refused(
-    quick_export: Exported, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_large_loss_is_refused(quick_export: Exported, monkeypatch: Patch, capsys: Capture) -> None:
     slices = validation.find_slices(checkpoints.load_run(quick_export.checkpoint), None)
     labels = slices.read("val", int8.VAL_SLICES)[1]
     monkeypatch.setattr(int8, "MIN_VAL_SLICES", 1)
     monkeypatch.setattr(int8, "quantise", lambda *_: None)
 
-    def score_as(accuracy: float, coverage: float) -> Score:
-        after = Score(labels, accuracy, coverage, 1.0)
-        scores = iter((Score(labels, 1.0, 0.95, 1.0), after))
-        monkeypatch.setattr(validation, "score", lambda *_: next(scores))
-        return after
-
+    before = Score(labels, 1.0, 0.95, 1.0)
     for accuracy, coverage in ((0.979, 0.95), (1.0, 0.929)):
-        after = score_as(accuracy, coverage)
+        after = Score(labels, accuracy, coverage, 1.0)
+        monkeypatch.setattr(validation, "score", Mock(side_effect=[before, after]))
         line = run_refused(capsys, str(quick_export.checkpoint), *INT8)
         assert after.describe() in line
-        assert "the loss is too large" in line
-    score_as(0.981, 0.931)
+        assert "the difference is too large" in line
+    after = Score(labels, 0.981, 0.931, 1.0)
+    monkeypatch.setattr(validation, "score", Mock(side_effect=[before, after]))
     assert export.main([str(quick_export.checkpoint), *INT8, *ONE_THREAD]) == 0
 
 
+def test_a_network_that_onnxruntime_cannot_quantise_is_refused(
+    quick_export: Exported, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(int8, "MIN_VAL_SLICES", 1)
+    fail = Mock(side_effect=ValueError("no such operator\nand more"))
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", fail)
+    line = run_refused(capsys, str(quick_export.checkpoint), *INT8)
+    assert "onnxruntime cannot quantise net (no such operator)" in line
+
+
 def test_too_few_val_slices_are_refused(
-    quick_export: Exported, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    quick_export: Exported, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(int8, "VAL_SLICES", 3)
     line = run_refused(capsys, str(quick_export.checkpoint), *INT8)

@@ -13,7 +13,7 @@ from helper import UserError
 from modeling import checkpoint as checkpoints
 from onnx_export import exporter, parity, validation
 from tests.onnx_export.conftest import BEST, Exported, run_refused
-from tests.support.builders import Run
+from tests.support.builders import Capture, Patch, Run
 
 CHANGES = {
     "probabilities": lambda probs, in_sets: [probs + np.float32(2e-4), in_sets],
@@ -26,7 +26,7 @@ CHANGES = {
 @pytest.mark.integration
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_outputs_leave_no_file(
-    quick_export: Exported, change: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    quick_export: Exported, change: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     run = exporter.run_session
     monkeypatch.setattr(exporter, "run_session", lambda *given: CHANGES[change](*run(*given)))
@@ -51,7 +51,7 @@ def test_varied_images_have_all_orientations() -> None:
     assert sorted(len(batch) for _, batch in parity.batch_by_shape(varied)) == [4, 4, 4, 4]
 
 
-def test_accuracy_coverage_and_set_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accuracy_coverage_and_set_size(monkeypatch: Patch) -> None:
     probs = np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8], [0.4, 0.3, 0.3]])
     in_set = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [1, 1, 1]], bool)
     outputs: dict[Any, list[np.ndarray]] = {"all": [probs, in_set], "none": [probs]}
@@ -68,7 +68,7 @@ def test_accuracy_coverage_and_set_size(monkeypatch: pytest.MonkeyPatch) -> None
 def test_changed_slices_and_unknown_classes_are_refused(trained: Run, phantom_dir: Path) -> None:
     checkpoint = checkpoints.load_run(Path(BEST))
     slices = validation.find_slices({**checkpoint, "classes": ["Glioma", "Menin"]}, None)
-    with pytest.raises(UserError, match="class Tumor is unknown to the checkpoint"):
+    with pytest.raises(UserError, match="class Tumor is not one of the checkpoint's classes"):
         slices.read("val", 99)
     Path("data/phantom").unlink()
     shutil.copytree(phantom_dir, "data/phantom")

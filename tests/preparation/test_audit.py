@@ -9,16 +9,7 @@ import pytest
 
 from duplicates.finder import FINDER_VERSION
 from duplicates.sift_features import THUMBNAIL_PX
-from preparation.audit import (
-    AUDIT_SCHEMA,
-    _compute_leak,
-    build_audit,
-    describe_audit,
-    describe_moved,
-    keeps_splits,
-    read_audit,
-    read_splits,
-)
+from preparation import audit as audits
 from preparation.manifest import COLUMNS, ImageFacts, manifest_path
 
 
@@ -50,15 +41,15 @@ def audit_links(frame: pd.DataFrame, *links: tuple[int, int, int, str]) -> tuple
     table = pd.DataFrame(links, columns=["first", "second", "score", "kind"])
     for end in ("first", "second"):
         table[end] = frame["path"].to_numpy()[table[end].to_numpy(int)]
-    audit = build_audit(frame, build_facts(frame), "source", 0, links=table)
-    return json.loads(json.dumps(audit, allow_nan=False)), "\n".join(describe_audit(audit))
+    audit = audits.build_audit(frame, build_facts(frame), "source", 0, links=table)
+    return json.loads(json.dumps(audit, allow_nan=False)), "\n".join(audits.describe_audit(audit))
 
 
 def test_the_leak_is_the_mean_of_random_splits() -> None:
     sizes = [1] * 30 + [2] * 20 + [5] * 10 + [12] * 3
     groups = np.repeat([f"g{number}" for number in range(len(sizes))], sizes)
     frame = build_frame([f"d{row}" for row in range(156)], groups.tolist(), ["a"] * 156)
-    leak = _compute_leak(frame)
+    leak = audits._compute_leak(frame)
     assert leak is not None
     assert leak["duplicate"] == 0.0
     rng = np.random.default_rng(0)
@@ -84,7 +75,7 @@ def test_links_across_classes_are_listed() -> None:
     assert duplicates["images_with_a_duplicate"] == 2
     assert duplicates["images_with_a_related_image"] == 3
     assert (audit["n_duplicate_sets"], audit["n_groups"], audit["n_patients"]) == (3, 2, 1)
-    assert "1 of 1 duplicate links join two classes" in text
+    assert "1 of 1 duplicate links connect two classes" in text
     assert "Images/a/0.png and Images/b/1.png (score 44)" in text
     assert "1 known patients" in text
 
@@ -117,40 +108,40 @@ def test_odd_images_are_named() -> None:
     blank = np.full((THUMBNAIL_PX,) * 2, 7, np.uint8)
     for row, mode in ((5, "L"), (6, "P")):
         facts[frame["path"][row]] = ImageFacts("x", 8, 8, 7.0, mode, thumbnail=blank)
-    audit = build_audit(frame, facts, "source", 0)
+    audit = audits.build_audit(frame, facts, "source", 0)
     found = {frame["path"][3]: "size 9 x 8", frame["path"][5]: "blank", frame["path"][6]: "blank"}
     assert audit["odd"] == found
     assert audit["by_class"]["a"]["sizes"] == {"8 x 8": 20}
     mean = frame["mean"][1::2].mean()
     assert audit["by_class"]["b"]["brightness"]["mean"] == pytest.approx(mean, abs=1e-3)
-    assert "odd: 3 images" in "\n".join(describe_audit(audit))
+    assert "odd: 3 images" in "\n".join(audits.describe_audit(audit))
 
 
 def test_images_that_change_their_split_are_described() -> None:
     frame = build_frame(["d1", "d2", "d3"], ["g1", "g1", "g1"], ["a", "a", "a"])
     earlier = {frame["sha256"][0]: "test", frame["sha256"][1]: "train"}
-    joined, advice = describe_moved(frame, earlier)
+    joined, advice = audits.describe_moved(frame, earlier)
     assert "1 images (1 of test) are now in train, such as Images/a/0.png" in joined
     assert "train again" in advice
-    assert describe_moved(frame, {}) == []
+    assert audits.describe_moved(frame, {}) == []
     frame.loc[1, "split"] = "val"
-    split_again = describe_moved(frame, earlier)[0]
+    split_again = audits.describe_moved(frame, earlier)[0]
     assert "split again" in split_again
     assert "2 of 3 images" in split_again
 
 
 def test_splits_are_kept_for_the_same_seed_and_search(tmp_path: Path) -> None:
-    audit = {"schema": AUDIT_SCHEMA, "seed": 0, "duplicates": {"finder": FINDER_VERSION}}
-    assert keeps_splits(audit, 0)
-    assert not keeps_splits(audit, 1)
+    audit = {"schema": audits.AUDIT_SCHEMA, "seed": 0, "duplicates": {"finder": FINDER_VERSION}}
+    assert audits.keeps_splits(audit, 0)
+    assert not audits.keeps_splits(audit, 1)
     for useless in ({}, audit | {"duplicates": None}, audit | {"duplicates": {"finder": -1}}):
-        assert not keeps_splits(useless, 0)
-    assert (read_splits(tmp_path), read_audit(tmp_path)) == ({}, {})
+        assert not audits.keeps_splits(useless, 0)
+    assert (audits.read_splits(tmp_path), audits.read_audit(tmp_path)) == ({}, {})
     manifest_path(tmp_path).parent.mkdir()
     build_frame(["d1", "d2"], ["g1", "g2"], ["a", "b"]).to_csv(manifest_path(tmp_path), index=False)
-    assert set(read_splits(tmp_path).values()) == {"train"}
+    assert set(audits.read_splits(tmp_path).values()) == {"train"}
     manifest_path(tmp_path).write_text("no table")
-    assert read_splits(tmp_path) == {}
+    assert audits.read_splits(tmp_path) == {}
     for content, expected in ((audit, audit), ([], {}), (audit | {"schema": 1}, {})):
         (tmp_path / "CSV" / "audit.json").write_text(json.dumps(content))
-        assert read_audit(tmp_path) == expected
+        assert audits.read_audit(tmp_path) == expected

@@ -11,9 +11,7 @@ from preparation.contact_sheets import SHEETS, draw_sheets
 from preparation.manifest import load_manifest
 
 
-def test_sheets_are_drawn_where_there_is_something_to_show(
-    tmp_path: Path, phantom_dir: Path
-) -> None:
+def test_sheets_are_drawn_if_there_is_something_to_show(tmp_path: Path, phantom_dir: Path) -> None:
     frame = load_manifest(phantom_dir).iloc[:14]
     thumbnails = read_thumbnails(frame, phantom_dir)
     duplicates = find_duplicates(thumbnails)

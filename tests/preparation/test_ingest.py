@@ -1,28 +1,11 @@
-"""Files on disk are kept, completed or refused, and phantoms get their true ids."""
+"""Phantoms get their true ids."""
 
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
-from helper import UserError
-from preparation.ingest import is_complete, needs_writing, write_image
+from preparation.ingest import is_complete
 from preparation.manifest import load_manifest
-
-
-def test_files_on_disk_are_kept_completed_or_refused(tmp_path: Path) -> None:
-    target = tmp_path / "Images" / "A" / "1.jpg"
-    assert needs_writing(target, b"content")
-    write_image(target, b"content")
-    assert not needs_writing(target, b"content")
-    assert [path.name for path in target.parent.iterdir()] == ["1.jpg"]
-    for beginning in (b"", b"cont"):
-        target.write_bytes(beginning)
-        assert needs_writing(target, b"content")
-    for other in (b"Content", b"content and more"):
-        target.write_bytes(other)
-        with pytest.raises(UserError, match="exists with other content"):
-            needs_writing(target, b"content")
 
 
 def test_phantoms_have_true_ids(phantom_dir: Path) -> None:

@@ -12,7 +12,7 @@ import prepare
 from helper import UserError
 from preparation import integrity
 from preparation.manifest import load_manifest
-from tests.support.builders import ON_CPU, QUICK, Run, expect_refusal, make_data_folder
+from tests.support.builders import ON_CPU, QUICK, Capture, Run, expect_refusal, make_data_folder
 
 
 def change(path: Path) -> None:
@@ -66,9 +66,7 @@ def test_only_images_that_are_used_matter(tmp_path: Path, caplog: pytest.LogCapt
         integrity.check_used(data, used)
 
 
-def test_commands_refuse_changed_images(
-    trained: Run, phantom_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_refuse_changed_images(trained: Run, phantom_dir: Path, capsys: Capture) -> None:
     Path("data/phantom").unlink()
     shutil.copytree(phantom_dir, "data/phantom")
     split = pd.read_csv("session/first/split.csv")

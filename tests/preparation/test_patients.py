@@ -32,7 +32,7 @@ def test_paths_and_unique_file_names_are_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "pattern"),
     [
-        ("path,patient\nnowhere.png,p\n", "row 2: 'nowhere.png' is no image of the source"),
+        ("path,patient\nnowhere.png,p\n", "row 2: 'nowhere.png' is not an image of the source"),
         ("path,patient\n1.jpg,p\n", "row 2: '1.jpg' may be any of 2 images"),
         ("path,group\n2.jpg,p\n", r"column\(s\) missing: patient; .*path,patient"),
         ("path,patient\n2.jpg,p\nImages/B/2.jpg,q\n", "row 3: 'Images/B/2.jpg' is listed with"),

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 
 from imaging.dicom import hash_patient
 from imaging.reader import read_grey
 from preparation.audit import read_audit
 from preparation.manifest import load_manifest
+from tests.support.builders import Capture
 from tests.support.dicom_files import HIDDEN, SECRETS, build_dataset, encode_dataset, encode_dicom
-from tests.support.sources import Capture, make_picture, refuse, run, take_snapshot, write_zip
+from tests.support.sources import make_picture, refuse, run, take_snapshot, write_zip
 
 NAMES = ("IM{:06d}", "{}.dcm", "1.2.840.4.{}", "{}.IMA")  # as scanners and archives name files
 PATIENTS = tuple(f"hidden-4711-{number}-{{}}" for number in range(6))
@@ -68,27 +68,7 @@ def test_patients_are_groups_under_pseudonyms(tmp_path: Path, capsys: Capture) -
     assert take_snapshot(data) == first
 
 
-def test_a_table_overrides_dicom_and_a_replaced_file_has_its_new_patient(tmp_path: Path) -> None:
-    files, data, table = build_classes(PATIENTS), tmp_path / "data", tmp_path / "patients.csv"
-    names = list(files)[:5]
-    first, second, third, fourth, fifth = (name.replace("top/", "Images/") for name in names)
-    table.write_text(f"path,patient\n{names[0]},mine\n{names[2]},mine\n")
-    source = write_zip(tmp_path / "s.zip", files)
-    assert run(source, "--data", data, "--patients", table) == 0
-    group_of = load_manifest(data).set_index("path")["group"]
-    assert group_of[first] == group_of[third] != group_of[second]
-    replaced = pydicom.dcmread(data / fourth)
-    replaced.PatientID = pydicom.dcmread(data / fifth).PatientID
-    replaced.save_as(data / fourth)
-    assert run(data / "Images", "--data", data) == 0
-    frame = load_manifest(data).set_index("path")
-    assert frame["group"][fourth] == frame["group"][fifth]
-    assert frame["patient"][first] == frame["patient"][third] == "mine"
-
-
-def test_too_few_patients_and_large_frames_are_refused(tmp_path: Path, capsys: Capture) -> None:
-    source = write_zip(tmp_path / "few.zip", build_classes(("hidden-{}",), n_each=8))
-    refuse(tmp_path, capsys, "has 1 group(s) of slices", source, "--data", tmp_path / "data")
+def test_large_frames_are_refused(tmp_path: Path, capsys: Capture) -> None:
     large = encode_dicom(np.zeros((1, 1), np.uint8), Rows=9000, Columns=9000)
     source = write_zip(tmp_path / "a.zip", build_classes(PATIENTS) | {"top/A/large": large})
     refuse(tmp_path, capsys, "A/large: 9000 x 9000 pixels", source, "--data", tmp_path / "data")

@@ -15,7 +15,7 @@ from phantoms.generator import plan_phantoms, render_phantom
 from preparation.audit import read_audit
 from preparation.manifest import load_manifest
 from tests.conftest import build_once
-from tests.support.sources import Capture
+from tests.support.builders import Capture, Patch
 
 N_SLICES = 18
 CLASSES = ("A", "no tumor", "C")
@@ -82,21 +82,7 @@ def test_duplicates_share_set_group_and_split(shared: Path) -> None:
     assert (data / "audit/pairs_by_score.png").exists()
 
 
-def test_classes_and_names_have_no_effect_on_ids(shared: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    paths = sorted(path for path in (shared / "source").rglob("*") if path.is_file())
-    labels = rng.permutation(np.resize(CLASSES, len(paths)))
-    for number, (path, label) in enumerate(zip(paths, labels, strict=True)):
-        folder = tmp_path / "permuted" / label
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, folder / f"x{99 - number}{path.suffix}")
-    ids = ["sha256", "duplicate_set", "group"]
-    tables = load_manifest(shared / "data"), run(tmp_path / "permuted", tmp_path / "data")
-    first, second = (table[ids].sort_values("sha256", ignore_index=True) for table in tables)
-    pd.testing.assert_frame_equal(first, second)
-
-
-def test_a_second_run_reuses_results(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_reuses_results(pairs: Path, monkeypatch: Patch) -> None:
     data, sheet = pairs / "data", pairs / "data/audit/pairs_by_score.png"
     frame, content = load_manifest(data), sheet.read_bytes()
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from evaluation.metrics import compute_confusion, compute_metrics, softmax
 from reporting import galleries, plots, uncertainty_plots
+from tests.support.builders import Patch
 
 NAMES = [
     *("Glioma", "Meningioma of the convexity", "Pituitary_adenoma_not_otherwise_specified"),
@@ -135,9 +136,7 @@ def test_a_saved_plot_bears_its_stamp(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["training.png"]
 
 
-def test_a_failed_save_keeps_the_previous_plot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_keeps_the_previous_plot(tmp_path: Path, monkeypatch: Patch) -> None:
     def fail(_: Figure, path: Path, **__: object) -> None:
         path.write_bytes(b"half")
         raise OSError("disk full")

@@ -13,14 +13,9 @@ import pytest
 from reporting.plots import get_palette
 from tests.support.builders import Run
 
-CHROMIUM = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (found := shutil.which(name))
-    ),
-    "",
-)
+BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+CHROMIUM = next(filter(None, BROWSERS), "")
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 MEASURE = """
 <script>
 addEventListener("load", () => {
@@ -74,7 +69,8 @@ def read_rgb(text: str) -> np.ndarray:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+@pytest.mark.integration
+@needs_chromium
 @pytest.mark.parametrize("width_px", [390, 820, 1280])
 def test_the_report_fits_its_window(first_run: Run, tmp_path: Path, width_px: int) -> None:
     page = first_run.root / "results/first/report.html"
@@ -87,7 +83,8 @@ def test_the_report_fits_its_window(first_run: Run, tmp_path: Path, width_px: in
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+@pytest.mark.integration
+@needs_chromium
 def test_the_report_has_a_dark_mode(first_run: Run, tmp_path: Path) -> None:
     page = first_run.root / "results/first/report.html"
     light = measure(page, 820, tmp_path)
@@ -100,21 +97,9 @@ def test_the_report_has_a_dark_mode(first_run: Run, tmp_path: Path) -> None:
 # Source: Machado et al. 2009, A physiologically-based model for simulation of color vision
 # deficiency.
 BLIND = {
-    "protanopia": [
-        [0.152286, 1.052583, -0.204868],
-        [0.114503, 0.786281, 0.099216],
-        [-0.003882, -0.048116, 1.051998],
-    ],
-    "deuteranopia": [
-        [0.367322, 0.860646, -0.227968],
-        [0.280085, 0.672501, 0.047413],
-        [-0.011820, 0.042940, 0.968881],
-    ],
-    "tritanopia": [
-        [1.255528, -0.076749, -0.178779],
-        [-0.078411, 0.930809, 0.147602],
-        [0.004733, 0.691367, 0.303900],
-    ],
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
 }
 
 

@@ -11,7 +11,7 @@ from evaluation import predictions
 from helper import UserError
 from reporting import results
 from reporting.results import build_report, check_results_dir, tabulate, write_results
-from tests.support.builders import FIGURES, RESULT_FILES, Run, list_files, read_metrics
+from tests.support.builders import FIGURES, RESULT_FILES, Patch, Run, list_files, read_metrics
 
 IDENTITY = {"run": "first", "checkpoint": "session/first/best.pt", "split": "test"}
 CLASSES = ["Glioma", "Menin", "Tumor"]
@@ -85,9 +85,7 @@ def test_related_slices_in_training_are_counted(predicted: predictions.Predictio
     assert any(note.startswith(words) for note in notes)
 
 
-def test_files_are_complete_when_metrics_exist(
-    predicted: predictions.Predictions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metrics_are_written_last(predicted: predictions.Predictions, monkeypatch: Patch) -> None:
     """Plots of an earlier evaluation are removed, and metrics.json is written last."""
     folder = Path("results/second")
     (folder / "plots").mkdir(parents=True)

@@ -7,16 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import evaluate
 import main
 from tests.conftest import build_once
-from tests.support.builders import ON_CPU, QUICK, Run, link_phantoms
-
-
-@pytest.fixture
-def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the evaluation after training, which tests of training do not need."""
-    monkeypatch.setattr(evaluate, "evaluate", lambda _: None)
+from tests.support.builders import ON_CPU, QUICK, Patch, link_phantoms
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +27,7 @@ def cross_run(shared_dir: Path, phantom_dir: Path) -> Path:
 
 
 @pytest.fixture
-def crossed(tmp_path: Path, cross_run: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def crossed(tmp_path: Path, cross_run: Path, monkeypatch: Patch) -> None:
     """A working folder with that cross-validation; its files are hard links: replace them."""
-    root = tmp_path / "work"
-    shutil.copytree(cross_run, root, symlinks=True, copy_function=os.link)
-    monkeypatch.chdir(root)
-    return Run(root, "")
+    shutil.copytree(cross_run, tmp_path / "work", symlinks=True, copy_function=os.link)
+    monkeypatch.chdir(tmp_path / "work")

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -13,15 +14,19 @@ from common import atomic_files, signals
 from evaluation.predictions import predict_run
 from helper import UserError
 from modeling import checkpoint
+from preparation.manifest import load_manifest, write_manifest
 from runs import lifecycle
 from tests.support.builders import (
     ON_CPU,
     QUICK,
     RESULT_FILES,
     SESSION_FILES,
+    Capture,
+    Patch,
     assert_same_weights,
     expect_refusal,
     make_data_folder,
+    raise_in_step,
     read_metrics,
 )
 
@@ -68,9 +73,7 @@ def test_a_cross_validation_is_predicted_as_a_whole_or_by_fold() -> None:
 
 
 @pytest.mark.usefixtures("workplace", "no_evaluation")
-def test_a_stopped_cross_validation_equals_one_never_stopped(
-    cross_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resumed_folds_are_exact(cross_run: Path, monkeypatch: Patch, capsys: Capture) -> None:
     train_step = trainer.Trainer.train_step
 
     def interrupt(self: trainer.Trainer, *arguments: object) -> object:
@@ -87,15 +90,12 @@ def test_a_stopped_cross_validation_equals_one_never_stopped(
         predict_run(Path("session/cross"), "test", None, **PREDICT)
     assert main.main(RESUME) == 0
     for fold in FOLDS:
-        whole, parts = (
-            checkpoint.load_run(root / "session/cross" / fold / "last.pt")
-            for root in (cross_run, Path())
-        )
-        assert_same_weights(whole, parts)
+        path = Path("session/cross", fold, "last.pt")
+        assert_same_weights(checkpoint.load_run(cross_run / path), checkpoint.load_run(path))
 
 
 @pytest.mark.usefixtures("crossed", "no_evaluation")
-def test_a_fold_killed_at_its_start_restarts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fold_killed_at_its_start_restarts(capsys: Capture) -> None:
     path = Path("session/cross/fold_2/last.pt")
     path.unlink()
     with atomic_files.lock(Path("session/cross"), "busy"):
@@ -109,19 +109,14 @@ def test_a_fold_killed_at_its_start_restarts(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.usefixtures("workplace", "no_evaluation")
-def test_folds_stopped_before_the_first_save_can_be_resumed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise signals.Terminated
-
+def test_folds_without_a_save_can_be_resumed(monkeypatch: Patch, capsys: Capture) -> None:
     def fill_the_disk(path: Path, content: dict[str, Any]) -> None:
         if content["epoch"]:
             raise OSError(28, "No space left on device", str(path))
         checkpoint.save_checkpoint(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lifecycle, "build_trainer", interrupt)
+        patch.setattr(lifecycle, "build_trainer", Mock(side_effect=signals.Terminated))
         line = expect_refusal(capsys, main.main([*COMMAND, "--name", "cross"]), 143)
     assert "fold 1" in line
     assert "--resume session/cross" in line
@@ -137,36 +132,25 @@ def test_folds_stopped_before_the_first_save_can_be_resumed(
 
 
 @pytest.mark.usefixtures("crossed")
-def test_folds_of_changed_slices_are_refused(
-    phantom_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folds_of_changed_slices_are_refused(phantom_dir: Path, capsys: Capture) -> None:
     Path("data/phantom").unlink()
     shutil.copytree(phantom_dir, "data/phantom", ignore=shutil.ignore_patterns("cache"))
-    path = Path("data/phantom/CSV/images.csv")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    table.iloc[1:].to_csv(path, index=False)
+    table = load_manifest(Path("data/phantom"))
+    write_manifest(table.iloc[1:], Path("data/phantom"))
     Path("data/phantom", table["path"].iloc[0]).unlink()
     line = expect_refusal(capsys, main.main(RESUME))
     assert "session/cross/split.csv: the slices have changed" in line
 
 
-def test_too_many_folds_leave_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_data_folder(tmp_path / "data")
+def test_too_many_folds_leave_nothing_behind(empty_dir: Path, capsys: Capture) -> None:
+    make_data_folder(empty_dir / "data")
     command = ["--model", "net", "--image-size", "32", "--folds", "7", "--name", "many"]
     assert "too few for --folds 7" in expect_refusal(capsys, main.main(command))
     assert not Path("session").exists()
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_failed_first_fold_leaves_no_run_behind(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object) -> None:
-        raise UserError("no such luck")
-
-    monkeypatch.setattr(trainer.Trainer, "fit", fail)
+def test_a_failed_first_fold_leaves_no_run_behind(monkeypatch: Patch, capsys: Capture) -> None:
+    raise_in_step(monkeypatch, 0, UserError("no such luck"))
     assert "no such luck" in expect_refusal(capsys, main.main([*COMMAND, "--name", "failed"]))
     assert not Path("session/failed").exists()

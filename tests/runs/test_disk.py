@@ -1,10 +1,9 @@
 """Full and read-only disks, file names of every kind, programs that start at once."""
 
-import json
-import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +14,17 @@ import predict
 import prepare
 from common import atomic_files
 from modeling import checkpoint
-from tests.support.builders import ON_CPU, QUICK, ROOT, expect_refusal, make_data_folder
+from tests.support.builders import (
+    ON_CPU,
+    QUICK,
+    ROOT,
+    Capture,
+    expect_refusal,
+    list_files,
+    make_data_folder,
+    read_metrics,
+    run_python,
+)
 from tests.support.sources import build_files, write_zip
 
 pytestmark = pytest.mark.timeout(300)
@@ -50,9 +59,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(workplace: Path) -> None:
     assert line.startswith("error: session/run/last.pt: No space left on device")
     assert "--resume session/run" in line
     assert checkpoint.load_run(copy / "run" / "last.pt")["epoch"] == 0
-    assert {path.name for path in (copy / "run").iterdir()} == {
-        *("config.json", "last.pt", "split.csv")
-    }
+    assert sorted(list_files(copy)) == ["run/config.json", "run/last.pt", "run/split.csv"]
     (workplace / "session").rmdir()
     copy.rename(workplace / "session")
     assert main.main(["--resume", "session/run", "--device", "cpu"]) == 0
@@ -80,14 +87,13 @@ def test_a_table_on_a_full_disk_is_not_finished() -> None:
 NAMES = ["with space", 'it\'s "quoted"', "größe-脑", "=1+1", "#1%20&<b>", "x" * 251]
 
 
-def test_file_names_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    source = make_data_folder(tmp_path / "my source", n_each=9) / "Images"
+def test_file_names_of_every_kind(empty_dir: Path) -> None:
+    source = make_data_folder(empty_dir / "my source", n_each=9) / "Images"
     shutil.rmtree(source.parent / "CSV")
     for name, path in zip(NAMES, sorted((source / "A").iterdir()), strict=False):
         path.rename(path.with_name(f"{name}.png"))
     (source / "B").rename(source / "B & co's")
-    data = tmp_path / "my dätä"
+    data = empty_dir / "my dätä"
     assert prepare.main([str(source), "--data", str(data)]) == 0
     command = ["--model", "net", "--image-size", "32", "--epochs", "1", "--data", str(data)]
     assert main.main([*command, *ON_CPU, "--name", "run"]) == 0
@@ -110,55 +116,43 @@ from pathlib import Path
 import dataset
 from loading import pixel_cache
 write = pixel_cache._write_cache
-def count(*given):
-    with open("written.txt", "a") as file:
-        file.write("once\\n")
+def write_slowly(*arguments):
+    print("written")
     time.sleep(1)
-    write(*given)
-pixel_cache._write_cache = count
+    write(*arguments)
+pixel_cache._write_cache = write_slowly
 data = Path(sys.argv[1])
 pixels, _ = pixel_cache.open_pixels(dataset.load_table(data), data, 24)
 print(int(pixels.astype("int64").sum()))
 """
 
 
-def run_twice(folder: Path, *command: str) -> list[tuple[int, str, str]]:
-    """Run two processes at once; return status, stdout and stderr of each."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [
-        subprocess.Popen([sys.executable, *command], cwd=folder, env=env, **pipes)  # type: ignore[call-overload]
-        for _ in range(2)
-    ]
-    outputs = [process.communicate() for process in both]
-    return [(process.returncode, *output) for process, output in zip(both, outputs, strict=True)]
+def run_twice(*command: object) -> "list[subprocess.CompletedProcess[str]]":
+    """Run two processes at once; return them in the order of their status."""
+    with ThreadPoolExecutor() as pool:
+        ended = pool.map(lambda _: run_python(*command), range(2))
+    return sorted(ended, key=lambda process: process.returncode)
 
 
 @pytest.mark.integration
 def test_two_programs_write_the_cache_once(tmp_path: Path) -> None:
-    data = make_data_folder(tmp_path / "data")
-    (status, sum_1, error), (status_2, sum_2, error_2) = run_twice(
-        tmp_path, "-c", OPEN_CACHE, str(data)
-    )
-    assert (status, status_2) == (0, 0), (error, error_2)
-    assert sum_1 == sum_2
-    assert (tmp_path / "written.txt").read_text() == "once\n"
+    one, other = run_twice("-c", OPEN_CACHE, make_data_folder(tmp_path / "data"))
+    assert (one.returncode, other.returncode) == (0, 0), other.stderr
+    lines = sorted([*one.stdout.splitlines(), *other.stdout.splitlines()])
+    assert lines == [lines[0], lines[0], "written"]
 
 
 @pytest.mark.integration
 def test_two_runs_of_one_name_do_not_share_a_folder(workplace: Path) -> None:
-    command = [str(ROOT / "main.py"), *QUICK, *ON_CPU, "--epochs", "1", "--name", "run"]
-    (status, _, _), (other, _, error) = sorted(run_twice(workplace, *command))
-    assert (status, other) == (0, 1), error
-    assert "session/run exists" in error
-    assert "--resume session/run" in error
-    report = json.loads((workplace / "results/run/metrics.json").read_text("utf-8"))
-    assert report["n_images"] > 0
+    command = [*QUICK, *ON_CPU, "--epochs", "1", "--name", "run"]
+    one, other = run_twice(ROOT / "main.py", *command)
+    assert (one.returncode, other.returncode) == (0, 1), one.stderr
+    assert "session/run exists" in other.stderr
+    assert "--resume session/run" in other.stderr
+    assert read_metrics(workplace, "run")["n_images"] > 0
 
 
-def test_two_programs_cannot_fill_one_data_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_programs_cannot_fill_one_data_folder(tmp_path: Path, capsys: Capture) -> None:
     source, data = write_zip(tmp_path / "source.zip", build_files()), tmp_path / "data"
     data.mkdir()
     with atomic_files.lock(data, "busy"):

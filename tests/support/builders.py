@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from model import Classifier
 
 ROOT = Path(__file__).resolve().parents[2]
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 PHANTOMS = 60
 QUICK = ("--phantom", "--model", "net", "--image-size", "32", "--batch-size", "8")
 ON_CPU = ("--device", "cpu", "--precision", "fp32")
@@ -25,11 +30,7 @@ ON_CPU = ("--device", "cpu", "--precision", "fp32")
 # ---- what a run leaves
 
 SESSION_FILES = {"config.json", "split.csv", "history.csv", "last.pt", "best.pt"}
-
-
 RESULT_FILES = {"metrics.json", "predictions.csv", "report.html", "model_card.md"}
-
-
 PLOTS = {
     "confusion_matrix.png",
     "class_metrics.png",
@@ -41,8 +42,6 @@ PLOTS = {
     "errors.png",
     "least_certain.png",
 }
-
-
 FIGURES = (
     *("accuracy", "accuracy_per_slice", "precision_macro", "recall_macro", "f1_macro"),
     *("roc_auc_macro", "mcc"),
@@ -59,6 +58,29 @@ def assert_same_weights(one: dict, other: dict) -> None:
 
     for key in ("weights", "trained_weights"):
         assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
+
+
+def run_python(*command: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run Python in another process, which finds the modules of the project, until it ends."""
+    argv = [sys.executable, *map(str, command)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, **options)
+
+
+def raise_in_step(monkeypatch: pytest.MonkeyPatch, number: int, event: object) -> None:
+    """At the start of a training step, send a signal to this process or raise an exception."""
+    from trainer import Trainer
+
+    train_step = Trainer.train_step
+
+    def run(self: Trainer, batch: Any, step: int) -> Any:
+        if step == number:
+            if isinstance(event, BaseException):
+                raise event
+            os.kill(os.getpid(), event)  # type: ignore[arg-type]
+        return train_step(self, batch, step)
+
+    monkeypatch.setattr(Trainer, "train_step", run)
 
 
 def expect_refusal(capsys: pytest.CaptureFixture[str], status: int, expected: int = 1) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,14 +16,7 @@ from imaging.dicom import MAX_FRAME_PIXELS, MAX_INFLATED_BYTES
 from imaging.grayscale import MAX_PIXELS, MAX_SCANS
 from tests.support.dicom_files import build_dataset, encode_dataset, encode_dicom
 from tests.support.fuzz_corpus import build_chunk, build_corpus, build_png, encode
-from tests.support.fuzz_mutations import (
-    COLUMNS,
-    ROWS,
-    compress_zeros,
-    resize_codestream,
-    split_segments,
-    write_element,
-)
+from tests.support.fuzz_mutations import resize_codestream, resize_dicom, split_segments
 
 SIDE = math.isqrt(MAX_PIXELS)
 FRAME_SIDE = math.isqrt(MAX_FRAME_PIXELS)
@@ -31,7 +25,7 @@ FRAME_SIDE = math.isqrt(MAX_FRAME_PIXELS)
 def build_png_zeros(
     depth: int, colour: int, n_bytes: int, *chunks: bytes, interlace: int = 0
 ) -> bytes:
-    idat = compress_zeros(SIDE * (SIDE * n_bytes + 17))  # with a margin for interlacing
+    idat = zlib.compress(bytes(SIDE * (SIDE * n_bytes + 17)))  # with a margin for interlacing
     return build_png((SIDE, SIDE), depth, colour, idat, *chunks, interlace=interlace)
 
 
@@ -73,9 +67,7 @@ def build_rle(bits: int, n_frames: int = 1, **elements: Any) -> bytes:
 
 
 def enlarge_dicom(name: str) -> bytes:
-    content = find_content(f"DICOM {name}")
-    for element in (ROWS, COLUMNS):
-        content = write_element(content, element, struct.pack("<H", FRAME_SIDE))
+    content = resize_dicom(find_content(f"DICOM {name}"), FRAME_SIDE, FRAME_SIDE)
     return resize_codestream(content, FRAME_SIDE, FRAME_SIDE)
 
 

@@ -16,6 +16,7 @@ SIDES = (0, 1, 2, 39, 41, 91, 2400, 2449, 4000, 4123, 8000, 16383, 32767, 65500,
 STARTS = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM"),
     *(b"GIF89a", b"\0\x08\0\x05", b"\x08\0\x05\0CS\x0a\0", b"PK\3\4", b"%PDF", b"\0\0\0\x0cjP "),
+    bytes(128) + b"DICM",
 )
 JPEG_SIZES = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)
 # elements of group 0x0028 of DICOM
@@ -74,14 +75,6 @@ def splice(draw: random.Random, content: bytes) -> bytes:
     return content[: choose_offset(draw, content)] + other[draw.randrange(len(other)) :]
 
 
-def swap_start(draw: random.Random, content: bytes) -> bytes:
-    """Write or prepend the first bytes of another format."""
-    start = draw.choice(STARTS)
-    if draw.random() < 0.2:
-        return bytes(128) + b"DICM" + content
-    return start + content[len(start) if draw.random() < 0.5 else 0 :]
-
-
 RUNS: dict[str, Change] = {
     "overwrite": lambda draw, run: draw.randbytes(len(run)),
     "blank": lambda draw, run: draw.choice((b"\0", b"\xff")) * len(run),
@@ -92,7 +85,8 @@ RUNS: dict[str, Change] = {
 ANYWHERE: dict[str, Change] = {
     **{name: functools.partial(replace_run, change=change) for name, change in RUNS.items()},
     **{"flip bits": flip_bits, "write number": write_number},
-    **{"splice": splice, "swap start": swap_start},
+    "splice": splice,
+    "other start": lambda draw, content: draw.choice(STARTS) + content[draw.choice((0, 2, 8)) :],
     "cut": lambda draw, content: content[: choose_offset(draw, content)],
     "noise": lambda draw, content: draw.choice(STARTS) + draw.randbytes(draw.randrange(300)),
     "empty": lambda draw, content: bytes(draw.choice((0, 1, 8, 132, len(content)))),
@@ -126,9 +120,14 @@ def change_size(draw: random.Random, content: bytes) -> bytes:
         return content
     if content.startswith(b"\xff\xd8"):
         return resize_codestream(content, width, height)
+    content = resize_dicom(content, width, height)
+    return resize_codestream(content, width, height) if draw.random() < 0.7 else content
+
+
+def resize_dicom(content: bytes, width: int, height: int) -> bytes:
     for element, number in ((COLUMNS, width), (ROWS, height)):
         content = write_element(content, element, struct.pack("<H", number % 2**16))
-    return resize_codestream(content, width, height) if draw.random() < 0.7 else content
+    return content
 
 
 def write_tag(content: bytes, start: bytes, number: int) -> bytes:
@@ -201,15 +200,13 @@ def change_chunks(draw: random.Random, content: bytes) -> bytes:
         chunks.insert(draw.randrange(len(chunks)), draw.choice(PNG_CHUNKS) + noise)
     else:
         start = draw.choice((b"iCCPname\0\0", b"zTXtname\0\0", b"iTXtname\0\1\0\0\0"))
-        chunks.insert(1, start + compress_zeros(2**26))
+        chunks.insert(1, start + compress_zeros())
     return content[:8] + b"".join(build_chunk(chunk[:4], chunk[4:]) for chunk in chunks)
 
 
 @functools.cache
-def compress_zeros(n_bytes: int) -> bytes:
-    packer, block = zlib.compressobj(9), bytes(2**20)
-    parts = [packer.compress(block) for _ in range(n_bytes // len(block))]
-    return b"".join([*parts, packer.compress(bytes(n_bytes % len(block))), packer.flush()])
+def compress_zeros() -> bytes:
+    return zlib.compress(bytes(2**26))
 
 
 def split_segments(content: bytes) -> list[bytes]:

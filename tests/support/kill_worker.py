@@ -1,33 +1,34 @@
 """Kill training runs at random times and resume them: `kill_worker.py TIMES SEED REPORT`.
 
-It works in the current folder, which holds data/phantom. torch is imported once and every run is a
-fork of this process, so a hundred runs take minutes. Half of the runs save after every step, so
-that kills also hit the writing of a checkpoint.
+It works in the current folder, which holds data/phantom. Every run is a fork of this process, so
+that torch is imported once. Half of the runs save after every step, so that kills also hit the
+writing of a checkpoint.
 """
 
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import main
-from common.atomic_files import UNFINISHED
 from modeling import checkpoint
+from tests.support.builders import QUICK, link_phantoms
 
 RUN = Path("session/run")
-COMMAND = (
-    *("--phantom", "--model", "net", "--image-size", "32", "--batch-size", "4", "--epochs", "5"),
-    *("--dropout", "0.3", "--mixup", "0.2", "--name", "run", "--device", "cpu", "--threads", "1"),
-)
+ON_CPU = ("--device", "cpu", "--threads", "1")
+OPTIONS = ["--batch-size", "4", "--epochs", "5", "--dropout", "0.3", "--mixup", "0.2"]
+COMMAND = [*QUICK, *ON_CPU, *OPTIONS, "--name", "run"]
 SAVE_EVERY = {"epochs": "0", "steps": "0.0000001"}
-TIMINGS = ("images_per_s", "time_s")
+VARYING = re.compile(r"/environment/|/(images_per_s|time_s)$")
 
 
 def start(folder: Path, saves: str) -> int:
@@ -50,84 +51,54 @@ def wait(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def drop_timings(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in row if key not in TIMINGS} for row in history]
-
-
 def read_run(folder: Path) -> dict[str, Any]:
-    """Read everything that a finished run left, except timings and environment."""
-    last, best = (checkpoint.load_run(folder / RUN / f"{name}.pt") for name in ("last", "best"))
-    for content in (last, best):
-        content["history"] = drop_timings(content["history"])
-        content["best"] = drop_timings([content["best"]])
-        del content["environment"]
-    metrics = json.loads((folder / "results/run/metrics.json").read_text("utf-8"))
-    del metrics["environment"]
-    files = [folder / RUN / "split.csv", folder / RUN / "config.json"]
-    files.append(folder / "results/run/predictions.csv")
-    return {
-        "last": last,
-        "best": best,
-        "metrics": json.dumps(metrics),
+    """Read everything that a finished run left, by its place, except what varies."""
+    session, results = folder / RUN, folder / "results/run"
+    files = [session / "split.csv", session / "config.json", results / "predictions.csv"]
+    content = {
+        "last": checkpoint.load_run(session / "last.pt"),
+        "best": checkpoint.load_run(session / "best.pt"),
+        "metrics": json.loads((results / "metrics.json").read_text("utf-8")),
         "files": [path.read_bytes() for path in files],
-        "session": sorted(path.name for path in (folder / RUN).iterdir()),
-        "results": sorted(path.name for path in (folder / "results/run").iterdir()),
+        "session": sorted(path.name for path in session.iterdir()),
+        "results": sorted(path.name for path in results.iterdir()),
     }
+    return {place: leaf for place, leaf in list_leaves(content) if not VARYING.search(place)}
 
 
-def find_differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Return where two runs differ, to the bit."""
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        one, other = dict(enumerate(one)), dict(enumerate(other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return [
-            line
-            for key in sorted({*one, *other}, key=str)
-            for line in find_differences(one.get(key), other.get(key), f"{where}/{key}")
-        ]
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return [] if torch.equal(one, other) else [where]
-    return [] if one == other else [where]
-
-
-def describe_kill(folder: Path) -> str:
-    """Describe the state in which the run was killed."""
-    if not (folder / RUN).exists():
-        return "before the run folder"
-    if list((folder / RUN).glob(f"{UNFINISHED}*")):
-        return "while a file was written"
-    if not (folder / RUN / "last.pt").exists():
-        return "before the first save"
-    if not (folder / RUN / "best.pt").exists():
-        return "in the first epoch"
-    best = checkpoint.load_run(folder / RUN / "best.pt")
-    return "after training" if "calibration" in best else "in a later epoch"
+def list_leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield place and value of the leaves of nested dictionaries and lists; tensors as bytes."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from list_leaves(part, f"{place}/{key}")
+    else:
+        yield place, value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
 
 
 def make_folder(name: str) -> Path:
     """Create a working folder with the same slices."""
     folder = HOME / name
-    (folder / "data").mkdir(parents=True)
-    (folder / "data/phantom").symlink_to((HOME / "data/phantom").resolve())
+    folder.mkdir()
+    link_phantoms(folder, (HOME / "data/phantom").resolve())
     return folder
 
 
 def kill_once(number: int, saves: str, longest_s: float, whole: dict[str, Any]) -> dict[str, Any]:
     """Kill a run once or twice, let it finish, and compare it with one that was never stopped."""
-    folder, kills = make_folder(f"run-{number}"), []
+    folder, n_kills = make_folder(f"run-{number}"), 0
     for _ in range(draw.choice((1, 1, 2))):
         process = start(folder, saves)
         time.sleep(draw.uniform(0, longest_s))
         os.kill(process, signal.SIGKILL)
-        if wait(process) == 0:
-            kills.append("finished")
-            break
-        kills.append(describe_kill(folder))
-    status = 0 if kills[-1] == "finished" else wait(start(folder, saves))
-    differences = find_differences(whole, read_run(folder)) if status == 0 else []
-    if status == 0 and not differences:
+        n_kills += wait(process) != 0  # 0: the run had ended before
+    status = wait(start(folder, saves))
+    found = read_run(folder) if status == 0 else {}
+    differences = [key for key in {*whole, *found} if whole.get(key) != found.get(key)]
+    if not differences:
         shutil.rmtree(folder)
-    return {"kills": kills, "status": status, "differences": differences}
+    return {"n_kills": n_kills, "status": status, "differences": differences}
 
 
 def work(times: int) -> list[dict[str, Any]]:
@@ -144,7 +115,6 @@ def work(times: int) -> list[dict[str, Any]]:
     for number in range(times):
         saves = list(SAVE_EVERY)[number % 2]
         rows.append(kill_once(number, saves, longest_s[saves], wholes[saves]))
-        print(number, rows[-1], flush=True)
     return rows
 
 

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 import prepare
-from tests.support.builders import expect_refusal
+from tests.support.builders import Capture, expect_refusal
 
 Snapshot = dict[str, tuple[bytes, int]]
-Capture = pytest.CaptureFixture[str]
 
 
 def make_picture(seed: int) -> bytes:

@@ -1,8 +1,6 @@
 """Several processes of one run: the same weights as one process, one writer, a clear end."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +15,10 @@ from tests.support.builders import (
     RESULT_FILES,
     ROOT,
     SESSION_FILES,
+    Patch,
     make_data_folder,
     read_metrics,
+    run_python,
 )
 from training import distributed
 
@@ -26,16 +26,9 @@ pytestmark = pytest.mark.timeout(300)
 WORKER = ROOT / "tests" / "support" / "distributed_worker.py"
 
 
-def torchrun(n_processes: int, *command: str | Path) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*launcher, f"--nproc-per-node={n_processes}", *map(str, command)],
-        capture_output=True,
-        text=True,
-        timeout=100,  # processes that hang fail the test
-        env={**os.environ, "PYTHONPATH": f"{ROOT}"},
-        check=False,
-    )
+def torchrun(n_processes: int, *command: object) -> "subprocess.CompletedProcess[str]":
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+    return run_python(*launcher, *command, timeout=100)  # processes that hang fail the test
 
 
 @pytest.mark.integration
@@ -90,18 +83,15 @@ def test_a_killed_process_ends_the_run_with_one_line(workplace: Path) -> None:
 
 
 @pytest.mark.integration
-def test_cross_validation_with_two_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_data_folder(tmp_path / "data", n_each=15)
+def test_cross_validation_with_two_processes(empty_dir: Path) -> None:
+    make_data_folder(empty_dir / "data", n_each=15)
     options = ["--model", "net", "--image-size", "32", "--batch-size", "8", "--epochs", "1"]
     command = [*options, *ON_CPU, "--folds", "2", "--name", "cross"]
     ended = torchrun(2, ROOT / "main.py", *command)
     assert ended.returncode == 0, ended.stderr
     for fold in ("fold_1", "fold_2"):
         assert {path.name for path in Path("session/cross", fold).iterdir()} == SESSION_FILES
-    assert read_metrics(tmp_path, "cross")["n_images"] == 30
+    assert read_metrics(empty_dir, "cross")["n_images"] == 30
 
 
 @pytest.mark.integration
@@ -118,7 +108,7 @@ def test_too_small_batches_leave_no_run_behind(workplace: Path) -> None:
     [(24, 9, 4, "--batch-size of 8"), (9, 9, 8, "--batch-size of 8"), (99, 3, 64, "3 val slices")],
 )
 def test_slices_that_four_processes_cannot_share(
-    monkeypatch: pytest.MonkeyPatch, n_train: int, n_val: int, batch_size: int, words: str
+    monkeypatch: Patch, n_train: int, n_val: int, batch_size: int, words: str
 ) -> None:
     splits = ["train"] * n_train + ["val"] * n_val
     distributed.check_batch_size(splits, batch_size)  # one process can

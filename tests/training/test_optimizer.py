@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.optimizer import build_optimizer, compute_lr_factor, set_learning_rate, update_ema
+from training.ema import update_ema
+from training.optimizer import build_optimizer, compute_lr_factor, set_learning_rate
 
 
 def test_parameter_groups() -> None:
@@ -17,14 +18,11 @@ def test_parameter_groups() -> None:
         (group["lr_factor"], group["weight_decay"]): group["params"]
         for group in optimizer.param_groups
     }
-    expected = {
-        (1.0, 0.1): head.weight,
-        (1.0, 0.0): head.bias,
-        (0.25, 0.1): backbone.weight,
-        (0.25, 0.0): backbone.bias,
-    }
-    assert set(groups) == set(expected)
-    assert all(groups[key][0] is parameter for key, parameter in expected.items())
+    assert set(groups) == {(1.0, 0.1), (1.0, 0.0), (0.25, 0.1), (0.25, 0.0)}
+    assert groups[1.0, 0.1][0] is head.weight
+    assert groups[1.0, 0.0][0] is head.bias
+    assert groups[0.25, 0.1][0] is backbone.weight
+    assert groups[0.25, 0.0][0] is backbone.bias
     set_learning_rate(optimizer, 0.008)
     assert {group["lr"] for group in optimizer.param_groups} == {0.008, 0.002}
 
@@ -36,9 +34,7 @@ def test_the_schedule_by_hand() -> None:
     assert factors[3 + 13] == pytest.approx(0.01 + 0.99 * cosine)
     assert factors[3:] == sorted(factors[3:], reverse=True)
     assert 0.01 <= factors[-1] < 0.02
-
-
-def test_warm_up_takes_at_most_a_fifth_of_the_run() -> None:
+    # the warm-up takes at most a fifth of the run
     assert compute_lr_factor(1, n_steps=3, n_warmup=3) > 0.7
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests.support.builders import make_trainer
-from training.augmentation import Augmentation
 from training.progressive_resizing import compute_size, shrink
 
 
@@ -34,18 +33,10 @@ def test_shrinking_is_antialiased() -> None:
     assert shrink(flat, 64) is flat
 
 
-def test_training_slices_grow_and_val_slices_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes, augment = [], Augmentation.augment
-
-    def record(self: Augmentation, slices: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        sizes.append(slices.shape[-1])
-        return augment(self, slices, draws)
-
-    monkeypatch.setattr(Augmentation, "augment", record)
+def test_training_slices_grow_and_val_slices_do_not(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, image_size=64, first_size=0.5, epochs=4)
-    val_sizes = []
+    sizes, val_sizes = [], []
+    trainer.network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-1]))
     trainer.ema.register_forward_pre_hook(lambda _, inputs: val_sizes.append(inputs[0].shape[-1]))
     trainer.fit()
     assert sizes == [32] * 4 + [64] * 8

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.support.builders import Run
-from tests.support.dicom_files import HIDDEN, build_dataset, encode_dataset
+from tests.support.dicom_files import HIDDEN, encode_dicom
 from tests.support.page_server import ENDED, Page, end, start
 
 pytest.importorskip("gradio", reason="gradio is not installed: make test-app runs these")
@@ -45,8 +45,8 @@ def page(browser: Any, served: Page) -> Iterator[Any]:
     opened.close()
 
 
-def visit(browser: Any, served: Page, width: int = 1280, **options: str) -> Any:
-    page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+def visit(browser: Any, served: Page, width: int = 1280) -> Any:
+    page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto(served.url)
     page.wait_for_selector("#upload input[type=file]", state="attached")
     return page
@@ -140,7 +140,7 @@ def test_a_drop_during_a_heat_map_is_predicted(page: Any, phantom: Path, tmp_pat
 def test_dicom_frames_without_patient_data(page: Any, phantom: Path, tmp_path: Path) -> None:
     pixels = np.asarray(Image.open(phantom))
     frames = np.stack([pixels, 255 - pixels])
-    (tmp_path / "two.dcm").write_bytes(encode_dataset(build_dataset(frames, n_frames=2)))
+    (tmp_path / "two.dcm").write_bytes(encode_dicom(frames, n_frames=2))
     drop(page, tmp_path / "two.dcm")
     assert "frame 1 of 2" in page.inner_text("#prediction h2")
     page.fill("#frame input[type=number]", "2")
@@ -189,7 +189,7 @@ def test_the_notice_stays_and_every_control_has_a_name(page: Any, phantom: Path)
         assert box["y"] + box["height"] <= 901
     text = page.inner_text("#notice")
     assert "not a medical device" in text
-    assert "No class is a healthy brain" in text
+    assert "There is no healthy class" in text
     nameless = page.evaluate(
         "[...document.querySelectorAll('input:not([type=file]), button, img')].filter("
         "one => one.checkVisibility() && !(one.ariaLabel || one.labels?.length || one.alt ||"

@@ -10,7 +10,7 @@ import pytest
 from helper import UserError
 from imaging.grayscale import ImageError
 from inference.predictor import Prediction, SlicePredictor
-from tests.support.builders import Run
+from tests.support.builders import Patch, Run
 from webapp import page_content
 from webapp.page_content import TrainingSlices
 from webapp.user_session import Session
@@ -19,9 +19,7 @@ NEAREST = (("aa", "Glioma"), ("bb", "<b>"))
 
 
 def make_prediction(
-    prediction_set: tuple[str, ...] | None,
-    is_ood: bool | None = False,
-    nearest: tuple[tuple[str, str], ...] = NEAREST,
+    prediction_set: tuple[str, ...] | None, is_ood: bool | None = False, nearest: Any = NEAREST
 ) -> Prediction:
     review = None if prediction_set is None else len(prediction_set) != 1
     probs = np.array([0.7, 0.2, 0.1])
@@ -88,7 +86,7 @@ def test_warnings_and_notice(predictor: SlicePredictor) -> None:
     assert "PHANTOM" in page_content.describe_top(predictor)
     notice = page_content.describe_notice(predictor)
     assert "not a medical device" in notice
-    assert "No class is a healthy brain: the model names a tumour for any image" in notice
+    assert "There is no healthy class: the model names a tumour for any image" in notice
     other = SlicePredictor(predictor.members)
     other.classes = ["Glioma", "Healthy"]
     notice = page_content.describe_notice(other)
@@ -133,7 +131,7 @@ def test_nearest_slices_are_shown_if_unchanged(predictor: SlicePredictor, traine
 
 
 def test_only_a_named_data_folder_must_exist(
-    predictor: SlicePredictor, trained: Run, monkeypatch: pytest.MonkeyPatch
+    predictor: SlicePredictor, trained: Run, monkeypatch: Patch
 ) -> None:
     assert page_content.find_training(predictor, None).paths
     monkeypatch.setitem(predictor.members[0].checkpoint, "data", "gone")
@@ -142,10 +140,7 @@ def test_only_a_named_data_folder_must_exist(
         page_content.find_training(predictor, Path("gone"))
 
 
-def test_the_name_of_the_table_contains_the_warnings(
-    predictor: SlicePredictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert page_content.name_table(predictor) == "predictions-research-use-only-phantom.csv"
+def test_the_table_name_has_the_warnings(predictor: SlicePredictor, monkeypatch: Patch) -> None:
     monkeypatch.setitem(predictor.members[0].checkpoint["config"]["data"], "split_by", "image")
     name = page_content.name_table(predictor)
     assert name == "predictions-research-use-only-phantom-leaky-split.csv"

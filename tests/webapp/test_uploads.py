@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from inference.predictor import SlicePredictor
-from tests.support.builders import list_files
-from tests.support.dicom_files import build_dataset, encode_dataset
+from tests.support.builders import Patch, list_files
+from tests.support.dicom_files import encode_dicom
 from tests.support.page_server import Page
 from webapp import page_content
 
@@ -63,15 +63,6 @@ def drop(served: Page, path: str | Path, element: str, is_stream: bool = False) 
     return receive(served, session)
 
 
-@pytest.mark.parametrize("element", ["upload", "many"])
-def test_an_upload_is_predicted_and_deleted(served: Page, phantom: Path, element: str) -> None:
-    path = upload(served, phantom)
-    assert "phantom.png" in drop(served, path, element)
-    assert not Path(path).exists()
-    events = json.loads(request(served, "/config"))["dependencies"]
-    assert {event["trigger_mode"] for event in events} == {"multiple", "always_last"}
-
-
 @pytest.mark.parametrize("is_stream", [False, True])
 @pytest.mark.parametrize("element", ["upload", "many"])
 def test_other_files_are_neither_read_nor_changed(
@@ -96,7 +87,7 @@ def test_other_files_are_neither_read_nor_changed(
 def test_a_folder_is_refused(served: Page, element: str) -> None:
     for path in (served.folder, served.folder / "inner"):
         path.mkdir(exist_ok=True)
-        assert "Not dropped on this page" in drop(served, path, element)
+        assert "Not uploaded on this page" in drop(served, path, element)
         assert path.is_dir()
 
 
@@ -111,18 +102,24 @@ def test_a_refusal_removes_the_old_image(served: Page, phantom: Path) -> None:
 
 def test_single_slices_do_not_wait_for_many(served: Page, phantom: Path, tmp_path: Path) -> None:
     frames = np.zeros((3000, 64, 64), np.uint8)
-    (tmp_path / "long.dcm").write_bytes(encode_dataset(build_dataset(frames, n_frames=3000)))
+    (tmp_path / "long.dcm").write_bytes(encode_dicom(frames, n_frames=3000))
     long, short = upload(served, tmp_path / "long.dcm"), upload(served, phantom)
     tables = set(served.folder.rglob("*.csv"))
     send(served, "many", "upload", [[name_file(long)]], "many")
-    assert "data:image" in drop(served, short, "upload")
+    answer = drop(served, short, "upload")
+    assert "data:image" in answer
+    assert "phantom.png" in answer
     assert set(served.folder.rglob("*.csv")) == tables
     assert "3001 rows" in receive(served, "many")
     assert len(set(served.folder.rglob("*.csv"))) == len(tables) + 1
+    assert not Path(long).exists()
+    assert not Path(short).exists()
+    events = json.loads(request(served, "/config"))["dependencies"]
+    assert {event["trigger_mode"] for event in events} == {"multiple", "always_last"}
 
 
 def test_old_files_are_deleted_while_the_page_is_open(
-    predictor: SlicePredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: SlicePredictor, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     from starlette.testclient import TestClient
 
@@ -130,14 +127,12 @@ def test_old_files_are_deleted_while_the_page_is_open(
 
     monkeypatch.setattr(gradio_page, "CLEANUP_S", 0.05)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    folder = tmp_path / "page"
-    old, young = folder / "a" / "old", folder / "young"
-    old.parent.mkdir(parents=True)
+    old, young = tmp_path / "old", tmp_path / "young"
     for path in (old, young):
         path.write_bytes(b"x")
     os.utime(old, (0, time.time() - gradio_page.MAX_AGE_S - 1))
     training = page_content.TrainingSlices(Path(), {})
-    with TestClient(gradio_page.build_site(predictor, training, folder)):
+    with TestClient(gradio_page.build_site(predictor, training, tmp_path)):
         end_s = time.monotonic() + 10
         while old.exists() and time.monotonic() < end_s:
             time.sleep(0.05)
