@@ -21,8 +21,9 @@ import evaluate
 import main
 import prepare
 from evaluation.predictions import predict_run
-from modeling import checkpoint
+from modeling import checkpoint, precision
 from preparation.manifest import load_manifest, write_manifest
+from runs import lifecycle
 from tests.support.builders import (
     ON_CPU,
     PLOTS,
@@ -75,6 +76,9 @@ def test_a_split_by_image_is_reported_as_leaky(capsys: Capture) -> None:
     assert "LEAKY SPLIT" in capsys.readouterr().out
     path = Path("session/leaky/best.pt")
     predictions = predict_run(path, "test", None, device="cpu", batch_size=64, threads=0)
+    groups = pd.read_csv("session/leaky/split.csv").groupby("split")["group"].apply(list)
+    assert predictions.related.tolist() == [each in groups["train"] for each in groups["test"]]
+    assert predictions.related.any()
     assert any("LEAKY SPLIT" in warning for warning in predictions.warnings)
 
 
@@ -188,13 +192,19 @@ def test_four_other_classes(empty_dir: Path) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        "--class-weights balanced --mixup 0.2 --no-flip --no-quarter-turns",
+        "--class-weights balanced --mixup 0.2 --no-flip --no-quarter-turns --deterministic",
         "--cutmix 1.0 --precision bf16 --ema-decay 0 --clip-norm 0",
     ],
 )
 @pytest.mark.usefixtures("workplace", "no_evaluation")
-def test_options_run_through(argv: str) -> None:
+def test_options_run_through(argv: str, monkeypatch: Patch) -> None:
+    train = Mock(wraps=lifecycle.Trainer)
+    monkeypatch.setattr(lifecycle, "Trainer", train)
+    make_deterministic = Mock()
+    monkeypatch.setattr(precision, "use_deterministic_algorithms", make_deterministic)
     assert run_main("--name", "options", *argv.split()) == 0
+    assert (train.call_args.args[-1] is not None) == ("balanced" in argv)  # class weights
+    assert make_deterministic.called == ("--deterministic" in argv)
 
 
 @pytest.mark.usefixtures("workplace", "no_evaluation")

@@ -97,12 +97,14 @@ def test_heat_maps_are_saved_under_the_path_of_their_image(images: Path) -> None
     for number in range(2, 6):
         (images / f"{number}.png").unlink()
     # options may stand between paths; the second time the folder of heat maps is not read
+    above = f"../{images.parent.name}/images"
     for _ in range(2):
-        argv = [BEST, "--heatmaps", "images/maps", "--out", "out/table.jsonl", "images"]
+        argv = [BEST, "--heatmaps", "images/maps", "--out", "out/table.jsonl", above]
         assert predict.main([*argv, "--overwrite", *ON_CPU]) == 0
         assert len(Path("out/table.jsonl").read_text("utf-8").splitlines()) == 2
     saved = sorted(path.as_posix() for path in Path("images/maps").rglob("*.png"))
-    assert saved == ["images/maps/images/0.png.png", "images/maps/images/1.png.png"]
+    inside = f"images/maps/__/{images.parent.name}/images"
+    assert saved == [f"{inside}/0.png.png", f"{inside}/1.png.png"]
     with Image.open(saved[0]) as sheet:
         assert sheet.width >= 2 * 384
 

@@ -188,6 +188,10 @@ def test_full_disks_leave_no_manifest(tmp_path: Path, capsys: Capture, monkeypat
     assert "No space left on device" in expect_refusal(capsys, run(source, "--data", data))
     monkeypatch.undo()
     assert not manifest_path(data).exists()
+    monkeypatch.setattr("preparation.manifest.write_manifest", Mock(side_effect=full))
+    assert "No space left on device" in expect_refusal(capsys, run(source, "--data", data))
+    monkeypatch.undo()
+    assert read_audit(data)["n_images"] == 12  # written before the manifest
     assert run(source, "--data", data) == 0
 
 

@@ -20,6 +20,10 @@ from training import distributed
 from training.loss_tracker import STEPS_PER_READ
 
 TIMINGS = ["images_per_s", "time_s"]
+PLAIN: dict[str, Any] = {  # no augmentation
+    **dict.fromkeys(("flip", "quarter_turns"), False),
+    **dict.fromkeys(("rotation", "shift", "zoom", "gamma", "contrast"), 0.0),
+}
 OPTIONS: dict[str, Any] = {"dropout": 0.5, "mixup": 0.4, "freeze_epochs": 1, "start": "weights"}
 
 
@@ -45,8 +49,7 @@ def replace_step(monkeypatch: Patch, compute_loss: Callable[[int], float]) -> li
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_loss_falls(tmp_path: Path, precision: str) -> None:
-    plain: dict[str, Any] = {"quarter_turns": False, "rotation": 0.0, "contrast": 0.0}
-    plain |= {"label_smoothing": 0.0, "dropout": 0.0}
+    plain = {**PLAIN, "label_smoothing": 0.0, "dropout": 0.0}
     trainer = make_trainer(tmp_path, epochs=15, precision=precision, lr=3e-3, **plain)
     trainer.fit()
     losses = [row["train_loss"] for row in trainer.history.rows]
@@ -97,7 +100,9 @@ def test_a_frozen_backbone_does_not_change_until_it_is_unfrozen(tmp_path: Path) 
     before = copy_weights(trainer.network)
     trainer.train_epoch()
     backbone = {key: value for key, value in before.items() if ".head." not in key}
-    assert are_equal(backbone, copy_weights(trainer.network))
+    trainer.recalibrate_batch_norm()
+    for network in (trainer.network, trainer.ema):
+        assert are_equal(backbone, copy_weights(network))  # also the statistics of batch norm
     assert not torch.equal(before["backbone.head.weight"], trainer.network.head.weight)
     trainer.epoch = 1
     trainer.train_epoch()
@@ -154,12 +159,30 @@ def test_only_the_main_process_counts_restored_losses(tmp_path: Path, monkeypatc
     assert losses == pytest.approx([(30 * 8 + 16) / 24, 16 / 24])
 
 
-def test_each_step_has_its_own_draws_which_can_be_repeated(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, dropout=0.0)
+@pytest.mark.parametrize("options", [{}, {**PLAIN, "mixup": 0.4}])
+def test_each_step_has_its_own_draws_which_can_be_repeated(tmp_path: Path, options: Any) -> None:
+    trainer = make_trainer(tmp_path, dropout=0.0, **options)
     batch = Batch(trainer.train.pixels[:8], trainer.train.labels[:8], 0, 8)
     first, other, again = (trainer.accumulate_gradients(batch, step) for step in (0, 1, 0))
     assert first == again
     assert first != other
+
+
+def test_loss_and_gradients_follow_their_options(tmp_path: Path) -> None:
+    options = {**PLAIN, "label_smoothing": 0.3, "clip_norm": 0.01, "dropout": 0.0}
+    trainer, norms = make_trainer(tmp_path, **options), []
+    trainer.class_weights = torch.tensor([0.5, 1.0, 4.0])
+    batch = Batch(trainer.train.pixels[:8], trainer.train.labels[:8], 0, 8)
+    logits, targets = trainer.network(forward.to_unit_range(batch.pixels)), torch.eye(3)
+    cross_entropy = nn.CrossEntropyLoss(trainer.class_weights, label_smoothing=0.3)
+    expected = cross_entropy(logits, targets[batch.labels])  # divided by the number of slices
+
+    def record(*_: Any) -> None:
+        norms.append(sum(part.grad.square().sum() for part in trainer.network.parameters()) ** 0.5)
+
+    trainer.optimizer.register_step_pre_hook(record)
+    assert trainer.train_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert float(norms[0]) == pytest.approx(0.01, rel=1e-3)
 
 
 # ---- checkpoints

@@ -150,8 +150,10 @@ def test_a_saved_result_is_loaded_unless_damaged_or_outdated(
         path.write_bytes(damaged)
         assert load_duplicates(path) is None
     path.write_bytes(content)
-    monkeypatch.setattr(finder, "FINDER_VERSION", 999)
-    assert load_duplicates(path) is None
+    for version in ("FINDER_VERSION", "READER_VERSION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(finder, version, 999)
+            assert load_duplicates(path) is None
 
 
 @pytest.mark.data

@@ -44,11 +44,15 @@ def test_features_are_padded(slice_: np.ndarray) -> None:
 
 
 def test_a_known_transform_is_found(slice_: np.ndarray) -> None:
-    matrix = cv2.getRotationMatrix2D(((THUMBNAIL_PX - 1) / 2,) * 2, 25, 1.08)
-    moved = np.asarray(cv2.warpAffine(slice_, matrix, slice_.shape), np.uint8)
-    result = register_pairs(extract_features([slice_, moved]), np.array([[0, 1, 0]]))
-    assert np.abs(result.matrices[0] - matrix).max() < 0.5
+    centre = ((THUMBNAIL_PX - 1) / 2,) * 2
+    matrices = [
+        cv2.getRotationMatrix2D(centre, angle, zoom) for angle, zoom in ((25, 1.08), (0, 1.5))
+    ]
+    moved = [np.asarray(cv2.warpAffine(slice_, each, slice_.shape), np.uint8) for each in matrices]
+    result = register_pairs(extract_features([slice_, *moved]), np.array([[0, 1, 0], [0, 2, 0]]))
+    assert np.abs(result.matrices[0] - matrices[0]).max() < 0.5
     assert result.scores[0] > 60
+    assert result.scores[1] == 0  # two scans of one slice differ by less
 
 
 def test_unrelated_pictures_do_not_match(slice_: np.ndarray) -> None:

@@ -73,7 +73,6 @@ def test_equal_predictions_differ_by_zero_with_an_interval() -> None:
         compare_paired(same[:0], same[:0], np.zeros(0), np.zeros(0))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("base", "n_groups"), [(0.9, 60), (0.97, 250), (0.99, 250)])
 def test_coverage(base: float, n_groups: int) -> None:
     """Two classifiers that share most errors; the second makes more."""

@@ -125,7 +125,6 @@ def test_coverage(accuracy: float) -> None:
     assert found["image_bootstrap"] < 0.9
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("accuracy", interval_coverage.ACCURACIES)
 def test_coverage_everywhere(accuracy: float) -> None:
     for n_groups, correlation in itertools.product(
@@ -136,7 +135,6 @@ def test_coverage_everywhere(accuracy: float) -> None:
         assert 0.923 <= found["coverage"] <= 0.987, (n_groups, correlation)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("accuracy", "n_groups"), [(0.9, 60), (0.97, 250), (0.99, 250)])
 def test_coverage_of_other_metrics(accuracy: float, n_groups: int) -> None:
     """Macro-F1, mcc and AUC of a simulated classifier; a million images give the true values."""

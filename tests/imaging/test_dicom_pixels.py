@@ -11,6 +11,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID, RLELossless
 
 import imaging.dicom
+from imaging import grayscale
 from imaging.grayscale import ImageError
 from imaging.reader import read_frames, read_grey
 from tests.support.dicom_files import BUNDLED, build_dataset, encode_dataset, encode_dicom
@@ -67,6 +68,12 @@ def test_codestream_of_another_size_is_refused(path: Any) -> None:
     content = path.read_bytes()
     with pytest.raises(ImageError, match="size of the compressed pixels differs"):
         read_grey(resize_codestream(content, 64 * 257, 64))
+
+
+def test_scans_of_jpeg_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grayscale, "MAX_SCANS", 0)
+    with pytest.raises(ImageError, match="more than 0 scans"):
+        read_grey(JPEG_LS_FILE)
 
 
 def build_boxed(*boxes: tuple[bytes, bytes]) -> bytes:

@@ -51,7 +51,9 @@ def test_cache_is_built_once_per_content_and_size(
     assert np.array_equal(first, again)
     assert open_pixels(table, folder, 16)[0].shape == (12, 16, 16)
     assert len(open_pixels(table[1:], folder, 24)[0]) == 11
-    assert len(list((folder / "cache").glob("*.npy"))) == 3
+    monkeypatch.setattr(pixel_cache, "READER_VERSION", 999)
+    open_pixels(table, folder, 24)
+    assert len(list((folder / "cache").glob("*.npy"))) == 4
 
 
 def test_truncated_cache_is_rebuilt(folder: Path, table: pd.DataFrame) -> None:

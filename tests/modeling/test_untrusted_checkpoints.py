@@ -113,6 +113,7 @@ def expect_error(path: Path, checkpoint: dict[str, Any], words: str) -> None:
         ("best", {"x": 1}, "best must be the row of an epoch"),
         ("run", "..", "run must be a plain name"),
         ("run", "", "run must be a plain name"),
+        ("run", "a\\b", "run must be a plain name"),
         ("split.split", [], "split must be as many splits as sha256"),
     ],
 )

@@ -113,6 +113,7 @@ def test_failed_download_names_all_alternatives(tmp_path: Path, monkeypatch: Pat
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError) as caught:
         build_initial_model("resnet18", 3, 64, pretrained=True)
+    assert fail.call_args.kwargs["check_hash"]
     message = str(caught.value)
     file_name = torchvision.models.ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[-1]
     for part in (file_name, str(tmp_path / "checkpoints"), "--weights", "--no-pretrained"):

@@ -91,6 +91,18 @@ def test_identical_files_in_two_classes_are_conflicts() -> None:
     assert "Images/a/0.png and Images/b/1.png (identical bytes)" in text
 
 
+def test_counts_and_size_of_the_publisher_are_compared() -> None:
+    published, size = audits.PUBLISHED_COUNTS, {audits.PUBLISHED_SIZE: 6056}
+    for counts, sizes, agrees in (
+        *((published, size, True), (published | {"Menin": 9}, size, False)),
+        (published, size | {"8 x 8": 1}, False),
+    ):
+        found = audits._compare_published(counts, sizes)
+        assert found is not None
+        assert found["agrees"] == agrees
+    assert audits._compare_published({"A": 1, "B": 1}, size) is None
+
+
 def test_cut_links_are_counted() -> None:
     frame = build_frame(["d1", "d2"], ["g1", "g2"], ["a", "a"])
     frame.loc[1, "split"] = "test"

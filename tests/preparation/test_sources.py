@@ -91,6 +91,11 @@ def test_damage_inside_a_zip_is_found_when_read(tmp_path: Path) -> None:
     path.write_bytes(content)
     with open_source(path) as source, pytest.raises(UserError, match="truncated or damaged"):
         source.entries[0].read()
+    content[60] ^= 0xFF
+    content[content.index(b"PK\x01\x02") + 24] += 1  # the size in the central directory
+    path.write_bytes(content)
+    with open_source(path) as source, pytest.raises(UserError, match=r"1\.jpg ends early"):
+        source.entries[0].read()
 
 
 def test_other_files_and_missing_ones_are_refused(tmp_path: Path, monkeypatch: Patch) -> None:

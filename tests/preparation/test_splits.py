@@ -140,6 +140,13 @@ def test_earlier_splits_are_kept_and_new_groups_or_classes_fill_up() -> None:
         np.testing.assert_array_equal(again, splits[order])
 
 
+def test_large_new_groups_are_assigned_first() -> None:
+    groups = [*map(str, range(70)), *["large"] * 30]
+    kept = ["train"] * 14 + ["val"] * 3 + ["test"] * 3 + [""] * 80
+    shares = list_shares(extend_split(["a"] * 100, groups, kept, seed=0))
+    assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
+
+
 def test_groups_that_are_joined_become_train() -> None:
     labels = ["a"] * 5 + ["b"] * 5
     groups = ["g1", "g1", "g2", "g3", "g4", "g5", "g5", "g6", "g7", "g8"]

@@ -127,7 +127,7 @@ def test_the_model_card(tmp_path: Path, report: dict[str, Any]) -> None:
         *("Output: calibrated probabilities, of Glioma, Menin", "| accuracy | 0.7500 ["),
         *("brightness baseline, accuracy | 0.6250 |", "majority-class baseline, accuracy | 0.5000"),
         *("Training data: slices of there", "Evaluation data: slices of here", "| Menin | "),
-        *("Trained on 2 images", "1 val images; split by group", "SHA-256"),
+        *("Trained on 2 distinct images", "1 distinct val images; split by group", "SHA-256"),
     ):
         assert words in card, words
     assert "blanked" not in card  # robustness was not measured

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 
 from evaluation import predictions
 from helper import UserError
-from reporting import results
+from reporting import plots, results
 from reporting.results import build_report, check_results_dir, tabulate, write_results
 from tests.support.builders import FIGURES, RESULT_FILES, Patch, Run, list_files, read_metrics
 
@@ -92,7 +93,9 @@ def test_metrics_are_written_last(predicted: predictions.Predictions, monkeypatc
     (folder / "plots" / "stress.png").write_bytes(b"old")
     (folder / "metrics.json").write_text("{}")
     report = build_report(predicted, {**IDENTITY, "data": "data", "environment": {}})
-    monkeypatch.setattr(results, "draw_plots", lambda *_: ())
+    monkeypatch.setattr(results, "draw_plots", lambda *_: [("roc", None)])
+    save = Mock()
+    monkeypatch.setattr(plots, "save", save)
     with monkeypatch.context() as patch:
         patch.setattr(results, "write_model_card", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -100,6 +103,7 @@ def test_metrics_are_written_last(predicted: predictions.Predictions, monkeypatc
     assert "metrics.json" not in list_files(folder)
     write_results(folder, report, predicted, 0)
     assert set(list_files(folder)) == RESULT_FILES
+    save.assert_called_with(None, folder / "plots/roc.png", "PHANTOM")  # the stamp
 
 
 def test_results_of_another_evaluation_are_not_overwritten(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import evaluate
+import helper
 import main
 from common import atomic_files
 from modeling import checkpoint
@@ -64,7 +66,10 @@ def test_an_interrupted_run_equals_one_never_stopped(
         line = expect_refusal(capsys, main.main(command), status)
     assert f"after epoch 0{steps}" in line
     assert "; continue with --resume session/first" in line
+    set_threads = Mock(wraps=helper.set_threads)
+    monkeypatch.setattr(helper, "set_threads", set_threads)
     assert main.main(RESUME) == 0
+    set_threads.assert_any_call(load_last("first")["threads"])
     assert_same_weights(load_last("first", first_run.root), load_last("first"))
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
