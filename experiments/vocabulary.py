@@ -2,7 +2,8 @@
 
     python -m experiments.vocabulary
 
-Run it again only when the features in duplicates/sift_features.py change.
+Run it again only when the features in duplicates/sift_features.py change, and increase
+FINDER_VERSION: the phantoms differ from those of the present file, so all words change.
 """
 
 import os

@@ -11,7 +11,7 @@ import pytest
 from experiments.ood_pictures import OOD_PICTURES
 from helper import UserError
 from imaging.reader import read_grey
-from inference.predictor import DISPLAY_PX, SlicePredictor, load_predictor
+from inference.predictor import DISPLAY_PX, Prediction, SlicePredictor, load_predictor
 from modeling import checkpoint as checkpoints
 from phantoms.generator import plan_phantoms, render_phantom
 from tests.support.builders import Run
@@ -27,6 +27,11 @@ def predictor(first_run: Run) -> SlicePredictor:
 
 def render_phantoms(count: int = 6, seed: int = 5) -> list[np.ndarray]:
     return [render_phantom(plan)[0] for plan in plan_phantoms(count, seed)]
+
+
+def predict_slices(predictor: SlicePredictor, run: Run, paths: pd.Series) -> list[Prediction]:
+    images = [read_grey(run.root / "data/phantom" / path) for path in paths]
+    return predictor.predict([predictor.preprocess(pixels) for pixels in images])
 
 
 def save_changed(path: str, **changes: Any) -> Path:
@@ -50,8 +55,7 @@ def test_eight_orientations_of_a_slice_get_one_prediction(predictor: SlicePredic
 
 def test_it_agrees_with_evaluate(predictor: SlicePredictor, first_run: Run) -> None:
     table = pd.read_csv(first_run.root / "results/first/predictions.csv", keep_default_na=False)
-    images = [read_grey(first_run.root / "data/phantom" / path) for path in table["path"]]
-    predictions = predictor.predict([predictor.preprocess(pixels) for pixels in images])
+    predictions = predict_slices(predictor, first_run, table["path"])
     probs = np.array([prediction.probs for prediction in predictions])
     columns = [f"p_{name}" for name in predictor.classes]
     np.testing.assert_allclose(probs, table[columns].to_numpy(), atol=2e-6)
@@ -67,11 +71,17 @@ def test_a_training_slice_is_its_own_nearest(predictor: SlicePredictor, first_ru
     train = split[split["split"] == "train"].drop_duplicates("duplicate_set")
     reference = predictor.members[0].checkpoint["reference"]
     assert sorted(reference["sha256"]) == sorted(train["sha256"])  # one of each duplicate set
-    images = [read_grey(first_run.root / "data/phantom" / path) for path in train["path"]]
-    predictions = predictor.predict([predictor.preprocess(pixels) for pixels in images])
+    predictions = predict_slices(predictor, first_run, train["path"])
     for prediction, row in zip(predictions, train.itertuples(), strict=True):
         assert prediction.nearest[0] == (row.sha256, row.label)
         assert not prediction.out_of_distribution
+
+
+def test_the_farthest_val_slice_is_the_threshold(predictor: SlicePredictor, first_run: Run) -> None:
+    """Of more than 50 val groups, 2 % would be farther."""
+    split = pd.read_csv(first_run.root / "session/first/split.csv")
+    predictions = predict_slices(predictor, first_run, split["path"][split["split"] == "val"])
+    assert max(each.distance or 0 for each in predictions) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_heat_map_has_the_orientation_of_the_image(predictor: SlicePredictor) -> None:

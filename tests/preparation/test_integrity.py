@@ -12,7 +12,15 @@ import prepare
 from helper import UserError
 from preparation import integrity
 from preparation.manifest import load_manifest
-from tests.support.builders import ON_CPU, QUICK, Capture, Run, expect_refusal, make_data_folder
+from tests.support.builders import (
+    ON_CPU,
+    QUICK,
+    Capture,
+    Patch,
+    Run,
+    expect_refusal,
+    make_data_folder,
+)
 
 
 def change(path: Path) -> None:
@@ -66,20 +74,21 @@ def test_only_images_that_are_used_matter(tmp_path: Path, caplog: pytest.LogCapt
         integrity.check_used(data, used)
 
 
-def test_commands_refuse_changed_images(trained: Run, phantom_dir: Path, capsys: Capture) -> None:
+def test_commands_refuse_changed_images(
+    trained: Run, phantom_dir: Path, capsys: Capture, monkeypatch: Patch
+) -> None:
     Path("data/phantom").unlink()
     shutil.copytree(phantom_dir, "data/phantom")
     split = pd.read_csv("session/first/split.csv")
     path = split["path"][split["split"] == "test"].iloc[0]
     change(Path("data/phantom", path))
     before = Path("results/first/metrics.json").read_bytes()
-    for command, argv in (
-        (main.main, [*QUICK, *ON_CPU, "--name", "second"]),
-        (main.main, [*QUICK, *ON_CPU, "--name", "second", "--folds", "2"]),
-        (main.main, ["--resume", "session/first", "--device", "cpu"]),
-        (evaluate.main, ["session/first/best.pt", "--device", "cpu"]),
-    ):
-        line = expect_refusal(capsys, command(argv))
-        assert f"data/phantom: 1 changed since prepare.py ran ({path})" in line
+    words = f"data/phantom: 1 changed since prepare.py ran ({path})"
+    status = evaluate.main(["session/first/best.pt", "--device", "cpu"])
+    assert words in expect_refusal(capsys, status)
+    monkeypatch.setattr(evaluate, "evaluate", pytest.fail)  # main.py refuses before training
+    second = [*QUICK, *ON_CPU, "--name", "second"]
+    for argv in (second, [*second, "--folds", "2"], ["--resume", "session/first"]):
+        assert words in expect_refusal(capsys, main.main(argv))
     assert not Path("session/second").exists()
     assert Path("results/first/metrics.json").read_bytes() == before
