@@ -18,7 +18,7 @@ from modeling import precision
 from preparation.ingest import ingest_phantoms, plan_phantom_files
 from preparation.manifest import write_manifest
 
-CUDA_STEPS = 200  # per epoch at least; a shorter one ends before the GPU clock has settled
+CUDA_STEPS = 200  # minimum per epoch; a shorter epoch ends before the GPU clock settles
 SHORT_STEPS = 8  # per epoch of the DataLoader baseline and fp32 inference on a CPU: they are slow
 
 
@@ -77,7 +77,7 @@ def open_task(config: BenchmarkConfig, work: Path) -> Task:
     """Open the task in a folder that `choose_slices` has filled.
 
     Raises:
-        UserError: This machine has no such device.
+        UserError: The machine lacks `config.device`.
     """
     helper.set_threads(config.threads)
     device = helper.resolve_device(config.device)

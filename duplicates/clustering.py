@@ -17,16 +17,16 @@ Numbers = npt.NDArray[np.intp]
 
 
 def cluster_duplicates(pairs: npt.NDArray, scores: npt.NDArray, n_images: int) -> Numbers:
-    """Return the number of each image's duplicate set [N], from linked pairs [P, 2] and scores."""
+    """Return the index of each image's duplicate set [N], from linked pairs [P, 2] and scores."""
     return connect(pairs[scores >= DUPLICATE_SCORE], n_images)
 
 
 def cluster_groups(pairs: npt.NDArray, scores: npt.NDArray, n_images: int) -> Numbers:
-    """Return the number of each image's group [N], from linked pairs [P, 2] and scores.
+    """Return the index of each image's group [N], from linked pairs [P, 2] and scores.
 
-    Links of GROUP_SCORE connect a group of duplicates and probable neighbours. A group of more
-    than PATIENT_IMAGES images is divided at its weakest links, by average linkage over its
-    duplicate sets, until no part is larger. A duplicate set is never divided.
+    Scores from GROUP_SCORE up link duplicates and probable neighbours. A group of more than
+    PATIENT_IMAGES images is divided at its weakest links, by average linkage over its duplicate
+    sets, until each part is small enough or is one duplicate set.
 
     Source: Sokal and Michener 1958, A statistical method for evaluating systematic relationships.
     """

@@ -132,7 +132,7 @@ def _find_decoder(data: "Dataset") -> "Decoder":
         decoder = get_decoder(syntax)
         if decoder.is_available:
             return decoder
-    # the name of an unknown UID is the UID, which must not be repeated
+    # an unknown UID is its own name, which must not be shown
     name = syntax.name if syntax.name != str(syntax) else "an unknown transfer syntax"
     raise ImageError(f"compressed with {name}, which is not supported")
 

@@ -25,7 +25,7 @@ COLUMN_NOTES = (
     "patient data.",
     "prediction_set: classes that cannot be ruled out. needs_review: a human should check it. "
     "out_of_distribution: the image differs from the training images; do not trust its prediction.",
-    "Empty cells: not fitted, or the image could not be read (error).",
+    "Empty cells: not fitted, unreadable image (see error), or empty set.",
 )
 
 
@@ -149,7 +149,7 @@ def open_table(path: Path, classes: list[str]) -> Iterator[TableWriter]:
         try:
             yield TableWriter(stream, classes, as_json=path.suffix == ".jsonl")
         except BaseException:
-            log.info("rows written before the interruption: %s", partial)
+            log.info("the rows written so far are in %s", partial)
             raise
         stream.flush()
         os.fsync(stream.fileno())

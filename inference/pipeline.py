@@ -47,7 +47,7 @@ class RowBuilder:
         self._series = SeriesAggregator(classes)
 
     def add(self, batch: list[PredictedPicture]) -> list[Row]:
-        """Return the rows of a batch, with those of series whose folder is complete."""
+        """Return a batch's rows, and the series rows of the folders that it completes."""
         rows: list[Row] = []
         for picture, prediction in batch:
             rows += self._series.add(picture, prediction)

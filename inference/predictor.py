@@ -47,7 +47,7 @@ class Prediction:
     predicted: str  # the most probable class
     confidence: float  # its probability
     prediction_set: tuple[str, ...] | None  # classes that cannot be ruled out
-    needs_review: bool | None  # the set is not a single class, or out of distribution
+    needs_review: bool | None  # not exactly one class in the set, or image is OOD
     out_of_distribution: bool | None  # `distance` exceeds 1
     distance: float | None  # from the training slices, as a multiple of the OOD threshold
     nearest: Neighbours  # training slices
@@ -114,7 +114,7 @@ class SlicePredictor:
         self.members = list(members)
         self.classes: list[str] = list(members[0].checkpoint["classes"])
         self._pools = ThreadpoolController()
-        # forward hooks would record the passes of other threads too
+        # else forward hooks would also record other threads' passes
         self._predict_lock, self._explain_lock = threading.Lock(), threading.Lock()
 
     @property
@@ -256,7 +256,7 @@ def load_predictor(paths: Sequence[Path], device: str = "auto", threads: int = 0
 
     Args:
         paths: best.pt of one run, or of several runs with the same classes.
-        device: As of `--device`.
+        device: As for `--device`.
         threads: CPU threads; 0: one for each core.
 
     Raises:

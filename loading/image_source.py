@@ -42,7 +42,7 @@ class Batch:
         return len(self) / self.global_size
 
     def split(self, max_size: int) -> "list[Batch]":
-        """Split into parts of nearly equal size, at most `max_size` but at least two slices.
+        """Split into nearly equal parts of two or more slices, at most `max_size` if possible.
 
         Batch norm needs two slices; only a batch of one slice gives a part of one slice.
         """
@@ -153,7 +153,7 @@ class MemorySlices(SliceSource):
 class DiskSlices(SliceSource):
     """Slices in an .npy file; a thread reads a few batches ahead.
 
-    Rows are read rather than mapped, so that only the batches in use are in memory.
+    Rows are read, not memory-mapped, so that only the batches in use are in memory.
 
     Args:
         file: uint8 [rows, S, S]; only its path, offset and S are used.

@@ -32,7 +32,7 @@ def measure_budget_mib(device: torch.device, n_processes: int = 1) -> float:
 def measure_free_mib() -> float:
     """Return the memory in MiB that is available on this machine or in this container.
 
-    Limits of control groups above the container's own are not visible.
+    Limits of parent control groups are not visible.
     """
     available_kib = _read_table(MEMORY_INFO).get("MemAvailable:")
     free_mib = UNKNOWN_MIB if available_kib is None else available_kib / 1024

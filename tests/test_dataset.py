@@ -62,6 +62,9 @@ def test_recorded_split_is_restored(folder: Path) -> None:
     assert dataset.assign_split(table.assign(split=""), record).equals(table)
     half = {key: values[:6] for key, values in record.items()}
     assert dataset.assign_split(table, half)["split"].eq("").sum() == 6
+    changed = (table.assign(**{column: "x"}) for column in ("sha256", "label", "split"))
+    fingerprints = {dataset.compute_fingerprint(each) for each in (table, table[::-1], *changed)}
+    assert len(fingerprints) == 5
 
 
 def test_related_slices_share_a_group_with_training() -> None:

@@ -59,4 +59,5 @@ def test_all_classifiers_of_torchvision_are_listed() -> None:
 def test_auxiliary_outputs_are_removed() -> None:
     network = model.build_model("googlenet", 3, 64).train()
     assert network(torch.rand(2, 1, 64, 64)).shape == (2, 3)
+    assert network.preprocess == model.Preprocess(64, 0.5, 0.5)  # trained on -1 to 1
     assert model.build_model("inception_v3", 3, 96).backbone.AuxLogits is None

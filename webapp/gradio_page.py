@@ -174,10 +174,10 @@ def _build_single(predictor: SlicePredictor, training: TrainingSlices, folder: P
     def explain(session: Session, strength: float) -> list[Any]:
         try:
             make_heatmap(session, predictor)
-        except Exception as error:  # noqa: BLE001  the prediction stays without a heat map
+        except Exception as error:  # noqa: BLE001  the prediction stays visible
             _log_failure(error)
             return [gr.skip(), page_content.describe_error(error)]
-        return show_map(session, strength)  # of the present image, which may be another one
+        return show_map(session, strength)  # the image may have changed meanwhile
 
     blend = [state, strength]
     shown = [answer, picture, legend, target, nearest]

@@ -3,12 +3,14 @@
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explanation import heatmaps
+from explanation.overlay import blend_heatmap
 from tests.support.builders import Patch
 from tests.support.toys import Toy, build, make_images, make_pointwise
 
@@ -176,7 +178,14 @@ def test_wrong_arguments_are_refused(
         heatmaps.compute_heatmaps(network, images, torch.tensor(targets), method)
 
 
-# ---- metrics of maps
+# ---- metrics and overlay of maps
+
+
+def test_an_overlay_by_hand() -> None:
+    heatmap = np.array([[0, 1]], np.float32)
+    blended = blend_heatmap(np.full((1, 2), 100, np.uint8), heatmap, strength=0.5)
+    # half of the grey and half of the last colour of inferno, 252, 255, 164
+    assert blended.tolist() == [[[100, 100, 100], [176, 177, 132]]]
 
 
 def test_point_hits() -> None:

@@ -188,3 +188,5 @@ def test_too_few_groups_for_the_folds_are_refused() -> None:
     labels = ["many"] * 40 + ["few"] * 4
     with pytest.raises(UserError, match=r"class 'few' has 4 group.*--folds 5"):
         split_folds(labels, [f"g{row}" for row in range(44)], 5, seed=0)
+    for splits in split_folds([*labels, "few"], [f"g{row}" for row in range(45)], 5, seed=0):
+        assert set(splits[40:]) == set(SPLITS)

@@ -101,6 +101,7 @@ def test_headers_forbid_other_sites_and_caching(tmp_path: Path) -> None:
     headers = request(tmp_path, "/")[1]
     policy = headers["content-security-policy"]
     assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
     for source in ("http:", "https:", "*"):
         assert source not in policy
     assert headers["cache-control"] == "no-store"
@@ -148,16 +149,16 @@ def test_the_process_connects_to_nothing_outside_this_machine() -> None:
 
 
 def test_it_serves_without_connections(trained: Run, monkeypatch: Patch, capsys: Capture) -> None:
-    calls: list[str] = []
+    calls: list[Any] = []
     page = types.SimpleNamespace(
-        build_site=lambda *_: answer, run_site=lambda *_: calls.append("serve")
+        build_site=lambda *_: answer, run_site=lambda site, *_: calls.append(site._hosts)
     )
     monkeypatch.setattr(server, "import_gradio_page", lambda: page)
     monkeypatch.setattr(request_filter, "refuse_connections", lambda: calls.append("refuse"))
     monkeypatch.setattr(server, "open_socket", lambda host, port: socket.socket())
     argv = ["session/first/best.pt", "--device", "cpu"]
     assert app.main(argv) == 0
-    assert calls == ["refuse", "serve"]
+    assert calls == ["refuse", request_filter.LOCAL_HOSTS]
     assert "no password" not in capsys.readouterr().out
     assert app.main([*argv, "--host", "0.0.0.0"]) == 0
     output = capsys.readouterr().out
