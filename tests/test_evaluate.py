@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+import dataset
 import evaluate
 import main
 from evaluation import predictions
@@ -60,11 +62,13 @@ def has_note(report: dict, words: str) -> bool:
 
 
 def test_metrics_of_training_are_repeated(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = read_metrics(trained.root, "first")
+    before, take_slices = read_metrics(trained.root, "first"), Mock(wraps=dataset.take_slices)
+    monkeypatch.setattr(dataset, "take_slices", take_slices)
     for budget_mib in (1e6, 0.0):  # slices in memory, and read from disk
         monkeypatch.setattr(predictions, "measure_budget_mib", lambda _, mib=budget_mib: mib)
         shutil.rmtree("results")
         assert run_evaluate(FIRST) == 0
+        assert take_slices.call_args.kwargs["in_memory"] == (budget_mib > 0)
         after = read_metrics(trained.root, "first")
         assert after | {"environment": 0} == before | {"environment": 0}
 
@@ -119,6 +123,8 @@ def test_data_that_do_not_fit_are_refused(trained: Run, capsys: pytest.CaptureFi
     line = expect_refusal(capsys, run_evaluate(FIRST, "--data", "four", "--split", "all"))
     assert "No Finding" in line
     assert "Glioma, Menin, Tumor" in line
+    line = expect_refusal(capsys, run_evaluate(change_checkpoint("other")))
+    assert "holds results of checkpoint session/first/best.pt" in line
     assert [path.name for path in Path("results").iterdir()] == ["first"]
 
 

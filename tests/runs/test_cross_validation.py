@@ -43,6 +43,7 @@ def test_every_slice_is_tested_once(cross_run: Path) -> None:
     tested = []
     for fold in FOLDS:
         assert {path.name for path in (session / fold).iterdir()} == SESSION_FILES
+        assert checkpoint.load_run(session / fold / "best.pt")["run"] == f"cross-{fold}"
         split = pd.read_csv(session / fold / "split.csv")
         assert split.groupby("group")["split"].nunique().eq(1).all()
         assert set(split["split"]) == {"train", "val", "test"}

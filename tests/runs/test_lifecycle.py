@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+import dataset
 import evaluate
 import helper
 import main
@@ -124,13 +125,15 @@ def test_memory_disk_and_reader_threads_give_the_same_bits(
 ) -> None:
     Path("data/phantom").unlink()
     shutil.copytree(phantom_dir, "data/phantom", ignore=shutil.ignore_patterns("cache"))
-    last = []
+    last, take_slices = [], Mock(wraps=dataset.take_slices)
+    monkeypatch.setattr(dataset, "take_slices", take_slices)
     for n_threads, limit in ((1, []), (7, []), (3, ["--memory-mib", "1"])):
         monkeypatch.setattr(os, "cpu_count", lambda n=n_threads: n)
         shutil.rmtree("data/phantom/cache", ignore_errors=True)  # so that slices are decoded again
         size = ["--image-size", "160", "--epochs", "1"]  # 60 slices need 1.5 MiB
         assert main.main([*QUICK, *ON_CPU, *limit, *size, "--name", f"run-{n_threads}"]) == 0
         assert bool(limit) == ("read from disk" in capsys.readouterr().out)
+        assert take_slices.call_args.kwargs["in_memory"] == (not limit)
         last.append(load_last(f"run-{n_threads}"))
     for other in last[1:]:
         assert_same_weights(last[0], other)
