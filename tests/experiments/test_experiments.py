@@ -97,6 +97,13 @@ def test_the_pointing_game_needs_phantoms_of_this_version(
 
 
 @pytest.mark.integration
+def test_a_failed_stage_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stage prepare of 6 slices ended with status 1"):
+        scaling.measure_stage("prepare", 6, tmp_path / "few", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
 def test_scaling_measures_every_stage(tmp_path: Path) -> None:
     path = tmp_path / "scaling.json"
     argv = ["--counts", "60", "--memory-mib", "1", "--folder", str(tmp_path), "--json", str(path)]
@@ -107,8 +114,6 @@ def test_scaling_measures_every_stage(tmp_path: Path) -> None:
     assert 0 < stages["train"]["n"] < 60
     assert all(stage["time_s"] > 0 for stage in stages.values())
     assert [item.name for item in tmp_path.iterdir()] == ["scaling.json"]
-    with pytest.raises(UserError, match="stage prepare of 6 slices ended with status 1"):
-        scaling.measure_stage("prepare", 6, tmp_path / "few", 1)
 
 
 def test_pictures_of_other_kinds_are_out_of_distribution(

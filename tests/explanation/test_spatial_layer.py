@@ -29,7 +29,7 @@ LAYERS = [
     ("regnet_y_400mf", 64, "backbone.trunk_output", 2),
     ("convnext_tiny", 64, "backbone.features", 2),
     ("swin_t", 64, "backbone.permute", 2),
-    pytest.param("maxvit_t", 224, "backbone.blocks.3", 7, marks=pytest.mark.slow),
+    ("maxvit_t", 224, "backbone.blocks.3", 7),
 ]
 # An image size at which the map has 3 x 3 cells or more: then one cell hardly depends on the
 # opposite corner. 128 px for all others.
