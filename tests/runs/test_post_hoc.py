@@ -1,9 +1,15 @@
 """What is fitted on val when training ends and stored in best.pt."""
 
-import pandas as pd
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
+import torch
+
+import dataset
 from modeling import checkpoint
-from runs.post_hoc import REFERENCE_SLICES, choose_reference
+from runs.post_hoc import REFERENCE_SLICES, choose_reference, fit_post_hoc
 from tests.support.builders import Run
 
 
@@ -26,3 +32,17 @@ def test_the_best_checkpoint_holds_calibration_and_reference(first_run: Run) -> 
     assert set(reference["sha256"]) <= set(train["sha256"])
     assert len(reference["embeddings"]) == len(reference["labels"]) == len(reference["sha256"])
     assert reference["embeddings"].float().norm(dim=1).sub(1).abs().max() < 1e-2
+
+
+def test_calibration_counts_groups_not_duplicate_sets(trained: Run) -> None:
+    path = Path("session/first/best.pt")
+    best = checkpoint.load_run(path)
+    data_dir, classes, side = Path(best["data"]), best["classes"], best["preprocess"]["image_size"]
+    table = dataset.assign_split(dataset.load_table(data_dir), best["split"])
+    slices = {
+        name: dataset.take_slices(table, name, data_dir, classes, side) for name in ("train", "val")
+    }
+    trainer: Any = SimpleNamespace(device=torch.device("cpu"), micro_batch=8, **slices)
+    fit_post_hoc(path, trainer, table.assign(group="one"))
+    assert table.loc[table["split"] == "val", "duplicate_set"].nunique() > 1
+    assert checkpoint.load_run(path)["calibration"]["n_groups"] == 1
