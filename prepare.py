@@ -106,8 +106,7 @@ def prepare_source(path: Path, data_dir: Path, patients_table: Path | None, seed
     links_text = links.to_csv(index=False, lineterminator="\n")
     manifest.write_if_changed(data_dir / "CSV" / "links.csv", links_text)
     _write_tables(data_dir, frame, summary)
-    option = "" if data_dir == DATA_DIR else f" --data {shlex.quote(str(data_dir))}"
-    _print_summary(data_dir, summary, f"python main.py --model resnet18 --epochs 30{option}")
+    _print_summary(data_dir, summary, "python main.py --model resnet18 --epochs 30")
     if sheets.is_dir():
         log.info("contact sheets of duplicates and groups: %s", sheets)
     for line in audit.describe_moved(frame, earlier_splits):
@@ -143,8 +142,7 @@ def prepare_phantoms(n_images: int, data_dir: Path, seed: int) -> None:
         summary = audit.build_audit(frame, facts, "phantoms", seed, shortcut=shortcut)
         summary |= {"phantom": True, "n": n_images, "publisher": None}
         _write_tables(data_dir, frame, summary)
-    option = "--phantom" if data_dir == PHANTOM_DIR else f"--data {data_dir}"
-    _print_summary(data_dir, summary, f"python main.py --model net {option}")
+    _print_summary(data_dir, summary, "python main.py --model net")
 
 
 def _phantom_table(data_dir: Path) -> Path:
@@ -179,9 +177,12 @@ def _write_tables(data_dir: Path, frame: "pd.DataFrame", summary: dict[str, Any]
 
 
 def _print_summary(data_dir: Path, summary: dict[str, Any], next_command: str) -> None:
+    """Print the audit and the next command, with the option that selects this data folder."""
     from preparation.audit import describe_audit
     from preparation.manifest import manifest_path
 
+    options = {DATA_DIR: "", PHANTOM_DIR: " --phantom"}
+    next_command += options.get(data_dir, f" --data {shlex.quote(str(data_dir))}")
     log.info("%s", "\n".join(describe_audit(summary)))
     log.info("listed in %s\nnext: %s\n%s", manifest_path(data_dir), next_command, NOTICE)
 
