@@ -156,9 +156,11 @@ def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> n
 def adapt_backbone(backbone: nn.Module, name: str, n_classes: int, image_size: int) -> Classifier:
     """Replace the stem by a one-channel stem and the head by a new one of K classes."""
     head = find_head(backbone)
-    _replace_stem(backbone)
+    means, stds = _get_channel_statistics(name)
+    preprocess = Preprocess(image_size, sum(means) / 3, sum(stds) / 3)
+    _replace_stem(backbone, means, stds, preprocess)
     replace_head(backbone, n_classes)
-    return Classifier(backbone, head, _get_preprocess(name, image_size))
+    return Classifier(backbone, head, preprocess)
 
 
 def find_head(backbone: nn.Module) -> str:
@@ -184,8 +186,24 @@ def replace_head(backbone: nn.Module, n_classes: int) -> None:
     backbone.set_submodule(head, new)
 
 
-def _replace_stem(backbone: nn.Module) -> None:
-    """Sum the three kernels of the first convolution: equal to three identical channels."""
+def _replace_stem(
+    backbone: nn.Module, means: list[float], stds: list[float], preprocess: Preprocess
+) -> None:
+    """Fold the first convolution of three channels into one channel and a bias.
+
+    The network receives z = (x - mean) / std of the grey value x. Channel c of three copies would
+    be (x - means[c]) / stds[c] = scale[c] * z + shift[c]. So the kernel of z is the sum of
+    scale[c] * W[c], and the bias is the sum of shift[c] * W[c] over c and the kernel's cells. This
+    is exact except where the kernel overlaps zero padding, because there three channels add only
+    a part of the bias. No other value of the padding is exact either: it would have to differ
+    between output channels. docs/architecture.md gives the size of the difference.
+
+    Args:
+        backbone: Takes three channels; changed in place.
+        means: Subtracted from each channel in 0..1.
+        stds: Divide the differences.
+        preprocess: Normalisation of the grey channel.
+    """
     name, old = next(
         (name, module)
         for name, module in backbone.named_modules()
@@ -197,13 +215,33 @@ def _replace_stem(backbone: nn.Module) -> None:
         old.kernel_size,  # type: ignore[arg-type]
         old.stride,  # type: ignore[arg-type]
         old.padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
     )
+    weight = old.weight  # [O, 3, H, W]
+    scale = weight.new_tensor([preprocess.std / std for std in stds])
+    shift = weight.new_tensor([(preprocess.mean - m) / s for m, s in zip(means, stds, strict=True)])
     with torch.no_grad():
-        new.weight.copy_(old.weight.sum(dim=1, keepdim=True))
-        if old.bias is not None and new.bias is not None:
-            new.bias.copy_(old.bias)
+        kernel = (weight * scale.view(3, 1, 1)).sum(dim=1, keepdim=True)
+        bias = (weight * shift.view(3, 1, 1)).sum(dim=(1, 2, 3))
+    new.weight = nn.Parameter(kernel)
+    new.bias = nn.Parameter(bias if old.bias is None else bias + old.bias.detach())
     backbone.set_submodule(name, new)
+
+
+def find_nondeterministic_layers(network: nn.Module) -> list[str]:
+    """Return the layers without a deterministic backward on CUDA, e.g. of VGG and AlexNet.
+
+    `torch.use_deterministic_algorithms` refuses these layers in the backward pass. Adaptive average
+    pooling to one cell is a mean, which is deterministic.
+
+    Returns:
+        Name and type of each, e.g. `backbone.avgpool (AdaptiveAvgPool2d)`.
+    """
+    return [
+        f"{name} ({type(module).__name__})"
+        for name, module in network.named_modules()
+        if isinstance(module, nn.AdaptiveMaxPool2d)
+        or (isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)))
+    ]
 
 
 def get_weights_record(name: str) -> Any:
@@ -216,11 +254,12 @@ def _get_native_size(name: str) -> int:
     return int(get_weights_record(name).transforms().crop_size[0])
 
 
-def _get_preprocess(name: str, image_size: int) -> Preprocess:
+def _get_channel_statistics(name: str) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of the three channels that the weights require."""
     if name in {"inception_v3", "googlenet"}:  # trained on inputs scaled to -1..1
-        return Preprocess(image_size, 0.5, 0.5)
+        return [0.5] * 3, [0.5] * 3
     record = get_weights_record(name).transforms()
-    return Preprocess(image_size, sum(record.mean) / 3, sum(record.std) / 3)
+    return record.mean, record.std
 
 
 def describe_model(name: str, network: Classifier, classes: list[str]) -> dict[str, Any]:
