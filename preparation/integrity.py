@@ -1,8 +1,14 @@
-"""Check that the images of a data folder are still those that prepare.py listed."""
+"""Check that the images of a data folder are still those that prepare.py listed.
 
+A file is hashed once. Afterwards its size and modification time are compared, as make and git do.
+"""
+
+import contextlib
 import hashlib
+import json
 import os
 import shlex
+import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,10 +16,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from common.atomic_files import write_text
 from helper import UserError, log
 from preparation.manifest import list_images, load_manifest
 
 SHOWN = 5  # names in a message
+MIN_AGE_NS = 3_000_000_000  # longer than the resolution of modification times on FAT, 2 s
+
+Verified = tuple[str, int, int]  # sha256, size in bytes, modification time in ns
 
 
 @dataclass(frozen=True)
@@ -49,28 +59,62 @@ class Changes:
 
 
 def find_changes(data_dir: Path, listed: pd.DataFrame) -> Changes:
-    """Compare files on disk with rows of the manifest, by sha256.
+    """Compare files on disk with rows of the manifest.
+
+    A file is hashed unless it was hashed before and has the size and modification time that it had
+    then. The results are stored in the cache folder, if it can be written.
 
     Args:
         data_dir: The folder that the paths are relative to.
         listed: path and sha256 of images; other images on disk are `added`.
     """
+    known = _read_verified(data_dir)
+    now_ns = time.time_ns()
 
-    def check_file(path: str, sha256: str) -> str:
+    def check_file(path: str, sha256: str) -> tuple[str, Verified | None]:
+        """Return the state of a file, and what to store of it if it is unchanged and not new."""
         try:
+            status = (data_dir / path).stat()
+            found = (sha256, status.st_size, status.st_mtime_ns)
+            if known.get(path) == found:
+                return "", found
             content = (data_dir / path).read_bytes()
         except FileNotFoundError:
-            return "missing"
-        return "" if hashlib.sha256(content).hexdigest() == sha256 else "changed"
+            return "missing", None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            return "changed", None
+        # a file that is written again at once could keep its time
+        return "", found if now_ns - status.st_mtime_ns > MIN_AGE_NS else None
 
     paths = listed["path"].tolist()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        states = list(pool.map(check_file, paths, listed["sha256"]))
+        results = list(pool.map(check_file, paths, listed["sha256"]))
+    verified = {path: found for path, (_, found) in zip(paths, results, strict=True) if found}
+    if any(known.get(path) != found for path, found in verified.items()):
+        _write_verified(data_dir, known | verified)
     changed, missing = (
-        sorted(path for path, state in zip(paths, states, strict=True) if state == wanted)
+        sorted(path for path, (state, _) in zip(paths, results, strict=True) if state == wanted)
         for wanted in ("changed", "missing")
     )
     return Changes(changed, missing, sorted(set(list_images(data_dir)) - set(paths)))
+
+
+def _verified_path(data_dir: Path) -> Path:
+    return data_dir / "cache" / "verified.json"
+
+
+def _read_verified(data_dir: Path) -> dict[str, Verified]:
+    """Read what earlier checks stored; empty if there is nothing, or it is damaged."""
+    try:
+        stored = json.loads(_verified_path(data_dir).read_text("utf-8"))
+        return {path: (sha256, size, time_ns) for path, (sha256, size, time_ns) in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write_verified(data_dir: Path, verified: dict[str, Verified]) -> None:
+    with contextlib.suppress(OSError):  # a read-only folder: hashed again next time
+        write_text(_verified_path(data_dir), json.dumps(verified))
 
 
 def check_all(data_dir: Path) -> None:

@@ -1,7 +1,10 @@
 """Images that differ from what prepare.py listed are found before they are used."""
 
+import hashlib
+import os
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -45,6 +48,55 @@ def test_changes_are_found_and_named(tmp_path: Path) -> None:
     many = integrity.Changes([f"{number}.png" for number in range(9)], [], [])
     assert "9 changed" in many.describe(data)
     assert " and 4 more" in many.describe(data)
+
+
+def age(data: Path) -> None:
+    """Make every image older than the resolution of modification times."""
+    for path in (data / "Images").rglob("*.png"):
+        os.utime(path, ns=(1, path.stat().st_mtime_ns - 10 * integrity.MIN_AGE_NS))
+
+
+def count_hashes(monkeypatch: Patch) -> Mock:
+    sha256 = Mock(wraps=hashlib.sha256)
+    monkeypatch.setattr(hashlib, "sha256", sha256)
+    return sha256
+
+
+def test_a_file_is_hashed_again_if_its_size_or_time_has_changed(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    data = make_data_folder(tmp_path / "data")
+    age(data)
+    hashed = count_hashes(monkeypatch)
+    integrity.check_all(data)
+    assert hashed.call_count == 12
+    integrity.check_all(data)
+    integrity.check_used(data, ["Images/A/0.png"])
+    assert hashed.call_count == 12
+    path = data / "Images/A/1.png"
+    change(path)  # the same size
+    with pytest.raises(UserError, match="1 changed"):
+        integrity.check_all(data)
+    change(path)  # as it was, at a new time
+    for n_hashed in (14, 15):  # too new to be stored
+        integrity.check_all(data)
+        assert hashed.call_count == n_hashed
+    age(data)
+    (data / "cache/verified.json").write_text("[]")  # damaged
+    integrity.check_all(data)
+    assert hashed.call_count == 27
+
+
+def test_a_folder_that_cannot_be_written_is_hashed_each_time(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    data = make_data_folder(tmp_path / "data")
+    age(data)
+    monkeypatch.setattr(integrity, "write_text", Mock(side_effect=PermissionError))
+    hashed = count_hashes(monkeypatch)
+    for n_hashed in (12, 24):
+        integrity.check_all(data)
+        assert hashed.call_count == n_hashed
 
 
 def test_the_command_that_is_named_repairs_the_folder(tmp_path: Path) -> None:
