@@ -25,6 +25,7 @@ from common.cli import (
 DATA_DIR = Path("data")
 PHANTOM_DIR = Path("data/phantom")
 PLAIN_NAME = r"\w[\w .+-]*"
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 MODEL_HELP = "torchvision classifier by name, or `net` for the custom CNN"
 
 
@@ -137,10 +138,10 @@ class RunOptions:
         None, "memory limit for slices, MiB (default: half of the free memory)", low=1, metavar="N"
     )
     precision: str = option(
-        "auto", "precision of training; predictions are fp32", choices=("auto", "fp32", "bf16")
+        "auto", "precision of training; predictions are fp32", choices=PRECISIONS
     )
     compile: str = option(
-        "auto", "torch.compile for training; auto: long runs on CUDA", choices=("auto", "on", "off")
+        "auto", "torch.compile for training; auto: off", choices=("auto", "on", "off")
     )
     save_every: float = option(
         10.0, "minutes between checkpoints within an epoch; 0: none", low=0.0, metavar="MINUTES"
@@ -268,9 +269,7 @@ class BenchmarkConfig:
     seed: int = option(0, "seed of phantoms, sampling, weights and order", low=0, metavar="N")
     device: str = device_option()
     threads: int = threads_option()
-    precision: str = option(
-        "auto", "training precision; the baseline is fp32", choices=("auto", "fp32", "bf16")
-    )
+    precision: str = option("auto", "training precision; the baseline is fp32", choices=PRECISIONS)
     compile: str = option("off", "torch.compile; never for the baseline", choices=("on", "off"))
     debug: bool = debug_option()
 

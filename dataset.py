@@ -1,6 +1,7 @@
 """Load the manifest, assign splits and open the slices of one split."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from helper import UserError
+from helper import UserError, log
+from loading import memory_budget
 from loading.image_source import DiskSlices, MemorySlices, SliceSource
 from loading.pixel_cache import open_pixels
 from preparation.audit import read_audit
@@ -118,6 +120,53 @@ def list_classes(table: pd.DataFrame) -> list[str]:
     return sorted(table["label"].unique())
 
 
+def load_slices(
+    table: pd.DataFrame,
+    splits: Sequence[str],
+    data_dir: Path,
+    classes: list[str],
+    image_size: int,
+    device: torch.device,
+    *,
+    limit_mib: int | None = None,
+    reserved_mib: float = 0.0,
+    n_processes: int = 1,
+) -> list[SliceSource]:
+    """Load the slices of each split to the device, or to the host, or leave them on disk.
+
+    Args:
+        table: From `load_table`.
+        splits: Values of the column `split`; `all` takes every row.
+        data_dir: The folder that the table's paths are relative to.
+        classes: Class names in the order of the outputs.
+        image_size: Side of the slices, px.
+        device: Device of the batches.
+        limit_mib: Memory for slices, on the device as on the host; None: half of what is free.
+        reserved_mib: Memory of the device that will be allocated before the first step.
+        n_processes: Processes of this run on this machine, which share the host's memory.
+
+    Raises:
+        UserError: As `take_slices`.
+    """
+    needed_mib = sum(count_bytes(table, split, image_size) for split in splits) / 2**20
+    host_mib = limit_mib or memory_budget.measure_host_budget_mib(n_processes)
+    device_mib = limit_mib or memory_budget.measure_device_budget_mib(device, reserved_mib)
+    in_memory, on_device = needed_mib <= host_mib, needed_mib <= device_mib
+    shortage = "the slices need %.0f MiB, the limit of the %s is %.0f (--memory-mib): %s"
+    if not in_memory:
+        log.info(shortage, needed_mib, "host", host_mib, "read from disk")
+    elif not on_device:
+        log.info(shortage, needed_mib, "device", device_mib, "kept in the memory of the host")
+    sources: list[SliceSource] = []
+    for split in splits:
+        slices = take_slices(table, split, data_dir, classes, image_size, in_memory=in_memory)
+        if isinstance(slices, MemorySlices) and not on_device:
+            sources.append(slices.keep_on_host(device))
+        else:
+            sources.append(slices.to(device))
+    return sources
+
+
 def take_slices(
     table: pd.DataFrame,
     split: str,
@@ -126,8 +175,8 @@ def take_slices(
     image_size: int,
     *,
     in_memory: bool = True,
-) -> SliceSource:
-    """Open the slices of one split.
+) -> MemorySlices | DiskSlices:
+    """Open the slices of one split on the CPU.
 
     Args:
         table: From `load_table`.
@@ -140,21 +189,26 @@ def take_slices(
     Raises:
         UserError: The split is empty, or as `open_pixels`.
     """
-    rows = table if split == "all" else table[table["split"] == split]
+    rows = _select(table, split)
     if rows.empty:
         raise UserError(f"{data_dir}: no slice in the {split} split; run prepare.py again")
-    pixels, row_of = open_pixels(table, data_dir, image_size, in_memory=in_memory)
+    pixels, brightness, row_of = open_pixels(table, data_dir, image_size, in_memory=in_memory)
     indices = np.array([row_of[digest] for digest in rows["sha256"]])
     labels = torch.tensor([classes.index(label) for label in rows["label"]])
     if in_memory:
-        return MemorySlices(torch.from_numpy(pixels[indices]).unsqueeze(1), labels)
+        own = torch.from_numpy(pixels[indices]).unsqueeze(1)
+        return MemorySlices(own, labels, brightness[indices])
     assert isinstance(pixels, np.memmap)
-    return DiskSlices(pixels, indices, labels)
+    return DiskSlices(pixels, indices, labels, brightness[indices])
 
 
-def count_bytes(table: pd.DataFrame, splits: tuple[str, ...], image_size: int) -> int:
-    """Return the memory that the slices of some splits need, bytes."""
-    return int(table["split"].isin(splits).sum()) * image_size**2
+def _select(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    return table if split == "all" else table[table["split"] == split]
+
+
+def count_bytes(table: pd.DataFrame, split: str, image_size: int) -> int:
+    """Return the memory that the slices of a split need, bytes."""
+    return len(_select(table, split)) * image_size**2
 
 
 def compute_class_weights(labels: Tensor, n_classes: int) -> Tensor:

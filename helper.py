@@ -87,14 +87,30 @@ def build_generator(seed: int, *purpose: int | str) -> "torch.Generator":
 
 
 def seed_everything(seed: int, *purpose: int | str) -> None:
-    """Seed torch's global generator, which initial weights and dropout use."""
+    """Seed torch's global generators, which initial weights and dropout use."""
     import torch
 
     torch.manual_seed(derive_seed(seed, *purpose))
 
 
+def seed_device(device: "torch.device", seed: int, *purpose: int | str) -> None:
+    """Seed the global generator of one device only; a tenth of the time of `seed_everything`."""
+    import torch
+
+    number = derive_seed(seed, *purpose)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(number)
+    elif device.type == "mps":
+        torch.mps.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
+
+
 def resolve_device(name: str) -> "torch.device":
     """Return the device called `name`; `auto` is CUDA if available, else the CPU.
+
+    A CUDA device becomes the current one: streams, events and memory figures without a device are
+    those of the current device.
 
     Raises:
         UserError: The name is not a device, or this machine does not have it.
@@ -102,15 +118,27 @@ def resolve_device(name: str) -> "torch.device":
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda":
+            if device.index is not None:
+                torch.cuda.set_device(device)
+            device = torch.device("cuda", torch.cuda.current_device())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"--device {name}: not usable here ({first_line(error)}); try --device cpu"
         ) from error
     return device
+
+
+def synchronise(device: "torch.device") -> None:
+    """Wait until the device has finished its queue; CPU operations are synchronous."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def set_threads(threads: int) -> int:

@@ -156,7 +156,8 @@ def _measure_shortcut(
     """Return cross-validated accuracies of the brightness and majority-class baselines."""
     import numpy as np
 
-    from evaluation.baselines import compute_brightness_statistics, cross_validate_brightness
+    from evaluation.baselines import cross_validate_brightness
+    from imaging.brightness import compute_brightness_statistics
 
     readable = frame[frame["mean"].notna()]
     thumbnails = (facts[path].thumbnail for path in readable["path"])

@@ -3,34 +3,40 @@
 import contextlib
 import copy
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from common.signals import StopRequest, defer_signals
-from evaluation.metrics import compute_confusion, compute_macro_f1
-from helper import UserError, build_generator, log, seed_everything
+from evaluation.metrics import score_validation
+from helper import UserError, build_generator, first_line, log, seed_device
+from loading.image_source import MemorySlices
 from model import Classifier
+from modeling.batch_norm import has_batch_norm, recalibrate_batch_norm
 from modeling.checkpoint import load_checkpoint, save_checkpoint
-from modeling.forward import disable_tf32, predict_logits, to_unit_range
-from modeling.precision import build_forward, should_compile
+from modeling.forward import predict_logits, to_unit_range
+from modeling.precision import autocast
 from training import distributed
-from training.augmentation import Augmentation
+from training.augmentation import Augmentation, EpochDraws
 from training.ema import update_ema
 from training.history import History
+from training.loss_scaling import LossScaler
 from training.loss_tracker import STEPS_PER_READ, LossTracker
 from training.optimizer import build_optimizer, compute_lr_factor, set_learning_rate
 from training.progressive_resizing import compute_size, shrink
+from training.replica import Replica
 
 if TYPE_CHECKING:
     from args import TrainConfig
     from loading.image_source import Batch, SliceSource
 
+T = TypeVar("T")
 SCRATCH_LR, PRETRAINED_LR = 3e-3, 1e-3
 BATCH_NORM_SLICES = 512  # training slices used to recalibrate batch norm
 SMALLEST_MICRO_BATCH = 2  # batch norm needs two slices
@@ -66,11 +72,12 @@ class Trainer:
         self.network = network.to(memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
         distributed.convert_sync_batch_norm(self.network)
+        self.parameters = list(self.network.parameters())
+        self.ema_parameters: list[Tensor] = list(self.ema.parameters())
         self.train, self.val = train, val
         self.config, self.options, self.seed = config, config.train, config.run.seed
         self.record, self.run_dir = record, run_dir
-        self.device = next(network.parameters()).device
-        self.precision = record["precision"]
+        self.device = self.parameters[0].device
         self.class_weights = class_weights
         self.n_classes = len(record["classes"])
         self.augmentation = Augmentation(config.augment)
@@ -83,21 +90,23 @@ class Trainer:
             self.options.backbone_lr_factor if self.is_pretrained else 1.0,
             self.options.weight_decay,
         )
+        self.scaler = LossScaler(self.device, is_enabled=record["precision"] == "fp16")
+        self.batch_size = train.compute_batch_size(self.options.batch_size)
         self.steps_per_epoch = train.count_steps(self.options.batch_size)
         self.n_steps = self.options.epochs * self.steps_per_epoch
-        choice = config.run.compile
-        if choice == "auto" and self.options.first_size < 1:
-            choice = "off"  # each input size would be compiled separately
-        n_processes = distributed.get_world_size()
-        self.compiles = should_compile(choice, self.device, self.n_steps, n_processes)
-        self.forward = build_forward(self.network, self.compiles, is_required=choice == "on")
-        self.micro_batch = self.options.batch_size
+        self.draws = EpochDraws(
+            self.augmentation, self.steps_per_epoch, self.batch_size, self.seed, self.device
+        )
+        self.micro_batch = self.batch_size
         self.epoch = 0  # finished epochs
         self.stop = StopRequest()
         self.partial_epoch: dict[str, Any] | None = None  # steps of a resumed epoch, see `save`
         self.saved_steps = 0  # steps of the current epoch in last.pt
         self._saved_s = time.monotonic()
         self.history = History(run_dir, config.run.tensorboard and distributed.is_main_process())
+        self._freeze()
+        self.replica = Replica(self.network, compiles=config.run.compile == "on")
+        self.ema.load_state_dict(self.network.state_dict())  # the same in all processes
 
     @property
     def step(self) -> int:
@@ -118,11 +127,12 @@ class Trainer:
         with signals as self.stop:
             while self.epoch < n_epochs and not self.history.is_stale(patience):
                 started_s = time.perf_counter()
-                n_slices = len(self.train) - self._count_resumed_slices()
+                n_steps = self.steps_per_epoch - self._count_resumed_steps()
                 train_loss = self.train_epoch()
                 train_time_s = time.perf_counter() - started_s
-                self.recalibrate_batch_norm()
-                scores = self.validate()
+                n_skipped = self.scaler.report_skipped(self.epoch + 1, self.steps_per_epoch)
+                self.retry(self.recalibrate_batch_norm)
+                scores = self.retry(self.validate)
                 self.epoch += 1
                 improved = self.history.add(
                     {
@@ -130,7 +140,8 @@ class Trainer:
                         "train_loss": train_loss,
                         **scores,
                         "lr": self.peak_lr * self._compute_lr_factor(self.step - 1),
-                        "images_per_s": n_slices / train_time_s,
+                        "skipped_steps": n_skipped,
+                        "images_per_s": n_steps * self.batch_size / train_time_s,
                         "time_s": train_time_s,
                     }
                 )
@@ -147,43 +158,42 @@ class Trainer:
         """Train on every slice once, or on the rest of a resumed epoch; return the mean loss.
 
         A requested stop is raised between two steps, after they are saved.
+
+        Raises:
+            UserError: A loss is not finite.
         """
-        sizes: list[int] = []  # slices of each step
-        restored_losses = None
-        if self.partial_epoch:
-            sizes = list(self.partial_epoch["weights"])
-            # losses are summed over processes, so only one of them may count the restored ones
-            restored_losses = self.partial_epoch["losses"] * distributed.is_main_process()
-            self.partial_epoch = None
-        losses = LossTracker(self.epoch + 1, self.steps_per_epoch, restored_losses)
-        self.network.train()
-        self._freeze_backbone(self.is_frozen)
+        self._set_mode()
         rank, n_processes = distributed.get_rank(), distributed.get_world_size()
+        partial_epoch = self.partial_epoch or {"losses": torch.zeros(0), "skipped_steps": 0}
+        n_done, self.partial_epoch = len(partial_epoch["losses"]), None
+        self.scaler.start_epoch(partial_epoch["skipped_steps"])
+        # losses are summed over processes, so only one of them may count the restored ones
+        restored_losses = partial_epoch["losses"] * distributed.is_main_process()
+        losses = LossTracker(self.epoch + 1, self.steps_per_epoch, restored_losses)
         batches = self.train.shuffle(
-            self.options.batch_size, self.seed, self.epoch, rank, n_processes, len(sizes)
+            self.options.batch_size, self.seed, self.epoch, rank, n_processes, n_done
         )
         with tqdm(
-            total=len(self.train),
-            initial=sum(sizes),
+            total=self.steps_per_epoch * self.batch_size,
+            initial=n_done * self.batch_size,
             desc=f"epoch {self.epoch + 1}/{self.options.epochs}",
             unit="slice",
             leave=False,
             disable=None if rank == 0 else True,  # None: only on a terminal
         ) as bar:
-            for batch in batches:
-                losses.add(self.train_step(batch, self.step + len(sizes)))
-                sizes.append(batch.global_size)
-                bar.update(batch.global_size)
+            for n_before, batch in enumerate(batches, n_done):
+                losses.add(self.train_step(batch, self.step + n_before))
+                bar.update(self.batch_size)
                 if self.stop.kind is not None or self._is_save_due():
-                    partial_epoch = {"losses": losses.read(), "weights": sizes}
+                    n_skipped = int(self.scaler.skipped_steps)
+                    partial_epoch = {"losses": losses.read(), "skipped_steps": n_skipped}
                     self.save(improved=False, partial_epoch=partial_epoch)
                     self.stop.raise_if_requested()
-                if len(sizes) % STEPS_PER_READ == 0:
+                if (n_before + 1) % STEPS_PER_READ == 0:
                     recent_loss = losses.read_delayed()
                     if recent_loss is not None:
                         bar.set_postfix(loss=f"{recent_loss * n_processes:.3f}")
-        weights = torch.tensor(sizes, dtype=torch.float64) / len(self.train)
-        return float(distributed.all_reduce(losses.read().double()) @ weights)
+        return float(distributed.all_reduce(losses.read().double()).mean())
 
     def train_step(self, batch: "Batch", step: int) -> Tensor:
         """Run forward, backward and optimizer for one batch, and update the EMA weights.
@@ -196,92 +206,58 @@ class Trainer:
             Sum of these slices' losses divided by the size of the global batch, on the device.
         """
         set_learning_rate(self.optimizer, self.peak_lr * self._compute_lr_factor(step))
-        loss = self.accumulate_gradients(batch, step)
-        distributed.all_reduce_gradients(self.network.parameters())
-        if self.options.clip_norm:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        update_ema(self.ema, self.network, self.options.ema_decay, step)
+        loss = self.retry(partial(self.accumulate_gradients, batch, step))
+        self.scaler.update_weights(self.optimizer, self.parameters, self.options.clip_norm)
+        update_ema(self.ema_parameters, self.parameters, self.options.ema_decay, step)
         return loss
 
     def accumulate_gradients(self, batch: "Batch", step: int) -> Tensor:
-        """Compute the gradients in micro-batches, which are halved when memory runs out.
+        """Compute the gradients of a batch in micro-batches; return its loss as `train_step`.
 
-        Augmentation depends on a slice's position in the batch, not on the division into
+        Augmentation depends on a slice's position in the epoch, not on the division into
         micro-batches; dropout and mixing are drawn per micro-batch.
         """
-        draws = self.augmentation.draw(
-            batch.global_size, build_generator(self.seed, "augment", step)
-        )
-        try:
-            losses = [self._backward(part, draws, step) for part in batch.split(self.micro_batch)]
-        except torch.OutOfMemoryError:
-            # all processes must run the same number of forward passes, so none may halve alone
-            is_alone = distributed.get_world_size() == 1
-            if not is_alone or min(self.micro_batch, len(batch)) < 2 * SMALLEST_MICRO_BATCH:
-                raise
-        else:
-            return torch.stack(losses).sum()
-        # outside the except block, whose traceback holds the memory of the failed step
-        self._halve_micro_batch(len(batch))
-        return self.accumulate_gradients(batch, step)
+        draws = self.draws.take(step)  # [B, 12] of the global batch
+        largest_share = -(-batch.global_size // distributed.get_world_size())
+        parts = batch.split(-(-largest_share // self.micro_batch))  # as many in every process
+        losses = []
+        for number, part in enumerate(parts, 1):
+            with self.replica.sum_gradients(is_last=number == len(parts)):
+                losses.append(self._backward(part, draws.narrow(0, part.offset, len(part)), step))
+        self.replica.is_proven = True
+        return torch.stack(losses).sum()
 
     def _backward(self, part: "Batch", draws: Tensor, step: int) -> Tensor:
         """Add the gradients of a micro-batch; return its contribution to the mean loss."""
-        seed_everything(self.seed, "step", step, part.offset)  # dropout uses the global generator
+        seed_device(self.device, self.seed, "step", step, part.offset)  # for dropout
         full_px = self.record["preprocess"]["image_size"]
         size_px = compute_size(step, self.n_steps, full_px, self.options.first_size)
         slices = shrink(to_unit_range(part.pixels), size_px)  # [B, 1, S, S]
-        images = self.augmentation.augment(slices, draws[part.offset : part.offset + len(part)])
+        images = self.augmentation.augment(slices, draws)
         targets = F.one_hot(part.labels, self.n_classes).float()  # [B, K]
-        generator = build_generator(self.seed, "mix", step, part.offset)
-        images, targets = self.augmentation.mix(images, targets, generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.forward(images)  # [B, K]
+        if self.augmentation.mixes:
+            generator = build_generator(self.seed, "mix", step, part.offset)
+            images, targets = self.augmentation.mix(images, targets, generator)
+        with autocast(self.device, self.record["precision"]):
+            logits = self.replica(images)  # [B, K]
         loss = part.loss_weight * F.cross_entropy(
             logits.float(),
             targets,
             weight=self.class_weights,
             label_smoothing=self.options.label_smoothing,
         )
-        loss.backward()
+        # gradients are averaged over the processes, but must be summed
+        self.scaler.scale(loss * distributed.get_world_size()).backward()
         return loss.detach()
 
-    def _halve_micro_batch(self, n_slices: int) -> None:
-        self.optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.micro_batch = -(-min(self.micro_batch, n_slices) // 2)
-        log.info(
-            f"out of memory: continuing with micro-batches of {self.micro_batch} slices; gradients "
-            f"are summed over batches of {self.options.batch_size}, batch norm uses micro-batches"
-        )
-
-    @torch.no_grad()
     def recalibrate_batch_norm(self) -> None:
-        """Compute batch norm statistics of the EMA weights on plain training slices, in fp32.
-
-        Source: Izmailov et al. 2018, Averaging weights leads to wider optima and better
-        generalization; Touvron et al. 2019, Fixing the train-test resolution discrepancy.
-        """
-        norms = [part for part in self.ema.modules() if isinstance(part, _BatchNorm)]
-        if not norms or self.is_frozen:
+        """Compute batch norm statistics of the EMA weights on plain training slices."""
+        if self.is_frozen or not has_batch_norm(self.ema):
             return
         generator = build_generator(self.seed, "statistics", self.epoch)
         chosen = torch.randperm(len(self.train), generator=generator)[:BATCH_NORM_SLICES]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # average over the batches with equal weights
-            norm.train()
         n_batches = -(-len(chosen) // self.micro_batch)
-        for slices in self.train.read(chosen.tensor_split(n_batches)):
-            with disable_tf32():
-                self.ema(to_unit_range(slices))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
+        recalibrate_batch_norm(self.ema, self.train.read(chosen.tensor_split(n_batches)))
 
     def validate(self) -> dict[str, float]:
         """Compute loss, accuracy and macro-F1 of the EMA weights on val, in fp32."""
@@ -295,13 +271,7 @@ class Trainer:
                 f"the EMA weights are not finite after epoch {self.epoch + 1}: lower --lr or "
                 "try --precision fp32"
             )
-        labels = self.val.labels.cpu()
-        confusion = compute_confusion(logits.argmax(1).numpy(), labels.numpy(), self.n_classes)
-        return {
-            "val_loss": float(F.cross_entropy(logits, labels)),
-            "val_accuracy": float(confusion.trace() / confusion.sum()),
-            "val_macro_f1": float(compute_macro_f1(confusion)),
-        }
+        return score_validation(logits.numpy(), self.val.labels.cpu().numpy())
 
     # ---- checkpoints
 
@@ -310,8 +280,8 @@ class Trainer:
 
         Args:
             improved: Whether the last epoch is the best.
-            partial_epoch: Finished steps of an unfinished epoch: their `losses` [steps] and their
-                numbers of slices, `weights`.
+            partial_epoch: Finished steps of an unfinished epoch: their `losses` [steps], and how
+                many of them were skipped because gradients overflowed, `skipped_steps`.
         """
         if not distributed.is_main_process():
             return
@@ -326,15 +296,16 @@ class Trainer:
         progress = {
             "trained_weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "loss_scaler": self.scaler.state_dict(),
             "micro_batch": self.micro_batch,
-            "compiles": self.compiles,
+            "compiles": self.replica.compiles,
             "partial_epoch": partial_epoch,
         }
         save_checkpoint(self.run_dir / "last.pt", {**best, **progress})
         if improved:
             save_checkpoint(self.run_dir / "best.pt", best)
         self.history.write_csv()
-        self.saved_steps = len(partial_epoch["weights"]) if partial_epoch else 0
+        self.saved_steps = len(partial_epoch["losses"]) if partial_epoch else 0
         self._saved_s = time.monotonic()
 
     def resume(self, last: dict[str, Any]) -> None:
@@ -342,11 +313,9 @@ class Trainer:
         self.network.load_state_dict(last["trained_weights"])
         self.ema.load_state_dict(last["weights"])
         self.optimizer.load_state_dict(last["optimizer"])
-        if last.get("compiles", self.compiles) != self.compiles:
-            self.compiles = last["compiles"]
-            self.forward = build_forward(self.network, self.compiles, is_required=False)
-        if distributed.get_world_size() == 1:  # same number of forward passes in all
-            self.micro_batch = last["micro_batch"]
+        self.scaler.load_state_dict(last["loss_scaler"])
+        self.micro_batch, self.replica.compiles = last["micro_batch"], last["compiles"]
+        self.replica.build()
         self.epoch, self.partial_epoch = last["epoch"], last.get("partial_epoch")
         self.history.rows, self.history.best = last["history"], last["best"]
         if self.history.rows and not self.partial_epoch:
@@ -358,19 +327,74 @@ class Trainer:
         wait_s = 60 * self.config.run.save_every
         return distributed.get_world_size() == 1 and 0 < wait_s <= time.monotonic() - self._saved_s
 
-    def _count_resumed_slices(self) -> int:
-        return sum(self.partial_epoch["weights"]) if self.partial_epoch else 0
+    def _count_resumed_steps(self) -> int:
+        return len(self.partial_epoch["losses"]) if self.partial_epoch else 0
 
-    # ---- parts of a step
+    # ---- recovery
+
+    def retry(self, run: Callable[[], T]) -> T:
+        """Run a part of training that can be repeated, and repeat it after a failure if possible.
+
+        If the device's memory runs out, slices move to the host, then micro-batches are halved. If
+        torch.compile fails in the first step of an epoch, training continues without it.
+        """
+        while True:
+            try:
+                return run()
+            except Exception as error:
+                remedy = self._find_remedy(error)
+                if remedy is None:
+                    raise
+            # outside the except block, whose traceback holds the memory of the failed step
+            self.optimizer.zero_grad()
+            remedy()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _find_remedy(self, error: Exception) -> Callable[[], None] | None:
+        if not isinstance(error, torch.OutOfMemoryError):
+            may_be_compiler = self.replica.compiles and not self.replica.is_proven
+            reason = first_line(error)
+            return partial(self.replica.stop_compiling, reason) if may_be_compiler else None
+        if distributed.get_world_size() > 1:
+            return None  # all processes must run the same forward passes
+        sources = (each for each in (self.train, self.val) if isinstance(each, MemorySlices))
+        on_device = [each for each in sources if each.is_on_device and self.device.type == "cuda"]
+        if on_device:
+            return partial(self._move_to_host, on_device)
+        return self._halve_micro_batch if self.micro_batch >= 2 * SMALLEST_MICRO_BATCH else None
+
+    def _move_to_host(self, sources: list[MemorySlices]) -> None:
+        for slices in sources:
+            slices.move_to_host()
+        log.info("out of memory: the slices are moved to the memory of the host")
+
+    def _halve_micro_batch(self) -> None:
+        self.micro_batch = -(-self.micro_batch // 2)
+        log.info(
+            f"out of memory: continuing with micro-batches of {self.micro_batch} slices; gradients "
+            f"are summed over batches of {self.batch_size}, batch norm uses micro-batches"
+        )
+
+    # ---- parts of an epoch
 
     def _compute_lr_factor(self, step: int) -> float:
         n_warmup = self.options.warmup_epochs * self.steps_per_epoch
         return compute_lr_factor(step, self.n_steps, n_warmup)
 
-    def _freeze_backbone(self, frozen: bool) -> None:
-        """Freeze or unfreeze all but the head; frozen batch norm keeps its statistics."""
-        for parameter in self.network.parameters():
-            parameter.requires_grad_(not frozen)
-        if frozen:
+    def _set_mode(self) -> None:
+        """Set training mode; a frozen backbone keeps the statistics of its batch norm."""
+        self.network.train()
+        if self._freeze():
+            self.replica.build()
+        self.replica.is_proven = False
+        if self.is_frozen:
             self.network.eval()
-            self.network.head.train().requires_grad_(True)
+            self.network.head.train()
+
+    def _freeze(self) -> bool:
+        """Freeze or unfreeze all but the head; return whether this changed anything."""
+        before = [parameter.requires_grad for parameter in self.parameters]
+        self.network.requires_grad_(not self.is_frozen)
+        self.network.head.requires_grad_(True)
+        return before != [parameter.requires_grad for parameter in self.parameters]

@@ -5,16 +5,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from helper import log
+from helper import log, synchronise
 
 Figures = dict[str, float]
 Measure = Callable[[], Figures]
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished its queue; CPU operations are synchronous."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def time_run(run: Callable[[], object], device: torch.device) -> float:

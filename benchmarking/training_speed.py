@@ -10,10 +10,11 @@ import args
 from benchmarking.rounds import Figures, Measure, time_run
 from benchmarking.task import Task
 from modeling.forward import to_unit_range
-from modeling.precision import build_forward
+from modeling.precision import autocast
 from runs import lifecycle
 from trainer import Trainer
 from training.optimizer import build_optimizer
+from training.replica import Replica
 
 # Too low to memorise the batch: vanishing gradients would be denormal numbers, which are slow.
 LR = 1e-5
@@ -72,12 +73,11 @@ def build_synthetic_step(task: Task) -> Measure:
     images = to_unit_range(batch.pixels)
     network.to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(network, network.head, LR, backbone_lr_factor=1.0, weight_decay=0.0)
-    compiles = task.config.compile == "on"
-    forward = build_forward(network, compiles, is_required=compiles)
+    forward = Replica(network, compiles=task.config.compile == "on")
 
     def run() -> None:
         for _ in range(task.n_steps):
-            with torch.autocast(task.device.type, torch.bfloat16, task.precision == "bf16"):
+            with autocast(task.device, task.precision):
                 logits = forward(images)
             F.cross_entropy(logits.float(), batch.labels).backward()
             optimizer.step()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from evaluation.intervals import (
     BoolArray,
@@ -64,6 +65,22 @@ def compute_macro_f1(confusion: IntArray) -> float:
     # 2 TP + FP + FN is the row sum plus the column sum, above zero where a class has images
     denominator = (confusion.sum(axis=0) + confusion.sum(axis=1))[present]
     return float(np.mean(2 * true_positives / denominator))
+
+
+def score_validation(logits: FloatArray, labels: IntArray) -> dict[str, float]:
+    """Compute the scores of an epoch, `val_loss`, `val_accuracy` and `val_macro_f1`.
+
+    Args:
+        logits: [N, K]; the loss is the mean cross-entropy.
+        labels: [N] class ids.
+    """
+    log_probs = log_softmax(logits.astype(np.float64), axis=1)
+    confusion = compute_confusion(logits.argmax(axis=1), labels, logits.shape[1])
+    return {
+        "val_loss": float(-log_probs[np.arange(len(labels)), labels].mean()),
+        "val_accuracy": float(confusion.trace() / confusion.sum()),
+        "val_macro_f1": compute_macro_f1(confusion),
+    }
 
 
 def compute_metrics(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 import dataset
 import helper
@@ -20,14 +19,10 @@ from evaluation import baselines, calibration
 from evaluation.metrics import softmax
 from helper import UserError
 from loading.image_source import SliceSource
-from loading.memory_budget import measure_budget_mib
 from modeling import checkpoint as checkpoints
 from modeling import forward
 from modeling.precision import keep_freed_memory
 from preparation import integrity
-
-CHUNK_SLICES = 256
-CPU = torch.device("cpu")
 
 LEAKY_SPLIT = (
     "LEAKY SPLIT (--split-by image): duplicates of one slice are in both training and test; "
@@ -163,14 +158,14 @@ def predict_checkpoint(
         )
     keep_freed_memory()
     helper.set_threads(threads or checkpoint["threads"])
-    network = checkpoints.restore_model(checkpoint, path).to(helper.resolve_device(device))
+    on_device = helper.resolve_device(device)
+    network = checkpoints.restore_model(checkpoint, path).to(on_device)
     data_dir = data or Path(checkpoint["data"])
     table = dataset.assign_split(dataset.load_table(data_dir), checkpoint["split"])
     rows = select_rows(table, checkpoint, split, data_dir)
     integrity.check_used(data_dir, set(rows["path"]))
     image_size, classes = network.preprocess.image_size, checkpoint["classes"]
-    in_memory = len(rows) * image_size**2 / 2**20 <= measure_budget_mib(CPU)
-    slices = dataset.take_slices(table, split, data_dir, classes, image_size, in_memory=in_memory)
+    [slices] = dataset.load_slices(table, [split], data_dir, classes, image_size, on_device)
     logits = forward.predict_logits(network, slices.iterate(batch_size))[0].numpy()
     n_bad = int((~np.isfinite(logits)).any(axis=1).sum())
     if n_bad:
@@ -178,10 +173,9 @@ def predict_checkpoint(
             f"{path}: {n_bad} of {len(logits)} images have logits that are NaN or infinite; "
             "use another checkpoint or train again with a lower learning rate"
         )
-    labels = slices.labels.numpy()
-    baseline_hits = baselines.score_baselines(
-        checkpoint["baselines"], compute_brightness(slices), labels
-    )
+    labels = slices.labels.cpu().numpy()
+    assert slices.brightness is not None
+    baseline_hits = baselines.score_baselines(checkpoint["baselines"], slices.brightness, labels)
     return Predictions(
         path=path,
         checkpoints=[checkpoint],
@@ -193,16 +187,6 @@ def predict_checkpoint(
         related=dataset.find_related(table, rows) & (split in {"test", "val"}),
         warnings=list_warnings(checkpoint, table, split, data_dir),
         member_slices=[MemberSlices(network, slices)],
-    )
-
-
-def compute_brightness(slices: SliceSource) -> np.ndarray:
-    """Compute the seven brightness statistics of every slice, [N, 7]."""
-    return np.concatenate(
-        [
-            baselines.compute_brightness_statistics(pixels.squeeze(1).cpu().numpy())
-            for pixels in slices.iterate(CHUNK_SLICES)
-        ]
     )
 
 

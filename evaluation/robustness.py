@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from evaluation import baselines, corruptions, intervals
 from evaluation.predictions import Predictions
+from imaging.brightness import compute_brightness_statistics
 from modeling import forward
 
 Pixels = NDArray[np.uint8]
@@ -36,7 +37,7 @@ def run_stress(predictions: Predictions, batch_size: int) -> dict[str, Any]:
         majority-class and brightness baselines on the changed slices. Accuracies have intervals.
     """
     members = predictions.member_slices
-    plain = [member.slices.pixels.squeeze(1).numpy() for member in members]  # [N, S, S] each
+    plain = [member.slices.pixels.squeeze(1).cpu().numpy() for member in members]  # [N, S, S] each
     steps = len(corruptions.ORIENTATIONS) + 5 * len(corruptions.CORRUPTIONS) + 2
     with tqdm(total=steps, desc="stress", unit="change", leave=False, disable=None) as bar:
 
@@ -106,7 +107,7 @@ def _score_probe(
     labels, groups = predictions.labels, predictions.rows["group"].to_numpy()
     baseline = None
     if is_counted.any():
-        statistics = baselines.compute_brightness_statistics(np.concatenate(changed)[is_counted])
+        statistics = compute_brightness_statistics(np.concatenate(changed)[is_counted])
         baseline = baselines.cross_validate_brightness(
             statistics, labels[is_counted], groups[is_counted]
         )

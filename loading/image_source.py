@@ -1,15 +1,18 @@
 """Decoded slices in batches on the training device, held in memory or read from disk."""
 
 import abc
+import copy
 import itertools
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from helper import UserError, build_generator
@@ -41,12 +44,12 @@ class Batch:
         """Fraction of the global batch, 0 to 1."""
         return len(self) / self.global_size
 
-    def split(self, max_size: int) -> "list[Batch]":
-        """Split into nearly equal parts of two or more slices, at most `max_size` if possible.
+    def split(self, n_parts: int) -> "list[Batch]":
+        """Split into nearly equal parts; fewer than `n_parts` if a part would have one slice.
 
         Batch norm needs two slices; only a batch of one slice gives a part of one slice.
         """
-        n_parts = max(1, min(-(-len(self) // max_size), len(self) // 2))
+        n_parts = max(1, min(n_parts, len(self) // 2))
         bounds = [len(self) * part // n_parts for part in range(n_parts + 1)]
         return [
             Batch(self.pixels[i:j], self.labels[i:j], self.offset + i, self.global_size)
@@ -58,19 +61,23 @@ class SliceSource(abc.ABC):
     """The slices of one split.
 
     Attributes:
-        labels: Class indices [N], on the device.
-        pixels: All slices, uint8 [N, 1, S, S] on the device; `DiskSlices` reads them.
+        labels: Class indices [N], on the device of the batches.
+        pixels: All slices, uint8 [N, 1, S, S]; `DiskSlices` reads them.
+        brightness: Brightness statistics [N, 7] of the slices, see `imaging.brightness`; None if
+            they are not needed.
     """
 
     labels: Tensor
     pixels: Tensor
+    brightness: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abc.abstractmethod
-    def to(self, device: torch.device) -> "SliceSource":
-        """Return the same slices for another device."""
+    @property
+    def device(self) -> torch.device:
+        """Device of the batches."""
+        return self.labels.device
 
     @abc.abstractmethod
     def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -83,6 +90,10 @@ class SliceSource(abc.ABC):
     def take(self, indices: Tensor) -> Tensor:
         """Return the slices at indices [B]: uint8 [B, 1, S, S] on the device."""
         return next(self.read([indices]))
+
+    def compute_batch_size(self, batch_size: int) -> int:
+        """Return the size of every batch: `batch_size`, or N if there are fewer slices."""
+        return min(batch_size, len(self))
 
     def count_steps(self, batch_size: int) -> int:
         """Return the number of batches per epoch."""
@@ -102,10 +113,11 @@ class SliceSource(abc.ABC):
         n_parts: int = 1,
         first: int = 0,
     ) -> Iterator[Batch]:
-        """Yield every slice once, in the order given by seed and epoch.
+        """Yield the batches of an epoch, in the order given by seed and epoch.
 
-        Batch sizes differ by one at most: a last batch of one slice would break batch norm and
-        give that slice more weight.
+        All batches have the same size, so that compiled code and the choice of algorithms are made
+        for one shape. The last batch is filled with the first slices of the same order, so every
+        slice is used once, and fewer than `batch_size` slices are used twice.
 
         Args:
             batch_size: Largest global batch.
@@ -115,54 +127,84 @@ class SliceSource(abc.ABC):
             n_parts: Number of processes; the global batches do not depend on it.
             first: Batches to skip, when an epoch is resumed.
         """
+        size = self.compute_batch_size(batch_size)
         order = torch.randperm(len(self), generator=build_generator(seed, "order", epoch))
-        steps = order.tensor_split(self.count_steps(batch_size))[first:]
-        if not steps:
+        n_missing = self.count_steps(batch_size) * size - len(order)
+        steps = torch.cat([order, order[:n_missing]]).view(-1, size)[first:]  # [steps, B]
+        if not len(steps):
             return
-        parts = [step.tensor_split(n_parts) for step in steps]
-        own = [step_parts[part] for step_parts in parts]
-        labels = self.labels[torch.cat(own).to(self.labels.device)]
-        own_labels = labels.split([len(indices) for indices in own])
-        for pixels, batch_labels, step_parts, step in zip(
-            self.read(own), own_labels, parts, steps, strict=True
-        ):
-            yield Batch(pixels, batch_labels, sum(map(len, step_parts[:part])), len(step))
+        parts = steps.tensor_split(n_parts, dim=1)
+        own, offset = parts[part], sum(each.shape[1] for each in parts[:part])
+        labels = self.labels[own.to(self.device)]
+        for pixels, batch_labels in zip(self.read(own.unbind()), labels, strict=True):
+            yield Batch(pixels, batch_labels, offset, size)
 
 
 class MemorySlices(SliceSource):
-    """Slices in the memory of the device.
+    """Slices in memory: on the device of the batches, or on the host if they do not fit there.
 
     Args:
-        pixels: uint8 [N, 1, S, S].
-        labels: Class indices [N].
+        pixels: uint8 [N, 1, S, S], on the device or on the CPU.
+        labels: Class indices [N], on the device.
+        brightness: See `SliceSource`.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
-        self.pixels, self.labels = pixels, labels
+    def __init__(
+        self, pixels: Tensor, labels: Tensor, brightness: NDArray[np.float64] | None = None
+    ) -> None:
+        self.pixels, self.labels, self.brightness = pixels, labels, brightness
+
+    @property
+    def is_on_device(self) -> bool:
+        """True if no batch has to be copied from the host."""
+        return self.pixels.device == self.device
 
     def to(self, device: torch.device) -> "MemorySlices":
-        """Copy the slices to another device."""
-        return MemorySlices(self.pixels.to(device), self.labels.to(device))
+        """Copy the slices to a device."""
+        return MemorySlices(self.pixels.to(device), self.labels.to(device), self.brightness)
+
+    def keep_on_host(self, device: torch.device) -> "MemorySlices":
+        """Keep the slices in the memory of the host and copy each batch to the device."""
+        return MemorySlices(self.pixels.cpu(), self.labels.to(device), self.brightness)
+
+    def move_to_host(self) -> None:
+        """Free the memory of the device; batches that are read from now on come from the host."""
+        self.pixels = self.pixels.cpu()
 
     def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield slices as `SliceSource.read`; all indices are copied to the device once."""
-        indices = torch.cat(list(batches)).to(self.pixels.device)
-        return (self.pixels[own] for own in indices.split([len(batch) for batch in batches]))
+        on_host = torch.cat(list(batches))
+        on_device = on_host.to(self.device)
+        bounds = itertools.accumulate((len(batch) for batch in batches), initial=0)
+        for start, end in itertools.pairwise(bounds):
+            if self.is_on_device:
+                yield self.pixels[on_device[start:end]]
+            else:
+                yield copy_async(self.pixels[on_host[start:end]], self.device)
 
 
 class DiskSlices(SliceSource):
     """Slices in an .npy file; a thread reads a few batches ahead.
 
-    Rows are read, not memory-mapped, so that only the batches in use are in memory.
+    Rows are read, not memory-mapped, so that only the batches in use are in memory and the file is
+    open only while it is read.
 
     Args:
         file: uint8 [rows, S, S]; only its path, offset and S are used.
         rows: Rows of the slices in the file, [N].
         labels: Class indices [N].
+        brightness: See `SliceSource`.
     """
 
-    def __init__(self, file: np.memmap, rows: np.ndarray, labels: Tensor) -> None:
-        self.file, self.rows, self.labels = file, rows, labels
+    def __init__(
+        self,
+        file: np.memmap,
+        rows: NDArray[np.integer[Any]],
+        labels: Tensor,
+        brightness: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.path, self.size_px, self._start = Path(str(file.filename)), file.shape[-1], file.offset
+        self.rows, self.labels, self.brightness = rows, labels, brightness
 
     @property
     def pixels(self) -> Tensor:  # type: ignore[override]
@@ -170,8 +212,10 @@ class DiskSlices(SliceSource):
         return self.take(torch.arange(len(self)))
 
     def to(self, device: torch.device) -> "DiskSlices":
-        """Return the same file, read for another device."""
-        return DiskSlices(self.file, self.rows, self.labels.to(device))
+        """Read the same file for another device."""
+        other = copy.copy(self)
+        other.labels = self.labels.to(device)
+        return other
 
     def read(self, batches: Sequence[Tensor]) -> Generator[Tensor]:
         """Yield slices as `SliceSource.read`.
@@ -179,22 +223,28 @@ class DiskSlices(SliceSource):
         Raises:
             UserError: The file is truncated.
         """
-        device = self.labels.device
         pending: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(1) as reader:
             for indices in batches:
                 pending.append(reader.submit(self._load, indices))
                 if len(pending) > READ_AHEAD:
-                    yield pending.popleft().result().to(device, non_blocking=True)
+                    yield copy_async(pending.popleft().result(), self.device)
             while pending:
-                yield pending.popleft().result().to(device, non_blocking=True)
+                yield copy_async(pending.popleft().result(), self.device)
 
     def _load(self, indices: Tensor) -> Tensor:
-        path, size_px = Path(str(self.file.filename)), self.file.shape[-1]
-        pixels = torch.empty(len(indices), 1, size_px, size_px, dtype=torch.uint8)
-        with path.open("rb", buffering=0) as file:
+        n_bytes = self.size_px**2
+        pixels = torch.empty(len(indices), 1, self.size_px, self.size_px, dtype=torch.uint8)
+        with self.path.open("rb", buffering=0) as file:
             for target, row in zip(pixels.numpy(), self.rows[indices.numpy()], strict=True):
-                file.seek(self.file.offset + int(row) * size_px**2)
-                if file.readinto(target.data) != size_px**2:
-                    raise UserError(f"{path}: truncated; delete it and run the command again")
-        return pixels.pin_memory() if self.labels.is_cuda else pixels
+                file.seek(self._start + int(row) * n_bytes)
+                if file.readinto(target.data) != n_bytes:
+                    raise UserError(f"{self.path}: truncated; delete it and run the command again")
+        return pixels
+
+
+def copy_async(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to the device; neither the host nor a CUDA device waits for the other."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -1,5 +1,6 @@
 """Default memory budget for decoded slices: half of the free memory."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -15,18 +16,27 @@ CONTROL_FILES = (
 UNKNOWN_MIB = 4096.0  # assumed free memory if the system does not report it
 
 
-def measure_budget_mib(device: torch.device, n_processes: int = 1) -> float:
-    """Return the memory in MiB that one process may use for slices.
+def measure_host_budget_mib(n_processes: int = 1) -> float:
+    """Return the memory of the host in MiB that one process may use for slices.
 
     Args:
-        device: Device that holds the slices; CUDA devices have their own memory.
-        n_processes: Processes of this run on this machine, which share the host's memory.
+        n_processes: Processes of this run on this machine, which share the memory.
     """
-    host_mib = BUDGET_FRACTION * measure_free_mib() / n_processes
+    return BUDGET_FRACTION * measure_free_mib() / n_processes
+
+
+def measure_device_budget_mib(device: torch.device, reserved_mib: float = 0.0) -> float:
+    """Return the memory of the device in MiB that slices may use.
+
+    Args:
+        device: A CUDA device has memory of its own; others share that of the host, which
+            `measure_host_budget_mib` limits.
+        reserved_mib: Memory that will be allocated before the first step.
+    """
     if device.type != "cuda":
-        return host_mib
-    # the host's memory is a limit, too: slices are loaded there before they are copied
-    return min(host_mib, BUDGET_FRACTION * torch.cuda.mem_get_info(device)[0] / 2**20)
+        return math.inf
+    free_mib = torch.cuda.mem_get_info(device)[0] / 2**20
+    return max(0.0, BUDGET_FRACTION * (free_mib - reserved_mib))
 
 
 def measure_free_mib() -> float:

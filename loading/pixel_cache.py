@@ -1,17 +1,23 @@
-"""Pixel cache: decode every distinct slice once into an .npy file below the data folder."""
+"""Pixel cache: decode every distinct slice once into an .npy file below the data folder.
+
+The brightness statistics of the slices are stored beside it, in a second .npy file.
+"""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.atomic_files import atomic_path, clear_unfinished, lock
 from helper import UserError, describe_error, log
+from imaging.brightness import N_STATISTICS, compute_brightness_statistics
 from imaging.orientation import orient_and_letterbox
 from imaging.reader import READER_VERSION, read_grey
 
@@ -19,9 +25,23 @@ CACHE_FOLDER = "cache"
 CHUNK_SLICES = 512  # decoded between two writes
 
 
+class DecodedSlices(NamedTuple):
+    """All distinct slices of a table.
+
+    Attributes:
+        pixels: uint8 [distinct slices, S, S].
+        brightness: Brightness statistics, float64 [distinct slices, 7].
+        row_of: Row of each sha256 in both.
+    """
+
+    pixels: NDArray[np.uint8]
+    brightness: NDArray[np.float64]
+    row_of: dict[str, int]
+
+
 def open_pixels(
     table: pd.DataFrame, data_dir: Path, image_size: int, *, in_memory: bool = True
-) -> tuple[np.ndarray, dict[str, int]]:
+) -> DecodedSlices:
     """Return the pixels of all distinct slices of a table, from the cache or decoded now.
 
     The name of the cache file depends on the contents of the slices, the size and the reader's
@@ -32,9 +52,6 @@ def open_pixels(
         data_dir: The folder that the paths are relative to.
         image_size: Side of the slices, px.
         in_memory: If the cache cannot be written, hold all pixels in memory instead.
-
-    Returns:
-        Pixels, uint8 [distinct slices, S, S], and the row of each sha256 in them.
 
     Raises:
         UserError: A file is missing, changed or unreadable, or the cache cannot be written and
@@ -64,26 +81,38 @@ def open_pixels(
                 "the memory budget; free disk space there, or raise --memory-mib"
             ) from error
         log.info("pixel cache not written (%s): decoded again next time", describe_error(error))
-        return np.concatenate(list(_decode(paths, digests, image_size))), row_of
-    return np.load(cache, mmap_mode="r"), row_of
+        pixels = np.concatenate(list(_decode(paths, digests, image_size)))
+        return DecodedSlices(pixels, compute_brightness_statistics(pixels), row_of)
+    return DecodedSlices(np.load(cache, mmap_mode="r"), np.load(_brightness_path(cache)), row_of)
 
 
-def _is_complete(path: Path, shape: tuple[int, ...]) -> bool:
+def _brightness_path(cache: Path) -> Path:
+    return cache.with_name(f"{cache.stem}-brightness.npy")
+
+
+def _is_complete(cache: Path, shape: tuple[int, ...]) -> bool:
     try:
-        return np.load(path, mmap_mode="r").shape == shape
+        brightness = np.load(_brightness_path(cache))
+        pixels = np.load(cache, mmap_mode="r")
     except (OSError, ValueError, EOFError):  # missing or truncated
         return False
+    return pixels.shape == shape and brightness.shape == (shape[0], N_STATISTICS)
 
 
 def _write_cache(
-    path: Path, paths: list[Path], digests: list[str], shape: tuple[int, int, int]
+    cache: Path, paths: list[Path], digests: list[str], shape: tuple[int, int, int]
 ) -> None:
     """Decode into an .npy file chunk by chunk, so that only one chunk is in memory."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for pixels in _decode(paths, digests, shape[1]):
-            file.write(pixels.data)
+    brightness = []
+    with atomic_path(cache) as temporary:
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for pixels in _decode(paths, digests, shape[1]):
+                file.write(pixels.data)
+                brightness.append(compute_brightness_statistics(pixels))
+        with atomic_path(_brightness_path(cache)) as other, other.open("wb") as file:
+            np.save(file, np.concatenate(brightness))
 
 
 def _decode(paths: list[Path], digests: list[str], image_size: int) -> Iterator[np.ndarray]:

@@ -30,10 +30,14 @@ class ActivationStats:
             steps = (slice(None, None, step if dim in dims else 1) for dim in range(4))
             sampled = sampled[tuple(steps)].contiguous()
         deviation, mean = torch.std_mean(sampled.float(), dim=dims, correction=0)
-        self._parts[name].append(torch.cat([mean, deviation], dim=1).cpu())
+        features = torch.cat([mean, deviation], dim=1)
+        self._parts[name].append(features.to("cpu", non_blocking=True))
 
     def collect(self) -> Tensor:
-        """Return the statistics of all slices so far, fp32 [N, D] on the CPU."""
+        """Return the statistics of all slices so far, fp32 [N, D] on the CPU.
+
+        Call it when the device has finished, as after `predict_logits`.
+        """
         return torch.cat([torch.cat(parts) for parts in self._parts.values()], dim=1)
 
 

@@ -14,7 +14,8 @@ from modeling.weights import load_tensors
 
 Types = dict[str, type]
 Rule = tuple[Callable[[Any], bool], str]  # test and expectation of a value
-CHECKPOINT_SCHEMA = 3  # 2: other names of entries; 1: slices in the orientation of their files
+# 3: a stem without bias; 2: other names of entries; 1: slices in the orientation of their files
+CHECKPOINT_SCHEMA = 4
 # Entries that define the run; its progress is in other entries.
 RECORD_TYPES: Types = {
     "run": str,
@@ -34,7 +35,14 @@ RECORD_TYPES: Types = {
 RECORD_KEYS = tuple(RECORD_TYPES)
 RUN_TYPES = {**RECORD_TYPES, "weights": dict, "history": list, "best": dict, "baselines": dict}
 # Further entries of last.pt, from which a run is resumed.
-LAST_TYPES: Types = {"epoch": int, "trained_weights": dict, "optimizer": dict, "micro_batch": int}
+LAST_TYPES: Types = {
+    "epoch": int,
+    "trained_weights": dict,
+    "optimizer": dict,
+    "loss_scaler": dict,
+    "micro_batch": int,
+    "compiles": bool,
+}
 SIZES_PX = (16, 2048)  # range of --image-size
 MAX_THREADS = 1024  # maximum of --threads
 
@@ -79,10 +87,8 @@ def _is_partial_epoch(partial_epoch: Any) -> bool:
         return True
     if not isinstance(partial_epoch, dict):
         return False
-    losses, weights = partial_epoch.get("losses"), partial_epoch.get("weights")
-    if not isinstance(losses, torch.Tensor) or not isinstance(weights, list):
-        return False
-    return losses.shape == (len(weights),) and all(type(weight) is int for weight in weights)
+    losses, skipped = partial_epoch.get("losses"), partial_epoch.get("skipped_steps")
+    return isinstance(losses, torch.Tensor) and losses.dim() == 1 and type(skipped) is int
 
 
 # Checked after the types.
@@ -92,7 +98,7 @@ RUN_RULES: dict[str, Rule] = {
     "preprocess": (_is_preprocess, "image_size ({} to {} px), mean and std".format(*SIZES_PX)),
     "config": (_is_config, "the options of a run"),
     "threads": (lambda threads: 1 <= threads <= MAX_THREADS, f"1 to {MAX_THREADS}"),
-    "precision": (("fp32", "bf16").__contains__, "fp32 or bf16"),
+    "precision": (("fp32", "bf16", "fp16").__contains__, "fp32, bf16 or fp16"),
     "best": (lambda best: not best or type(best.get("epoch")) is int, "the row of an epoch"),
     "split": (_is_split, "as many splits as sha256"),
     "model": (lambda name: name in list_models(), "a model of this version"),
@@ -100,7 +106,7 @@ RUN_RULES: dict[str, Rule] = {
 LAST_RULES: dict[str, Rule] = {
     "micro_batch": (lambda size: size >= 1, "1 or more"),
     "epoch": (lambda epoch: epoch >= 0, "0 or more"),
-    "partial_epoch": (_is_partial_epoch, "losses and weights, one per step"),
+    "partial_epoch": (_is_partial_epoch, "losses, one per step, and skipped_steps"),
 }
 
 
@@ -198,4 +204,4 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> Classifier:
     wrong = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if wrong:
         raise UserError(f"{path}: weights must be finite; {wrong[0]} holds NaN or infinity")
-    return network
+    return network.to(memory_format=torch.channels_last)

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from helper import synchronise
 from model import Classifier
 
 
 @torch.no_grad()
 def predict_logits(network: Classifier, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Compute logits and embeddings in fp32; the network's mode is restored afterwards.
+
+    The device is waited for once, after the last batch.
 
     Args:
         network: Batches are moved to its device.
@@ -21,17 +24,21 @@ def predict_logits(network: Classifier, batches: Iterable[Tensor]) -> tuple[Tens
         Logits [N, K] and embeddings [N, D] (inputs of the last layer), on the CPU.
     """
     device, was_training = next(network.parameters()).device, network.training
+    logits: list[Tensor] = []
     embeddings: list[Tensor] = []
 
     def record(_head: nn.Module, inputs: tuple[Tensor]) -> None:
         features = inputs[0].flatten(2).mean(2) if inputs[0].dim() == 4 else inputs[0]
-        embeddings.append(features.float().cpu())
+        embeddings.append(features.float().to("cpu", non_blocking=True))
 
     hook = network.head.register_forward_pre_hook(record)
     network.eval()
     try:
         with disable_tf32():
-            logits = [network(to_unit_range(slices.to(device))).float().cpu() for slices in batches]
+            for slices in batches:
+                found = network(to_unit_range(slices.to(device))).float()
+                logits.append(found.to("cpu", non_blocking=True))
+        synchronise(device)
     finally:
         network.train(was_training)
         hook.remove()

@@ -42,14 +42,14 @@ def start_folds(config: TrainConfig, run_dir: Path, device: torch.device) -> Non
     """
     integrity.check_all(config.data_dir)
     tables = _load_tables(config)  # raises if there are too few groups, before a folder is created
-    if distributed.is_main_process():
-        with atomic_files.new_folder(run_dir) as folder:
-            atomic_files.write_json(folder / "config.json", config.to_dict())
+    lifecycle.create_run_dir(config, run_dir)
     try:
         _train_folds(config, tables, run_dir, device)
-    except Exception:
-        if distributed.is_main_process() and not any(run_dir.glob("fold_*")):
-            shutil.rmtree(run_dir)  # nothing to resume: free the name
+    except Exception as error:
+        is_started = any((fold / "last.pt").exists() for fold in run_dir.glob("fold_*"))
+        is_failed = (run_dir / "fold_1" / lifecycle.FAILED).exists()
+        if distributed.is_main_process() and (is_failed or not is_started):
+            lifecycle.mark_failed(run_dir, error)
         raise
 
 
@@ -62,6 +62,7 @@ def resume_folds(run_dir: Path, device: torch.device) -> None:
     config = lifecycle.read_config(run_dir / "config.json")
     tables = _load_tables(config)
     integrity.check_used(config.data_dir, set(tables[0]["path"]))
+    (run_dir / lifecycle.FAILED).unlink(missing_ok=True)
     _train_folds(config, tables, run_dir, device)
 
 

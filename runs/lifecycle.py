@@ -1,7 +1,9 @@
 """Start, resume and finish the training of one network in session/RUN."""
 
 import contextlib
+import datetime
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,7 +20,6 @@ from args import TrainConfig
 from common import atomic_files
 from evaluation import baselines, predictions
 from helper import UserError, first_line, log
-from loading import memory_budget
 from loading.image_source import SliceSource
 from modeling import checkpoint, precision
 from modeling.weights import build_initial_model, describe_start
@@ -26,6 +27,10 @@ from preparation import integrity
 from runs.post_hoc import fit_post_hoc
 from trainer import Trainer
 from training import distributed, progressive_resizing
+from training.augmentation import Augmentation, choose_resampling
+
+WEIGHT_COPIES = 4  # EMA weights, gradients and the two moments of AdamW
+FAILED = "failed.txt"  # in the folder of a run with nothing to continue
 
 # ---- start
 
@@ -69,10 +74,31 @@ def start_run(
         KeyboardInterrupt: The run was stopped; the message says how to continue it.
     """
     distributed.check_batch_size(table["split"].tolist(), config.train.batch_size)
-    if distributed.is_main_process():
-        with atomic_files.new_folder(run_dir) as folder:
-            atomic_files.write_json(folder / "config.json", config.to_dict())
+    create_run_dir(config, run_dir)
     _train_new(config, table, run_dir, name, device)
+
+
+def create_run_dir(config: TrainConfig, run_dir: Path) -> None:
+    """Create the folder of a run with its config.json; it replaces one of a failed run.
+
+    Raises:
+        UserError: The folder exists, and its run can be continued.
+    """
+    if not distributed.is_main_process():
+        return
+    if (run_dir / FAILED).exists():
+        with lock_run(run_dir):
+            log.info("%s: replacing a run that failed before its first epoch ended", run_dir)
+        shutil.rmtree(run_dir)
+    with atomic_files.new_folder(run_dir) as folder:
+        atomic_files.write_json(folder / "config.json", config.to_dict())
+
+
+def mark_failed(run_dir: Path, error: BaseException) -> None:
+    """Mark a run with nothing to continue, so that its name can be used again."""
+    line = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {helper.describe_error(error)}\n"
+    atomic_files.write_text(run_dir / FAILED, line)
+    log.info("%s is kept until its name is used again, with the error in %s", run_dir, FAILED)
 
 
 def _train_new(
@@ -89,20 +115,21 @@ def _train_new(
                 text = split.to_csv(index=False, lineterminator="\n")
                 atomic_files.write_text(run_dir / "split.csv", text)
             helper.seed_everything(config.run.seed, "weights")
-            network = build_initial_model(
-                options.model,
-                len(dataset.list_classes(table)),
-                options.image_size,
-                pretrained=options.pretrained,
-                weights=options.weights,
-                dropout=options.dropout,
-            )
+            with distributed.first_process_first():  # it downloads the weights
+                network = build_initial_model(
+                    options.model,
+                    len(dataset.list_classes(table)),
+                    options.image_size,
+                    pretrained=options.pretrained,
+                    weights=options.weights,
+                    dropout=options.dropout,
+                )
             record = build_record(config, network, table, name, device)
             trainer = build_trainer(config, record, network, table, device, run_dir)
             _train(trainer, table)
         except BaseException as error:
             if distributed.is_main_process() and not _is_worth_keeping(run_dir, trainer, error):
-                shutil.rmtree(run_dir)  # nothing to resume: free the name
+                mark_failed(run_dir, error)
             raise
 
 
@@ -150,6 +177,7 @@ def resume_run(run_dir: Path, device: torch.device) -> None:
         record = {key: last[key] for key in checkpoint.RECORD_KEYS}
         log.info("%s: continuing after epoch %d", run_dir, last["epoch"])
         trainer = build_trainer(config, record, network, table, device, run_dir)
+        (run_dir / FAILED).unlink(missing_ok=True)
         _train(trainer, table, last)
 
 
@@ -236,19 +264,20 @@ def build_trainer(
 ) -> Trainer:
     """Load the slices, add the fitted baselines to the record and return the trainer."""
     precision.keep_freed_memory()
-    if config.run.deterministic:
-        precision.use_deterministic_algorithms()
-    train, val = _load_slices(config, record, table, device)
+    precision.choose_algorithms(device, config.run.deterministic, network)
+    network.to(device)
+    train, val = _load_slices(config, record, network, table, device)
     n_classes = len(record["classes"])
     if distributed.is_main_process():
+        assert train.brightness is not None
         record["baselines"] = baselines.fit_baselines(
-            predictions.compute_brightness(train), train.labels.cpu().numpy(), n_classes
+            train.brightness, train.labels.cpu().numpy(), n_classes
         )
     weights = None
     if config.data.class_weights == "balanced":
         weights = dataset.compute_class_weights(train.labels.cpu(), n_classes).to(device)
-    _log_start(record, len(train), len(val), run_dir)
-    return Trainer(network.to(device), train, val, config, record, run_dir, weights)
+    _log_start(config, record, len(train), len(val), run_dir, device)
+    return Trainer(network, train, val, config, record, run_dir, weights)
 
 
 def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = None) -> None:
@@ -269,7 +298,7 @@ def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = 
     try:
         trainer.fit()
         if distributed.is_main_process():
-            fit_post_hoc(run_dir / "best.pt", trainer, table)
+            trainer.retry(lambda: fit_post_hoc(run_dir / "best.pt", trainer, table))
     except KeyboardInterrupt as error:
         steps = f" and {trainer.saved_steps} of {trainer.steps_per_epoch} steps"
         raise type(error)(
@@ -279,38 +308,56 @@ def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = 
     except OSError as error:
         line = atomic_files.describe_os_error(error)
         raise UserError(f"{line} with --resume {run_dir}; saved checkpoints are intact") from error
+    except RuntimeError as error:
+        if found := re.match(r"(\w+) does not have a deterministic implementation", str(error)):
+            raise UserError(
+                f"--deterministic: {found[1]} is not deterministic on this device; leave the "
+                "option out, or choose another --model or --device cpu"
+            ) from error
+        raise
     distributed.barrier()
 
 
 def _load_slices(
-    config: TrainConfig, record: dict[str, Any], table: pd.DataFrame, device: torch.device
+    config: TrainConfig,
+    record: dict[str, Any],
+    network: model.Classifier,
+    table: pd.DataFrame,
+    device: torch.device,
 ) -> list[SliceSource]:
-    """Load training and val slices to the device, or leave them on disk if memory is too small."""
-    splits, image_size = ("train", "val"), record["preprocess"]["image_size"]
-    needed_mib = dataset.count_bytes(table, splits, image_size) / 2**20
-    allowed_mib = config.run.memory_mib or memory_budget.measure_budget_mib(
-        device, distributed.get_local_world_size()
-    )
-    in_memory = needed_mib <= allowed_mib
-    if not in_memory:
-        line = "the slices need %.0f MiB, the limit is %.0f (--memory-mib): read from disk"
-        log.info(line, needed_mib, allowed_mib)
-    data_dir, classes = Path(record["data"]), record["classes"]
-    with distributed.main_process_first():  # it writes the pixel cache that the others read
-        return [
-            dataset.take_slices(
-                table, split, data_dir, classes, image_size, in_memory=in_memory
-            ).to(device)
-            for split in splits
-        ]
+    """Load training and val slices; room is left for what the trainer allocates."""
+    weights_mib = sum(each.nbytes for each in network.parameters()) / 2**20
+    with distributed.first_process_first():  # it writes the pixel cache that the others read
+        return dataset.load_slices(
+            table,
+            ("train", "val"),
+            Path(record["data"]),
+            record["classes"],
+            record["preprocess"]["image_size"],
+            device,
+            limit_mib=config.run.memory_mib,
+            reserved_mib=WEIGHT_COPIES * weights_mib,
+            n_processes=distributed.get_local_world_size(),
+        )
 
 
-def _log_start(record: dict[str, Any], n_train: int, n_val: int, run_dir: Path) -> None:
+def _log_start(
+    config: TrainConfig,
+    record: dict[str, Any],
+    n_train: int,
+    n_val: int,
+    run_dir: Path,
+    device: torch.device,
+) -> None:
     """Log warnings, network, device, slices and folder."""
     if record["phantom"]:
         log.info(predictions.PHANTOM)
-    if record["config"]["data"]["split_by"] == "image":
+    if config.data.split_by == "image":
         log.info(predictions.LEAKY_SPLIT)
+    if record["precision"] == "bf16" and not precision.has_fast_bf16(device):
+        log.info("note: %s emulates bf16, which is slow; try --precision auto", device)
+    if Augmentation(config.augment).is_geometric and choose_resampling(device) != "bicubic":
+        log.info("note: slices are resampled bilinearly, %s has no bicubic resampling", device)
     n_processes = distributed.get_world_size()
     processes = f"{n_processes} processes of " if n_processes > 1 else ""
     log.info(

@@ -8,6 +8,7 @@ import torch
 
 import dataset
 from helper import UserError
+from loading import memory_budget
 from loading.image_source import DiskSlices, MemorySlices
 from tests.support.builders import make_data_folder
 
@@ -24,10 +25,44 @@ def test_slices_and_labels_follow_the_table(folder: Path, in_memory: bool) -> No
     assert type(slices) is (MemorySlices if in_memory else DiskSlices)
     rows = table[table["split"] == "train"]
     assert [("A", "B")[label] for label in slices.labels.tolist()] == rows["label"].tolist()
-    pixels, row_of = dataset.open_pixels(table, folder, 24)
+    pixels, brightness, row_of = dataset.open_pixels(table, folder, 24)
     expected = torch.tensor(pixels[[row_of[digest] for digest in rows["sha256"]]])
     assert torch.equal(slices.pixels.squeeze(1), expected)
     assert slices.pixels.dtype == torch.uint8
+    assert slices.brightness is not None
+    assert slices.brightness.tolist() == [
+        brightness[row_of[digest]].tolist() for digest in rows["sha256"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host_mib", "device_mib", "limit_mib", "where"),
+    [(9, 9, None, "device"), (9, 0, None, "host"), (0, 9, None, "disk"), (0, 0, 1, "device")],
+)
+def test_slices_are_kept_where_there_is_memory(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    host_mib: int,
+    device_mib: int,
+    limit_mib: int | None,
+    where: str,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(memory_budget, "measure_host_budget_mib", lambda _: host_mib)
+    monkeypatch.setattr(memory_budget, "measure_device_budget_mib", lambda *_: device_mib)
+    table, device = dataset.load_table(folder), torch.device("meta")  # as a second device
+    options = (folder, ["A", "B"], 24, device)
+    for slices in dataset.load_slices(table, ["train", "val"], *options, limit_mib=limit_mib):
+        assert slices.device == device
+        if where == "disk":
+            assert isinstance(slices, DiskSlices)
+        else:
+            assert isinstance(slices, MemorySlices)
+            assert slices.is_on_device == (where == "device")
+    words = {"device": "", "host": "kept in the memory of the host", "disk": "read from disk"}
+    assert words[where] in caplog.text
+    assert bool(caplog.text) == (where != "device")
 
 
 def test_empty_split_is_refused(folder: Path) -> None:
@@ -75,7 +110,8 @@ def test_related_slices_share_a_group_with_training() -> None:
 
 def test_bytes_of_splits_by_hand(folder: Path) -> None:
     table = dataset.load_table(folder).assign(split=["train"] * 7 + ["val"] * 3 + ["test"] * 2)
-    assert dataset.count_bytes(table, ("train", "val"), 24) == 10 * 24 * 24
+    sizes = [dataset.count_bytes(table, split, 24) for split in ("train", "val", "all")]
+    assert sizes == [7 * 24 * 24, 3 * 24 * 24, 12 * 24 * 24]
 
 
 def test_class_weights_by_hand() -> None:

@@ -16,6 +16,7 @@ import dataset
 import evaluate
 import main
 from evaluation import predictions
+from loading import memory_budget
 from modeling import checkpoint as checkpoints
 from reporting import results
 from tests.support.builders import Run, expect_refusal, list_files, make_data_folder, read_metrics
@@ -65,7 +66,7 @@ def test_metrics_of_training_are_repeated(trained: Run, monkeypatch: pytest.Monk
     before, take_slices = read_metrics(trained.root, "first"), Mock(wraps=dataset.take_slices)
     monkeypatch.setattr(dataset, "take_slices", take_slices)
     for budget_mib in (1e6, 0.0):  # slices in memory, and read from disk
-        monkeypatch.setattr(predictions, "measure_budget_mib", lambda _, mib=budget_mib: mib)
+        monkeypatch.setattr(memory_budget, "measure_host_budget_mib", lambda _, mib=budget_mib: mib)
         shutil.rmtree("results")
         assert run_evaluate(FIRST) == 0
         assert take_slices.call_args.kwargs["in_memory"] == (budget_mib > 0)

@@ -21,7 +21,7 @@ import evaluate
 import main
 import prepare
 from evaluation.predictions import predict_run
-from modeling import checkpoint, precision
+from modeling import checkpoint
 from preparation.manifest import load_manifest, write_manifest
 from runs import lifecycle
 from tests.support.builders import (
@@ -129,7 +129,7 @@ def test_an_existing_name_is_refused(capsys: Capture) -> None:
     ],
 )
 @pytest.mark.usefixtures("workplace")
-def test_failed_starts_leave_no_run(
+def test_failed_starts_free_their_name(
     monkeypatch: Patch, capsys: Capture, argv: str, words: str
 ) -> None:
     fail = Mock(side_effect=urllib.error.URLError("no network"))
@@ -137,7 +137,11 @@ def test_failed_starts_leave_no_run(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     status = main.main([*QUICK, "--epochs", "1", "--name", "failed", *argv.split()])
     assert words in expect_refusal(capsys, status)
-    assert not Path("session/failed").exists()
+    assert words in Path("session/failed/failed.txt").read_text("utf-8")
+    assert Path("session/failed/config.json").exists()
+    assert main.main([*QUICK, *ON_CPU, "--epochs", "1", "--name", "failed"]) == 0
+    assert "replacing a run that failed" in capsys.readouterr().out
+    assert {path.name for path in Path("session/failed").iterdir()} == SESSION_FILES
 
 
 @pytest.mark.usefixtures("trained")
@@ -201,7 +205,7 @@ def test_options_run_through(argv: str, monkeypatch: Patch) -> None:
     train = Mock(wraps=lifecycle.Trainer)
     monkeypatch.setattr(lifecycle, "Trainer", train)
     make_deterministic = Mock()
-    monkeypatch.setattr(precision, "use_deterministic_algorithms", make_deterministic)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", make_deterministic)
     assert run_main("--name", "options", *argv.split()) == 0
     assert (train.call_args.args[-1] is not None) == ("balanced" in argv)  # class weights
     assert make_deterministic.called == ("--deterministic" in argv)

@@ -14,7 +14,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import prepare
-from evaluation.baselines import N_STATISTICS, cross_validate_brightness
+from evaluation.baselines import cross_validate_brightness
+from imaging.brightness import N_STATISTICS
 from tests.support.builders import ROOT, Patch
 
 NOTEBOOK = ROOT / "data exploration" / "exploration.ipynb"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from helper import UserError
-from loading.image_source import Batch
+from loading.image_source import Batch, MemorySlices
 from modeling import checkpoint, forward
 from tests.support.builders import Patch, assert_same_weights, make_trainer, raise_in_step
 from trainer import Trainer
@@ -141,10 +141,10 @@ def test_ema_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         trainer.validate()
 
 
-def test_the_training_loss_is_the_mean_over_slices(tmp_path: Path, monkeypatch: Patch) -> None:
+def test_the_training_loss_is_the_mean_over_steps(tmp_path: Path, monkeypatch: Patch) -> None:
     replace_step(monkeypatch, float)
-    trainer = make_trainer(tmp_path, n_train=17)  # batches of 6, 6 and 5
-    assert trainer.train_epoch() == pytest.approx((0 * 6 + 1 * 6 + 2 * 5) / 17)
+    trainer = make_trainer(tmp_path, n_train=17)
+    assert trainer.train_epoch() == pytest.approx((0 + 1 + 2) / 3)
 
 
 def test_only_the_main_process_counts_restored_losses(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -152,11 +152,11 @@ def test_only_the_main_process_counts_restored_losses(tmp_path: Path, monkeypatc
     losses = []
     for is_main in (True, False):
         trainer = make_trainer(tmp_path / str(is_main), epochs=1)
-        trainer.partial_epoch = {"losses": torch.tensor([30.0]), "weights": [8]}
+        trainer.partial_epoch = {"losses": torch.tensor([30.0]), "skipped_steps": 0}
         with monkeypatch.context() as patch:
             patch.setattr(distributed, "is_main_process", lambda value=is_main: value)
             losses.append(trainer.train_epoch())
-    assert losses == pytest.approx([(30 * 8 + 16) / 24, 16 / 24])
+    assert losses == pytest.approx([(30 + 2) / 3, 2 / 3])
 
 
 @pytest.mark.parametrize("options", [{}, {**PLAIN, "mixup": 0.4}])
@@ -192,8 +192,8 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, epochs=1)
     trainer.fit()
     table = pd.read_csv(tmp_path / "history.csv")
-    columns = ["epoch", "train_loss", "val_loss", "val_accuracy", "val_macro_f1", "lr", *TIMINGS]
-    assert list(table) == columns
+    scores = ["val_loss", "val_accuracy", "val_macro_f1"]
+    assert list(table) == ["epoch", "train_loss", *scores, "lr", "skipped_steps", *TIMINGS]
     assert table["epoch"].tolist() == [1]
     best = checkpoint.load_checkpoint(tmp_path / "best.pt")
     assert best["epoch"] == best["best"]["epoch"] == 1
@@ -228,7 +228,7 @@ def test_resume_is_exact(tmp_path: Path, n_steps: int, whole: Any, monkeypatch: 
         with pytest.raises(KeyboardInterrupt):
             first.fit()
     last = checkpoint.load_checkpoint(tmp_path / "parts" / "last.pt")
-    n_partial = len(last["partial_epoch"]["weights"]) if last["partial_epoch"] else 0
+    n_partial = len(last["partial_epoch"]["losses"]) if last["partial_epoch"] else 0
     assert (last["epoch"], n_partial) == divmod(n_steps, whole.steps_per_epoch)
     torch.manual_seed(12345)  # the state of the global generator does not matter
     second = make_trainer(tmp_path / "parts", weights_seed=1, **OPTIONS)
@@ -275,15 +275,17 @@ def test_killed_between_files(tmp_path: Path, monkeypatch: Patch, lost: str, epo
     assert len(pd.read_csv(tmp_path / "parts" / "history.csv")) == 3
 
 
-def test_micro_batch_and_compilation_are_restored(tmp_path: Path) -> None:
+def test_micro_batch_and_compilation_are_restored(tmp_path: Path, monkeypatch: Patch) -> None:
     first = make_trainer(tmp_path, epochs=1)
-    first.micro_batch, first.compiles = 4, True
+    first.micro_batch, first.replica.compiles = 4, True
     first.save(improved=False)
     second = make_trainer(tmp_path, epochs=1)
-    assert not second.compiles
+    assert not second.replica.compiles
+    compiled = Mock()
+    monkeypatch.setattr(torch, "compile", compiled)
     second.resume(checkpoint.load_checkpoint(tmp_path / "last.pt"))
-    assert (second.micro_batch, second.compiles) == (4, True)
-    assert second.forward is not second.network
+    assert (second.micro_batch, second.replica.compiles) == (4, True)
+    compiled.assert_called_once()
 
 
 # ---- out of memory
@@ -315,6 +317,48 @@ def test_out_of_memory_halves_the_micro_batch(
     assert checkpoint.load_checkpoint(tmp_path / "last.pt")["micro_batch"] == 2
 
 
+@pytest.mark.parametrize("part", ["recalibrate_batch_norm", "validate"])
+def test_out_of_memory_between_epochs_halves_the_batches(
+    tmp_path: Path, monkeypatch: Patch, part: str
+) -> None:
+    run, sizes = getattr(Trainer, part), []
+
+    def fail_above_four(self: Trainer) -> Any:
+        sizes.append(self.micro_batch)
+        if self.micro_batch > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self)
+
+    monkeypatch.setattr(Trainer, part, fail_above_four)
+    make_trainer(tmp_path, epochs=1).fit()
+    assert sizes == [8, 4]
+
+
+def test_out_of_memory_first_moves_the_slices_to_the_host(
+    tmp_path: Path, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    moved: list[MemorySlices] = []
+    trainer = make_trainer(tmp_path)
+    trainer.device = torch.device("cuda")
+    monkeypatch.setattr(MemorySlices, "is_on_device", property(lambda each: each not in moved))
+    monkeypatch.setattr(MemorySlices, "move_to_host", lambda each: moved.append(each))
+    monkeypatch.setattr(torch.cuda, "empty_cache", Mock())
+    failures = [torch.OutOfMemoryError("CUDA out of memory")] * 2
+    run = Mock(side_effect=[*failures, "done"])
+    assert trainer.retry(run) == "done"
+    assert moved == [trainer.train, trainer.val]
+    assert trainer.micro_batch == 4
+    assert "moved to the memory of the host" in caplog.text
+
+
+def test_several_processes_do_not_recover_alone(tmp_path: Path, monkeypatch: Patch) -> None:
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.retry(Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+
+
 def test_memory_for_one_slice_is_too_small(tmp_path: Path, monkeypatch: Patch) -> None:
     sizes = limit_memory(monkeypatch, lambda _, part: len(part) > 1)
     with pytest.raises(torch.OutOfMemoryError):
@@ -332,7 +376,7 @@ def test_micro_batches_give_the_gradients_of_the_batch(tmp_path: Path, monkeypat
     for micro_batch in (8, 3, 2, 4):
         trainer.micro_batch = micro_batch
         trainer.optimizer.zero_grad()
-        loss = trainer.accumulate_gradients(batch, step=0)
+        loss = trainer.retry(lambda: trainer.accumulate_gradients(batch, step=0))
         results.append((loss, [part.grad.clone() for part in trainer.network.parameters()]))
     assert trainer.micro_batch == 2
     for loss, gradients in results[1:]:

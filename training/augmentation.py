@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from args import AugmentOptions
+from helper import build_generator
+from loading.image_source import copy_async
 
 
 class Augmentation:
@@ -23,7 +25,7 @@ class Augmentation:
         self.options = options
 
     def draw(self, n_slices: int, generator: torch.Generator) -> Tensor:
-        """Draw the parameters of each slice: [B, 12] on the CPU, copied to the device at once.
+        """Draw the parameters of each slice: [N, 12] on the CPU.
 
         Columns: the six entries of the affine map, gamma, contrast, and left, right, top and bottom
         of the erased box as shares of the side.
@@ -39,13 +41,12 @@ class Augmentation:
 
         Args:
             slices: [B, 1, S, S] in 0..1, on any device; the result has the same shape and range.
-            draws: Parameters from `draw`, [B, 12].
+            draws: Parameters from `draw`, [B, 12], on the device of the slices.
         """
-        draws = _to_device(draws, slices.device)
-        if self._is_geometric():
+        if self.is_geometric:
             grid = _build_grid(draws[:, :6], slices.shape[-1])
-            # bilinear resampling would blur, so batch-norm statistics would not fit val slices
-            slices = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clamp_(0, 1)
+            mode = choose_resampling(slices.device)
+            slices = F.grid_sample(slices, grid, mode=mode, align_corners=False).clamp_(0, 1)
         else:
             slices = slices.clone()  # the input is not changed
         if self.options.gamma:
@@ -56,6 +57,11 @@ class Augmentation:
         if self.options.erase:
             slices.masked_fill_(_build_box_mask(draws[:, 8:], slices.shape[-1]), 0.0)
         return slices
+
+    @property
+    def mixes(self) -> bool:
+        """True if `mix` changes slices."""
+        return bool(self.options.mixup or self.options.cutmix)
 
     def mix(
         self, slices: Tensor, targets: Tensor, generator: torch.Generator
@@ -74,7 +80,7 @@ class Augmentation:
         if not alpha:
             return slices, targets
         share = _draw_beta(alpha, generator)
-        partner = _to_device(torch.randperm(len(slices), generator=generator), slices.device)
+        partner = copy_async(torch.randperm(len(slices), generator=generator), slices.device)
         if self.options.mixup:
             slices = share * slices + (1 - share) * slices[partner]
         else:
@@ -84,7 +90,9 @@ class Augmentation:
             share = 1 - (bottom - top) * (right - left) / slices.shape[-1] ** 2
         return slices, share * targets + (1 - share) * targets[partner]
 
-    def _is_geometric(self) -> bool:
+    @property
+    def is_geometric(self) -> bool:
+        """True if slices are resampled."""
         options = self.options
         sizes = (options.rotation, options.shift, options.zoom)
         return options.flip or options.quarter_turns or any(sizes)
@@ -105,6 +113,48 @@ class Augmentation:
         return torch.stack(rows, dim=1)
 
 
+class EpochDraws:
+    """The augmentation parameters of all slices of an epoch, drawn and copied at once.
+
+    Args:
+        augmentation: Draws the parameters.
+        steps_per_epoch: Batches of an epoch.
+        batch_size: Slices of a global batch, B.
+        seed: Seed of the run.
+        device: Device of the slices.
+    """
+
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        steps_per_epoch: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._augmentation, self._seed, self._device = augmentation, seed, device
+        self._shape = steps_per_epoch, batch_size
+        self._epoch, self._draws = -1, torch.zeros(0)
+
+    def take(self, step: int) -> Tensor:
+        """Return the parameters of the batch of a step of the run, [B, 12] on the device."""
+        steps_per_epoch, batch_size = self._shape
+        epoch, index = divmod(step, steps_per_epoch)
+        if epoch != self._epoch:
+            generator = build_generator(self._seed, "augment", epoch)
+            draws = self._augmentation.draw(steps_per_epoch * batch_size, generator)
+            self._epoch, self._draws = epoch, copy_async(draws, self._device)
+        return self._draws.narrow(0, index * batch_size, batch_size)
+
+
+def choose_resampling(device: torch.device) -> str:
+    """Return the interpolation of the affine map: bicubic, or bilinear on MPS, which lacks it.
+
+    Bilinear resampling blurs, so batch norm statistics of training fit val slices less well.
+    """
+    return "bilinear" if device.type == "mps" else "bicubic"
+
+
 def _build_grid(maps: Tensor, size_px: int) -> Tensor:
     """Return the sampling grid [B, S, S, 2], x and y in -1..1, of affine maps [B, 6].
 
@@ -116,13 +166,6 @@ def _build_grid(maps: Tensor, size_px: int) -> Tensor:
     columns = by_column * centres.view(1, -1, 1)  # [B, S, 2]
     rows = by_row * centres.view(1, -1, 1) + shift
     return columns.unsqueeze(1) + rows.unsqueeze(2)
-
-
-def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a small CPU tensor to the device without waiting for the device."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _draw_symmetric(n_slices: int, limit: float, generator: torch.Generator) -> Tensor:

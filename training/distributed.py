@@ -1,26 +1,31 @@
 """Data-parallel training with torchrun; in a run of one process every function is a no-op.
 
-Each process holds the same weights, takes its part of every batch and sums its gradients with
-those of the others. Only the main process writes files and logs. When one process dies, torchrun
-ends the others: on the CPU they print one line; on CUDA they may be killed without one.
+Each process holds the same weights, takes its part of every batch and averages its gradients with
+those of the others (DistributedDataParallel). Only the main process writes files and logs. When one
+process dies, torchrun ends the others: on the CPU they print one line; on CUDA they may be killed
+without one.
 """
 
 import contextlib
 import logging
 import os
+import re
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from helper import UserError, first_line, log, resolve_device
 
 # The others wait while the main process decodes slices; torchrun ends processes that hang.
 TIMEOUT = timedelta(hours=6)
+# Words in the messages of gloo and NCCL; other errors of a training step have the same types.
+CONNECTION_ERROR = "gloo|nccl|connection|socket|timed out"
 
 
 def init(name: str) -> torch.device:
@@ -40,8 +45,6 @@ def init(name: str) -> torch.device:
     if torch.cuda.is_available() and name != "cpu":
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = resolve_device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if not dist.is_initialized():
         signal.signal(signal.SIGTERM, _raise_lost_connection)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -86,12 +89,13 @@ def barrier() -> None:
 
 
 @contextlib.contextmanager
-def main_process_first() -> Iterator[None]:
-    """Run the block in the main process before the others run it, e.g. to fill a cache."""
-    if not is_main_process():
+def first_process_first() -> Iterator[None]:
+    """Run the block in one process of each machine before the others, e.g. to fill a cache."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not is_first:
         barrier()
     yield
-    if is_main_process():
+    if is_first:
         barrier()
 
 
@@ -113,15 +117,37 @@ def all_reduce(values: Tensor) -> Tensor:
     return values
 
 
-def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients over all processes, in one message."""
+def replicate(network: nn.Module) -> nn.Module:
+    """Return the network, wrapped to average its gradients if there are several processes.
+
+    The weights of the main process are sent to all. Gradients are sent while the backward pass is
+    still running.
+
+    Source: Li et al. 2020, PyTorch distributed: experiences on accelerating data parallel training.
+    """
     if get_world_size() == 1:
+        return network
+    device = next(network.parameters()).device
+    with _convert_errors():
+        return DistributedDataParallel(
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # statistics of batch norm, which no forward pass reads
+            gradient_as_bucket_view=True,
+        )
+
+
+@contextlib.contextmanager
+def average_gradients(replica: nn.Module, is_last: bool) -> Iterator[None]:
+    """Run forward and backward of a micro-batch; average the summed gradients in the last one."""
+    if not isinstance(replica, DistributedDataParallel):
+        yield
         return
-    gradients = [each.grad for each in parameters if each.grad is not None]
-    flat = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-    sizes = [gradient.numel() for gradient in gradients]
-    for gradient, total in zip(gradients, flat.split(sizes), strict=True):
-        gradient.copy_(total.view_as(gradient))
+    with (
+        contextlib.nullcontext() if is_last else replica.no_sync(),
+        _convert_errors(CONNECTION_ERROR),
+    ):
+        yield
 
 
 def all_gather_rows(rows: Tensor, n_rows: int) -> Tensor:
@@ -173,11 +199,13 @@ def check_batch_size(splits: list[str], batch_size: int) -> None:
 
 
 @contextlib.contextmanager
-def _convert_errors() -> Iterator[None]:
-    """Convert torch.distributed errors into one-line UserErrors."""
+def _convert_errors(words: str = "") -> Iterator[None]:
+    """Convert torch.distributed errors whose message has one of the words into UserErrors."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not re.search(words, str(error), re.I):
+            raise
         raise _describe_lost_connection(f" ({first_line(error)})") from error
 
 

@@ -18,14 +18,14 @@ class LossTracker:
     Args:
         epoch: Number of the epoch from 1, for error messages.
         n_steps: Steps of the epoch.
-        before: Losses of the epoch's first steps [steps] on the CPU, when it is resumed.
+        before: Losses of the epoch's first steps on the CPU, [0] unless it is resumed.
     """
 
-    def __init__(self, epoch: int, n_steps: int, before: Tensor | None = None) -> None:
+    def __init__(self, epoch: int, n_steps: int, before: Tensor) -> None:
         self._epoch, self._n_steps = epoch, n_steps
         self._recent: list[Tensor] = []  # on the device
         self._in_transit: tuple[Tensor, torch.cuda.Event | None] | None = None
-        self._checked: list[Tensor] = [] if before is None else [before]  # on the CPU, finite
+        self._checked = [before] if len(before) else []  # on the CPU, finite
 
     def add(self, loss: Tensor) -> None:
         """Append the loss of a step, a scalar on the device."""
@@ -57,8 +57,9 @@ class LossTracker:
         losses, arrival = torch.stack(self._recent), None
         if losses.is_cuda:
             host = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
+            stream = torch.cuda.current_stream(losses.device)
             losses, arrival = host.copy_(losses, non_blocking=True), torch.cuda.Event()
-            arrival.record()
+            arrival.record(stream)
         self._recent, self._in_transit = [], (losses, arrival)
 
     def _receive(self) -> None:

@@ -19,7 +19,8 @@ def build_optimizer(
     """Return AdamW (fused where the device supports it) with up to four parameter groups.
 
     Parameters of the backbone get `lr` times `backbone_lr_factor`, those of the head `lr`. Norms
-    and biases get no weight decay. `lr_factor` of a group is its multiplier of `lr`.
+    and biases get no weight decay. `lr_factor` of a group is its multiplier of `lr`. The state is
+    allocated at once, so that memory does not run out in the middle of the first update.
 
     Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization.
     """
@@ -29,14 +30,22 @@ def build_optimizer(
         factor = 1.0 if id(parameter) in in_head else backbone_lr_factor
         decay = weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((factor, decay), []).append(parameter)
-    return torch.optim.AdamW(
+    is_fused = next(network.parameters()).device.type in {"cpu", "cuda"}
+    optimizer = torch.optim.AdamW(
         [
             {"params": parameters, "lr_factor": factor, "weight_decay": decay}
             for (factor, decay), parameters in groups.items()
         ],
         lr=lr,
-        fused=next(network.parameters()).device.type in {"cpu", "cuda"},
+        fused=is_fused,
     )
+    for parameter in network.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device if is_fused else "cpu"),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

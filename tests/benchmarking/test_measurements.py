@@ -88,13 +88,13 @@ def test_ratios_are_computed_per_round(make_task: MakeTask) -> None:
 
 def test_synthetic_step_trains_what_it_counts(make_task: MakeTask, monkeypatch: Patch) -> None:
     seen: list[int] = []
-    build_forward = training_speed.build_forward
+    replica = training_speed.Replica
 
-    def count(network: torch.nn.Module, *options: Any, **more: Any) -> Any:
+    def count(network: torch.nn.Module, **options: Any) -> Any:
         network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-        return build_forward(network, *options, **more)
+        return replica(network, **options)
 
-    monkeypatch.setattr(training_speed, "build_forward", count)
+    monkeypatch.setattr(training_speed, "Replica", count)
     monkeypatch.setattr(training_speed, "time_run", lambda run, _: run() or 2.0)
     measure = training_speed.build_synthetic_step(make_task(precision="fp32"))
     assert measure() == {"synthetic_step_images_per_s": 28.0}  # 56 in 2 s

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from evaluation.baselines import compute_brightness_statistics, cross_validate_brightness
+from evaluation.baselines import cross_validate_brightness
 from evaluation.corruptions import (
     CORRUPTIONS,
     ORIENTATIONS,
@@ -21,6 +21,7 @@ from evaluation.corruptions import (
     match_brightness,
     orient,
 )
+from imaging.brightness import compute_brightness_statistics
 from imaging.grayscale import resize_grey
 from phantoms.generator import plan_phantoms, render_phantom
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helper import UserError
+from loading import image_source
 from loading.image_source import READ_AHEAD, Batch, DiskSlices, MemorySlices
 from tests.support.builders import make_slices
 
@@ -25,16 +26,15 @@ def store(slices: MemorySlices, path: Path) -> DiskSlices:
 
 
 @pytest.mark.parametrize(("n_slices", "batch_size"), [(24, 8), (25, 8), (33, 32), (5, 8), (9, 4)])
-def test_epoch_has_every_slice_once(n_slices: int, batch_size: int) -> None:
+def test_an_epoch_has_every_slice_in_batches_of_one_size(n_slices: int, batch_size: int) -> None:
     slices = make_slices(n_slices)
     batches = list(slices.shuffle(batch_size, seed=0, epoch=0))
     seen = torch.cat([batch.pixels for batch in batches]).flatten(1).tolist()
-    assert sorted(seen) == sorted(slices.pixels.flatten(1).tolist())
+    assert sorted(seen[:n_slices]) == sorted(slices.pixels.flatten(1).tolist())
+    assert seen[n_slices:] == seen[: len(seen) - n_slices]  # fill the last batch
     sizes = [len(batch) for batch in batches]
     assert len(sizes) == slices.count_steps(batch_size) == -(-n_slices // batch_size)
-    assert max(sizes) <= batch_size
-    assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) > 1
+    assert set(sizes) == {min(batch_size, n_slices)} == {slices.compute_batch_size(batch_size)}
 
 
 def test_order_depends_on_seed_and_epoch() -> None:
@@ -71,14 +71,14 @@ def test_iterate_keeps_the_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_size", "sizes"),
-    [(8, [8]), (4, [4, 4]), (3, [2, 3, 3]), (2, [2] * 4), (1, [2] * 4), (1, [1])],
+    ("n_parts", "sizes"),
+    [(1, [8]), (2, [4, 4]), (3, [2, 3, 3]), (4, [2] * 4), (8, [2] * 4), (1, [1])],
 )
-def test_batch_is_split_into_micro_batches(max_size: int, sizes: list[int]) -> None:
+def test_batch_is_split_into_micro_batches(n_parts: int, sizes: list[int]) -> None:
     n_slices = sum(sizes)
     slices = make_slices(n_slices)
     batch = Batch(slices.pixels, slices.labels, offset=8, global_size=2 * n_slices)
-    parts = batch.split(max_size)
+    parts = batch.split(n_parts)
     assert [len(part) for part in parts] == sizes
     assert [part.offset for part in parts] == (8 + np.cumsum([0, *sizes])[:-1]).tolist()
     assert torch.equal(torch.cat([part.pixels for part in parts]), slices.pixels)
@@ -97,6 +97,27 @@ def test_disk_gives_the_same_batches(tmp_path: Path) -> None:
     assert torch.equal(stored.pixels, slices.pixels)
     assert torch.equal(torch.cat(list(stored.iterate(7))), slices.pixels)
     assert torch.equal(stored.take(torch.tensor([5, 2])), slices.pixels[[5, 2]])
+
+
+def test_slices_that_move_to_the_host_give_the_same_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The host is emulated by copies of which every batch is counted."""
+    slices, copied = make_slices(20), []
+    expected = list(slices.iterate(8))
+    moved = make_slices(20)
+
+    def copy(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+        copied.append(len(values))
+        return values
+
+    monkeypatch.setattr(image_source, "copy_async", copy)
+    batches = moved.iterate(8)
+    assert torch.equal(next(batches), expected[0])
+    monkeypatch.setattr(MemorySlices, "is_on_device", False)
+    moved.move_to_host()  # in the middle of an epoch
+    assert all(map(torch.equal, batches, expected[1:]))
+    assert copied == [8, 4]
 
 
 def test_only_a_few_batches_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import torch
 
 from loading import memory_budget
 
-CPU = torch.device("cpu")
 MIB = 2**20
 
 
@@ -22,7 +21,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def expect_budget(mib: float, n_processes: int = 1) -> None:
-    assert memory_budget.measure_budget_mib(CPU, n_processes) == pytest.approx(mib)
+    assert memory_budget.measure_host_budget_mib(n_processes) == pytest.approx(mib)
 
 
 def write_control_group(folder: Path, names: tuple[str, str], limit: object, used: int) -> None:
@@ -67,9 +66,13 @@ def test_control_groups_version_1(system: Path) -> None:
     expect_budget(500)
 
 
-def test_memory_of_a_cuda_device(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for free_mib, budget_mib in ((200, 100), (9000, 500)):  # the second exceeds the host's
-        free = (free_mib * MIB, 9999 * MIB)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: free)
-        budget = memory_budget.measure_budget_mib(torch.device("cuda"))
-        assert budget == pytest.approx(budget_mib)
+@pytest.mark.parametrize(
+    ("free_mib", "reserved_mib", "budget_mib"), [(200, 0, 100), (9000, 1000, 4000), (100, 300, 0)]
+)
+def test_memory_of_a_cuda_device(
+    monkeypatch: pytest.MonkeyPatch, free_mib: int, reserved_mib: int, budget_mib: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_mib * MIB, 9999 * MIB))
+    device = torch.device("cuda", 1)
+    assert memory_budget.measure_device_budget_mib(device, reserved_mib) == budget_mib
+    assert memory_budget.measure_device_budget_mib(torch.device("mps")) == float("inf")

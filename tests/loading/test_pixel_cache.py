@@ -1,6 +1,7 @@
 """Pixel cache: content, name, repair, and refusals."""
 
 import errno
+import itertools
 import shutil
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,6 +12,7 @@ import pytest
 
 import dataset
 from helper import UserError
+from imaging.brightness import compute_brightness_statistics
 from imaging.orientation import orient_and_letterbox
 from imaging.reader import read_grey
 from loading import pixel_cache
@@ -34,8 +36,9 @@ def fail_to_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def test_pixels_are_decoded_letterboxed_slices(folder: Path, table: pd.DataFrame) -> None:
-    pixels, row_of = open_pixels(table, folder, 24)
+    pixels, brightness, row_of = open_pixels(table, folder, 24)
     assert pixels.shape == (12, 24, 24)
+    assert np.array_equal(brightness, compute_brightness_statistics(pixels))
     for digest, path in zip(table["sha256"], table["path"], strict=True):
         expected = orient_and_letterbox(read_grey(folder / path), 24)
         assert np.array_equal(pixels[row_of[digest]], expected)
@@ -44,25 +47,33 @@ def test_pixels_are_decoded_letterboxed_slices(folder: Path, table: pd.DataFrame
 def test_cache_is_built_once_per_content_and_size(
     folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, _ = open_pixels(table, folder, 24)
+    first, brightness, _ = open_pixels(table, folder, 24)
     with monkeypatch.context() as patch:
         patch.setattr(pixel_cache, "_decode", lambda *_: pytest.fail("decoded again"))
-        again, _ = open_pixels(table.sample(frac=1, random_state=0), folder, 24)
-    assert np.array_equal(first, again)
+        statistics = Mock(side_effect=AssertionError("computed again"))
+        patch.setattr(pixel_cache, "compute_brightness_statistics", statistics)
+        again = open_pixels(table.sample(frac=1, random_state=0), folder, 24)
+    assert np.array_equal(first, again.pixels)
+    assert np.array_equal(brightness, again.brightness)
     assert open_pixels(table, folder, 16)[0].shape == (12, 16, 16)
     assert len(open_pixels(table[1:], folder, 24)[0]) == 11
     monkeypatch.setattr(pixel_cache, "READER_VERSION", 999)
     open_pixels(table, folder, 24)
-    assert len(list((folder / "cache").glob("*.npy"))) == 4
+    assert len(list((folder / "cache").glob("*[!s].npy"))) == 4
+    assert len(list((folder / "cache").glob("*-brightness.npy"))) == 4
 
 
 def test_truncated_cache_is_rebuilt(folder: Path, table: pd.DataFrame) -> None:
-    complete = np.array(open_pixels(table, folder, 24)[0])
-    (path,) = (folder / "cache").glob("*.npy")
-    for size in (path.stat().st_size - 1, 40, 0):
-        path.write_bytes(path.read_bytes()[:size])
+    complete = open_pixels(table, folder, 24)
+    expected = np.array(complete.pixels)
+    paths = list((folder / "cache").glob("*.npy"))
+    assert len(paths) == 2
+    for path, cut in itertools.product(paths, (1, 40, 10**9)):
+        path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - cut)])
         (folder / "cache" / ".part-half.npy").touch()
-        assert np.array_equal(open_pixels(table, folder, 24)[0], complete)
+        again = open_pixels(table, folder, 24)
+        assert np.array_equal(again.pixels, expected)
+        assert np.array_equal(again.brightness, complete.brightness)
         assert not list((folder / "cache").glob(".part-*"))
 
 
@@ -79,8 +90,8 @@ def test_folder_without_write_permission(
     folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_to_write(monkeypatch, errno.EACCES)
-    pixels, row_of = open_pixels(table, folder, 24)
-    assert len(pixels) == len(row_of) == 12
+    pixels, brightness, row_of = open_pixels(table, folder, 24)
+    assert len(pixels) == len(brightness) == len(row_of) == 12
     assert [path.name for path in (folder / "cache").iterdir()] == [".lock"]
 
 

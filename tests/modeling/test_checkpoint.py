@@ -20,5 +20,6 @@ def test_restored_network_has_equal_logits(tmp_path: Path, name: str) -> None:
     checkpoint.save_checkpoint(path, content)
     restored = checkpoint.restore_model(checkpoint.load_checkpoint(path), path)
     batch = [torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)]
+    network.to(memory_format=torch.channels_last)  # as the restored one
     assert torch.equal(predict_logits(network, batch)[0], predict_logits(restored, batch)[0])
     assert restored.preprocess == network.preprocess

@@ -4,14 +4,23 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 
 from helper import UserError
-from modeling.precision import build_forward, resolve_precision, should_compile
-from tests.support.builders import Patch, make_trainer, run_python
+from model import build_model
+from modeling.checkpoint import load_checkpoint
+from modeling.forward import disable_tf32
+from modeling.precision import autocast, choose_algorithms, has_fast_bf16, resolve_precision
+from tests.support.builders import (
+    Patch,
+    make_trainer,
+    raise_in_step,
+    run_python,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -28,12 +37,49 @@ def test_precision_follows_the_device(monkeypatch: Patch) -> None:
     assert resolve_precision("auto", torch.device("mps"), "net") == "fp32"
 
 
-def test_only_long_runs_on_one_cuda_device_compile_by_default() -> None:
-    assert should_compile("on", CPU, 1)
-    assert not should_compile("off", CUDA, 10**6)
-    assert should_compile("auto", CUDA, 10**6)
-    for device, n_steps, n_processes in ((CPU, 10**6, 1), (CUDA, 100, 1), (CUDA, 10**6, 2)):
-        assert not should_compile("auto", device, n_steps, n_processes)
+@pytest.mark.parametrize(
+    ("has_bf16", "capability", "precision"),
+    [
+        (True, (8, 0), "bf16"),
+        (False, (7, 5), "fp16"),
+        (False, (7, 0), "fp16"),
+        (False, (6, 1), "fp32"),
+    ],
+)
+def test_precision_follows_the_generation_of_the_gpu(
+    monkeypatch: Patch, has_bf16: bool, capability: tuple[int, int], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert resolve_precision("auto", CUDA, "mobilenet_v2") == precision
+    assert has_fast_bf16(CUDA) == has_bf16
+
+
+def test_autocast_follows_the_precision() -> None:
+    layer, images = torch.nn.Linear(4, 2), torch.rand(3, 4)
+    for precision, dtype in (
+        *(("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)),
+    ):
+        with autocast(CPU, precision):
+            assert layer(images).dtype == dtype
+
+
+def test_the_fastest_algorithms_are_chosen_in_training_alone(monkeypatch: Patch) -> None:
+    network = torch.nn.Linear(3, 2)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    choose_algorithms(CPU, False, network)
+    assert torch.backends.cudnn.benchmark
+    with disable_tf32():  # as for predictions
+        assert not torch.backends.cudnn.benchmark
+
+
+def test_deterministic_training_refuses_layers_by_name(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", Mock())
+    network = build_model("vgg11", 3, 64)
+    choose_algorithms(CPU, True, network)
+    with pytest.raises(UserError, match=r"--deterministic: backbone.avgpool .*leave the option"):
+        choose_algorithms(CUDA, True, network)
+    assert not torch.backends.cudnn.benchmark
 
 
 def replace_compiler(monkeypatch: Patch, run: Callable) -> None:
@@ -70,25 +116,58 @@ def test_compiled_training_has_equal_losses(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
 
 
-def test_failing_compiler_is_reported_once_or_refused(
-    monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+def test_a_compiler_that_fails_in_the_forward_or_backward_pass_is_not_used(
+    tmp_path: Path, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     failure = RuntimeError("no compiler found\nand many more lines")
-    replace_compiler(monkeypatch, Mock(side_effect=failure))
-    network, images = torch.nn.Linear(3, 2), torch.rand(4, 3)
-    forward = build_forward(network, True, is_required=False)
-    for _ in range(2):
-        assert torch.equal(forward(images), network(images))
-    assert caplog.text.count("torch.compile fails here (no compiler found)") == 1
-    with pytest.raises(UserError, match=r"--compile on: .*\(no compiler found\)"):
-        build_forward(network, True, is_required=True)(images)
+
+    class FailInBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(_context: Any, logits: torch.Tensor) -> torch.Tensor:
+            return logits.clone()
+
+        @staticmethod
+        def backward(_context: Any, *_gradients: torch.Tensor) -> torch.Tensor:
+            raise failure
+
+    plain = make_trainer(tmp_path / "plain", epochs=1)
+    plain.fit()
+    failing: dict[str, Callable] = {
+        "forward": Mock(side_effect=failure),
+        "backward": lambda network, images: FailInBackward.apply(network(images)),
+    }
+    for name, run in failing.items():
+        caplog.clear()
+        replace_compiler(monkeypatch, run)
+        trainer = make_trainer(tmp_path / name, compile="on", epochs=1)
+        trainer.fit()
+        assert caplog.text.count("torch.compile fails here (no compiler found)") == 1
+        last = [load_checkpoint(tmp_path / part / "last.pt") for part in ("plain", name)]
+        same = [
+            torch.equal(each, last[1]["weights"][key]) for key, each in last[0]["weights"].items()
+        ]
+        assert all(same)  # the first step was repeated, no step was lost
+        assert not last[1]["compiles"]
 
 
-def test_out_of_memory_is_no_failure_of_the_compiler(monkeypatch: Patch) -> None:
-    replace_compiler(monkeypatch, Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(torch.OutOfMemoryError):
-        build_forward(torch.nn.Linear(3, 2), True, is_required=False)(torch.rand(4, 3))
+def test_errors_after_the_first_step_are_not_of_the_compiler(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    replace_compiler(monkeypatch, lambda network, images: network(images))
+    trainer = make_trainer(tmp_path, compile="on", epochs=1)
+    raise_in_step(monkeypatch, 1, RuntimeError("the device is lost"))
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        trainer.fit()
+
+
+def test_a_frozen_backbone_is_compiled_again_when_it_is_unfrozen(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    compiled = Mock(side_effect=lambda network, **_: network)
+    monkeypatch.setattr(torch, "compile", compiled)
+    make_trainer(tmp_path, compile="on", start="weights", freeze_epochs=1, epochs=3).fit()
+    assert compiled.call_count == 2
 
 
 @pytest.mark.integration

@@ -89,7 +89,7 @@ def expect_error(path: Path, checkpoint: dict[str, Any], words: str) -> None:
     [
         ("schema", MISSING, "not a checkpoint of this program"),
         ("schema", 1, "checkpoint schema 1, this program reads"),
-        ("schema", 2, "checkpoint schema 2, this program reads 3; train again"),
+        ("schema", 3, "checkpoint schema 3, this program reads 4; train again"),
         ("classes", [], "classes must be two plain names or more, each once, but is []"),
         ("classes", ["A", "A", "B"], "classes must be two plain names or more"),
         ("classes", ["=1+1", "Menin", "Tumor"], "classes must be two plain names or more"),
@@ -109,7 +109,7 @@ def expect_error(path: Path, checkpoint: dict[str, Any], words: str) -> None:
         ("config", {}, "config must be"),
         ("config.model.dropout", 5.0, "config must be"),
         ("threads", 20000, "threads must be 1 to 1024, but is 20000"),
-        ("precision", "bf17", "precision must be fp32 or bf16"),
+        ("precision", "bf17", "precision must be fp32, bf16 or fp16"),
         ("best", {"x": 1}, "best must be the row of an epoch"),
         ("run", "..", "run must be a plain name"),
         ("run", "", "run must be a plain name"),
@@ -133,8 +133,9 @@ def test_missing_and_wrong_types_are_named(checkpoints: dict[str, Any], tmp_path
 
 
 def test_invalid_progress_is_named(checkpoints: dict[str, Any], tmp_path: Path) -> None:
-    uneven = {"losses": torch.zeros(2), "weights": [8]}
-    values = [("micro_batch", 0), ("epoch", -1), ("partial_epoch", 5), ("partial_epoch", uneven)]
+    values: list[tuple[str, Any]] = [("micro_batch", 0), ("epoch", -1), ("partial_epoch", 5)]
+    for losses, skipped in ((torch.zeros(2, 2), 0), ([1.0], 0), (torch.zeros(2), None)):
+        values.append(("partial_epoch", {"losses": losses, "skipped_steps": skipped}))
     for key, value in values:
         changed = change(checkpoints["last.pt"], key, value)
         expect_error(tmp_path / "last.pt", changed, f"{key} must be ")

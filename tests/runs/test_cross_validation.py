@@ -151,7 +151,14 @@ def test_too_many_folds_leave_nothing_behind(empty_dir: Path, capsys: Capture) -
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_failed_first_fold_leaves_no_run_behind(monkeypatch: Patch, capsys: Capture) -> None:
-    raise_in_step(monkeypatch, 0, UserError("no such luck"))
-    assert "no such luck" in expect_refusal(capsys, main.main([*COMMAND, "--name", "failed"]))
-    assert not Path("session/failed").exists()
+def test_the_name_of_failed_folds_can_be_used_again(monkeypatch: Patch, capsys: Capture) -> None:
+    with monkeypatch.context() as patch:
+        raise_in_step(patch, 0, UserError("no such luck"))
+        assert "no such luck" in expect_refusal(capsys, main.main([*COMMAND, "--name", "failed"]))
+    for folder in ("session/failed", "session/failed/fold_1"):
+        assert "no such luck" in Path(folder, "failed.txt").read_text("utf-8")
+    with monkeypatch.context() as patch:
+        raise_in_step(patch, 0, UserError("bad luck again"))
+        assert "bad luck" in expect_refusal(capsys, main.main([*COMMAND, "--name", "failed"]))
+    assert main.main(["--resume", "session/failed", "--device", "cpu"]) == 0
+    assert not list(Path("session/failed").rglob("failed.txt"))

@@ -116,7 +116,7 @@ def test_saved_steps_survive_any_error(monkeypatch: Patch) -> None:
     assert main.main([*command, "saved", "--save-every", "0.0000001"]) == 1
     assert load_last("saved")["partial_epoch"]
     assert main.main([*command, "lost"]) == 1
-    assert not Path("session/lost").exists()
+    assert "the device is lost" in Path("session/lost/failed.txt").read_text("utf-8")
 
 
 @pytest.mark.usefixtures("workplace", "no_evaluation")

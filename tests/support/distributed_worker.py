@@ -18,7 +18,7 @@ TASK, FOLDER = sys.argv[1], Path(sys.argv[2])
 
 
 def train() -> None:
-    """Train three epochs without batch norm; save the slices of each step and the weights.
+    """Train three epochs without batch norm; save slices, first gradients and weights.
 
     SGD changes weights in proportion to their gradients. AdamW would turn the rounding of a
     gradient near zero, which differs between CPUs, into a step of the full learning rate.
@@ -31,15 +31,24 @@ def train() -> None:
         return train_step(self, batch, step)
 
     Trainer.train_step = record  # type: ignore[method-assign]
-    trainer = make_trainer(FOLDER, n_train=26, n_val=13, dropout=0.0, batch_norm=False)
+    trainer = make_trainer(
+        FOLDER, n_train=26, n_val=13, batch_size=9, dropout=0.0, batch_norm=False
+    )
     groups = trainer.optimizer.param_groups
     trainer.optimizer = torch.optim.SGD(
         [{"params": group["params"], "lr_factor": group["lr_factor"]} for group in groups], lr=0.01
     )
     trainer.peak_lr = 0.01
+    gradients: list[torch.Tensor] = []
+
+    def keep_gradients(*_: object) -> None:
+        if not gradients:
+            gradients.extend(each.grad.clone() for each in trainer.parameters)
+
+    trainer.optimizer.register_step_pre_hook(keep_gradients)
     trainer.fit()
     weights, rows = trainer.network.state_dict(), trainer.history.rows
-    result = {"seen": seen, "weights": weights, "history": rows}
+    result = {"seen": seen, "gradients": gradients, "weights": weights, "history": rows}
     torch.save(result, FOLDER / f"rank-{distributed.get_rank()}.pt")
     distributed.destroy()
 

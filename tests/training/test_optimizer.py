@@ -39,12 +39,10 @@ def test_the_schedule_by_hand() -> None:
 
 
 def test_ema_by_hand() -> None:
-    ema, trained = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-    nn.init.constant_(ema.weight, 1.0)
-    nn.init.constant_(trained.weight, 11.0)
-    update_ema(ema, trained, 0.15, 0)  # decay 1 / 10
-    assert ema.weight.item() == pytest.approx(10.0)
-    update_ema(ema, trained, 0.15, 1)  # decay min(0.15, 2 / 11)
-    assert ema.weight.item() == pytest.approx(10.85)
-    update_ema(ema, trained, 0.0, 50)
-    assert torch.equal(ema.weight, trained.weight)
+    ema, trained = torch.tensor(1.0), torch.tensor(11.0)
+    update_ema([ema], [trained], 0.15, 0)  # decay 1 / 10
+    assert ema.item() == pytest.approx(10.0)
+    update_ema([ema], [trained], 0.15, 1)  # decay min(0.15, 2 / 11)
+    assert ema.item() == pytest.approx(10.85)
+    update_ema([ema], [trained], 0.0, 50)
+    assert ema == trained
