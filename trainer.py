@@ -218,8 +218,7 @@ class Trainer:
         micro-batches; dropout and mixing are drawn per micro-batch.
         """
         draws = self.draws.take(step)  # [B, 12] of the global batch
-        largest_share = -(-batch.global_size // distributed.get_world_size())
-        parts = batch.split(-(-largest_share // self.micro_batch))  # as many in every process
+        parts = batch.split(self.micro_batch, distributed.get_world_size())
         losses = []
         for number, part in enumerate(parts, 1):
             with self.replica.sum_gradients(is_last=number == len(parts)):
@@ -352,12 +351,12 @@ class Trainer:
                 torch.cuda.empty_cache()
 
     def _find_remedy(self, error: Exception) -> Callable[[], None] | None:
+        if distributed.get_world_size() > 1:
+            return None  # all processes must run the same passes, so none may change alone
         if not isinstance(error, torch.OutOfMemoryError):
             may_be_compiler = self.replica.compiles and not self.replica.is_proven
             reason = first_line(error)
             return partial(self.replica.stop_compiling, reason) if may_be_compiler else None
-        if distributed.get_world_size() > 1:
-            return None  # all processes must run the same forward passes
         sources = (each for each in (self.train, self.val) if isinstance(each, MemorySlices))
         on_device = [each for each in sources if each.is_on_device and self.device.type == "cuda"]
         if on_device:

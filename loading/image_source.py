@@ -44,12 +44,18 @@ class Batch:
         """Fraction of the global batch, 0 to 1."""
         return len(self) / self.global_size
 
-    def split(self, n_parts: int) -> "list[Batch]":
-        """Split into nearly equal parts; fewer than `n_parts` if a part would have one slice.
+    def split(self, max_size: int, n_processes: int = 1) -> "list[Batch]":
+        """Split into nearly equal parts of two or more slices, at most `max_size` if possible.
 
-        Batch norm needs two slices; only a batch of one slice gives a part of one slice.
+        Batch norm needs two slices; only a batch of one slice gives a part of one slice. All
+        processes split their parts of the global batch into the same number of parts.
+
+        Args:
+            max_size: Largest part.
+            n_processes: Processes that share the global batch.
         """
-        n_parts = max(1, min(n_parts, len(self) // 2))
+        smallest, largest = self.global_size // n_processes, -(-self.global_size // n_processes)
+        n_parts = max(1, min(-(-largest // max_size), smallest // 2))
         bounds = [len(self) * part // n_parts for part in range(n_parts + 1)]
         return [
             Batch(self.pixels[i:j], self.labels[i:j], self.offset + i, self.global_size)

@@ -71,18 +71,27 @@ def test_iterate_keeps_the_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_parts", "sizes"),
-    [(1, [8]), (2, [4, 4]), (3, [2, 3, 3]), (4, [2] * 4), (8, [2] * 4), (1, [1])],
+    ("max_size", "sizes"),
+    [(8, [8]), (4, [4, 4]), (3, [2, 3, 3]), (2, [2] * 4), (1, [2] * 4), (1, [1])],
 )
-def test_batch_is_split_into_micro_batches(n_parts: int, sizes: list[int]) -> None:
+def test_batch_is_split_into_micro_batches(max_size: int, sizes: list[int]) -> None:
     n_slices = sum(sizes)
     slices = make_slices(n_slices)
     batch = Batch(slices.pixels, slices.labels, offset=8, global_size=2 * n_slices)
-    parts = batch.split(n_parts)
+    parts = batch.split(max_size, n_processes=2)
     assert [len(part) for part in parts] == sizes
     assert [part.offset for part in parts] == (8 + np.cumsum([0, *sizes])[:-1]).tolist()
     assert torch.equal(torch.cat([part.pixels for part in parts]), slices.pixels)
     assert sum(part.loss_weight for part in parts) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("max_size", [1, 2, 3, 4, 8])
+def test_processes_split_their_parts_equally(max_size: int) -> None:
+    shares = next(zip(*(make_slices(9).shuffle(9, 0, 0, part, 2) for part in (0, 1)), strict=True))
+    assert [len(share) for share in shares] == [5, 4]
+    splits = [share.split(max_size, n_processes=2) for share in shares]
+    assert len(splits[0]) == len(splits[1])
+    assert min(len(part) for parts in splits for part in parts) >= 2
 
 
 def test_disk_gives_the_same_batches(tmp_path: Path) -> None:
