@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 START_BYTES = 132  # needed by `is_dicom` and `has_preamble`
 MAX_FRAMES = 10_000
-MAX_FRAME_PIXELS = 6_000_000  # JPEG-LS is decoded at about 4 million a second
+MAX_FRAME_PIXELS = 6_000_000  # JPEG 2000 is decoded at about 6 million a second
 MAX_INFLATED_BYTES = 2**27  # each core may hold two copies
 DIGEST_DIGITS = 16
 _SALT = b"brain-cancer-mri-classification"  # fixed, so that pseudonyms agree between archives
@@ -38,7 +38,7 @@ _SAMPLES_PER_PIXEL = {  # by PhotometricInterpretation
 }
 _BITS_ALLOCATED = {1, 8, 16, 32, 64}
 # modules in which warnings about a file are raised; pydicom attributes some to its caller
-_WARNING_MODULES = r"pydicom|pylibjpeg|libjpeg|openjpeg|imaging\.dicom"
+_WARNING_MODULES = r"pydicom|imagecodecs|pylibjpeg|openjpeg|imaging\.dicom"
 _FIRST_VRS = {b"UL", b"CS", b"UI", b"DA", b"TM", b"LO", b"SH", b"OB"}
 # the transfer syntax element of a deflated file, and the syntax of its inflated content
 _DEFLATED_SYNTAX = re.compile(rb"(\x02\0\x10\0UI..)1\.2\.840\.10008\.1\.2\.1\.99", re.DOTALL)
@@ -155,7 +155,7 @@ def _load_pydicom() -> None:
     """Import pydicom and switch off its log lines and those of its decoders."""
     pydicom = importlib.import_module("pydicom")
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    for name in ("pydicom", "pylibjpeg", "libjpeg", "openjpeg"):
+    for name in ("pydicom", "pylibjpeg", "openjpeg"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 

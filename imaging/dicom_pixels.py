@@ -4,7 +4,6 @@ Decoders pad missing data and allocate the size stated in a compressed frame, so
 with the header first.
 """
 
-import contextlib
 import math
 import os
 import struct
@@ -122,19 +121,23 @@ def _find_decoder(data: "Dataset") -> "Decoder":
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+    from imaging.dicom_codecs import PLUGINS
+
     syntax = data.file_meta.get("TransferSyntaxUID")
     if not syntax:  # no file meta information: pydicom has detected the encoding
         implicit, little = data.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         syntax = ImplicitVRLittleEndian if implicit else explicit
     syntax = UID(syntax)
-    with contextlib.suppress(NotImplementedError):
-        decoder = get_decoder(syntax)
-        if decoder.is_available:
-            return decoder
     # an unknown UID is its own name, which must not be shown
     name = syntax.name if syntax.name != str(syntax) else "an unknown transfer syntax"
-    raise ImageError(f"compressed with {name}, which is not supported")
+    if syntax not in PLUGINS:
+        raise ImageError(f"compressed with {name}, which is not supported")
+    decoder, plugin = get_decoder(syntax), PLUGINS[syntax]
+    if plugin and plugin not in decoder.available_plugins:
+        command = "python -m pip install -r requirements.txt"
+        raise ImageError(f"compressed with {name}, whose decoder is not installed; {command}")
+    return decoder
 
 
 def _check_fragments(stream: BinaryIO, finder: PixelDataFinder) -> None:
@@ -158,9 +161,9 @@ def _decode_compressed(
     from pydicom.encaps import encapsulate, generate_frames
     from pydicom.uid import RLELossless
 
-    # pylibjpeg-rle aborts the process on some damaged files
-    plugin = "pydicom" if RLELossless == decoder.UID else ""
-    options = {**options, "number_of_frames": 1, "decoding_plugin": plugin}
+    from imaging.dicom_codecs import PLUGINS
+
+    options = {**options, "number_of_frames": 1, "decoding_plugin": PLUGINS[decoder.UID]}
     offsets = options.pop("extended_offsets", None)
     codestreams = generate_frames(
         stream, number_of_frames=pixel_format.n_frames, extended_offsets=offsets

@@ -4,10 +4,20 @@ import io
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    MRImageStorage,
+    RLELossless,
+)
 
 SECRETS = {
     "PatientName": "Hidden^Person",
@@ -65,6 +75,19 @@ def encode_dicom(
     values: np.ndarray, photometric: str = "MONOCHROME2", syntax: str = "", **elements: Any
 ) -> bytes:
     return encode_dataset(build_dataset(values, photometric, **elements), syntax)
+
+
+def encode_jpeg_dicom(values: np.ndarray, bits: int, predictor: int = 0, **elements: Any) -> bytes:
+    """Encode [H, W] as lossless JPEG with this predictor, or as 12-bit JPEG without one."""
+    unsigned = np.asarray(values & (2**bits - 1), "u2" if bits > 8 else "u1")
+    options: dict[str, Any] = {"lossless": True, "predictor": predictor} if predictor else {}
+    codestream = bytes(imagecodecs.jpeg8_encode(unsigned, 98, bitspersample=bits, **options))
+    data = build_dataset(values, **elements)
+    data.BitsStored, data.HighBit = bits, bits - 1
+    lossless = JPEGLosslessSV1 if predictor == 1 else JPEGLossless
+    data.file_meta.TransferSyntaxUID = lossless if predictor else JPEGExtended12Bit
+    data.PixelData = encapsulate([codestream])
+    return encode_dataset(data)
 
 
 def wrap_item(**elements: Any) -> list[Dataset]:

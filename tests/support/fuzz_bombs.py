@@ -77,7 +77,7 @@ PALETTE = build_chunk(b"PLTE", bytes(768)), build_chunk(b"tRNS", bytes(256))
 PNGS: dict[str, Any] = {"grey": (8, 0, 1), "colour": (8, 2, 3), "palette": (8, 3, 1, *PALETTE)}
 PNGS |= {"RGBA": (8, 6, 4), "16 bit": (16, 0, 2), "16 bit RGBA": (16, 6, 8)}
 JPEGS = ("progressive", "grey", "full colour", "CMYK progressive")
-JPEG_DICOMS = ("JPGExtended", "SC_rgb_jpeg_gdcm", "SC_rgb_jpeg_dcmtk")
+JPEG_DICOMS = ("JPGExtended", "SC_rgb_jpeg_gdcm", "SC_rgb_jpeg_dcmtk", "lossless 16 bit")
 DICOMS = ("MR_small_jp2klossless", "MR_small_jpeg_ls_lossless", *JPEG_DICOMS)
 BOMBS: dict[str, Callable[[], bytes]] = {
     **{f"PNG {name}": partial(build_png_zeros, *PNGS[name]) for name in PNGS},

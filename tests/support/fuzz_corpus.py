@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from tests.support.dicom_files import BUNDLED, SECRETS, encode_dicom
+from tests.support.dicom_files import BUNDLED, SECRETS, encode_dicom, encode_jpeg_dicom
 
 H, W = 24, 40
 GREY = np.add.outer(4 * np.arange(H), 4 * np.arange(W)).astype(np.uint8)  # 0 to 248, smooth
@@ -23,7 +23,6 @@ BINARY = np.where(GREY > 127, 255, 0).astype(np.uint8)
 # first row, first column, row step and column step of the passes of an interlaced PNG
 _ADAM7 = ("0088", "0488", "4084", "0244", "2042", "0122", "1021")
 _NOTE = f"{SECRETS['PatientName']} {SECRETS['PatientID']}"
-UNSUPPORTED = "DICOM JPEG-lossy"  # a file of pydicom that no decoder accepts
 
 
 Images = dict[str, tuple[Any, ...]]  # content and expected frames by format and name
@@ -160,7 +159,7 @@ def build_tiffs_and_bmps() -> Images:
 
 def build_dicoms() -> Images:
     both = np.stack([GREY, GREY[::-1]])
-    window = {"WindowCenter": "2048", "WindowWidth": "4096"}
+    window: dict[str, Any] = {"WindowCenter": "2048", "WindowWidth": "4096"}
     table = (np.arange(256, dtype="<u2") * 257).tobytes()
     palette: dict[str, Any] = {}
     for colour in ("Red", "Green", "Blue"):
@@ -181,6 +180,10 @@ def build_dicoms() -> Images:
         "DICOM palette": (encode_dicom(GREY, "PALETTE COLOR", **palette), GREY),
         "DICOM RLE": (encode_dicom(DEEP, syntax=RLELossless), windowed),
         "DICOM RLE frames": (encode_dicom(both, n_frames=2, syntax=RLELossless), *both),
+        "DICOM 12 bit JPEG": (encode_jpeg_dicom(DEEP, 12, **window), windowed),
+        "DICOM lossless 8 bit": (encode_jpeg_dicom(GREY, 8, predictor=1), GREY),
+        "DICOM lossless 12 bit": (encode_jpeg_dicom(DEEP, 12, 7, **window), windowed),
+        "DICOM lossless 16 bit": (encode_jpeg_dicom(DEEP, 16, 1, **window), windowed),
         "DICOM deflated": (encode_dicom(DEEP, syntax=DeflatedExplicitVRLittleEndian), windowed),
     }
 
