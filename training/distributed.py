@@ -38,13 +38,18 @@ def init(name: str) -> torch.device:
         The device of this process; of several CUDA devices, the one of its local rank.
 
     Raises:
-        UserError: This machine has no such device.
+        UserError: This machine has no such device, or PyTorch cannot connect its GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return resolve_device(name)
     if torch.cuda.is_available() and name != "cpu":
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = resolve_device(name)
+    if device.type == "cuda" and not dist.is_nccl_available():
+        raise UserError(
+            "several GPUs need NCCL, which PyTorch has on Linux only: start one process without "
+            "torchrun, or use WSL 2"
+        )
     if not dist.is_initialized():
         signal.signal(signal.SIGTERM, _raise_lost_connection)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

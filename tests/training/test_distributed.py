@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -123,6 +124,18 @@ def test_slices_that_four_processes_cannot_share(
     distributed.check_batch_size(["val"] * 9, batch_size)  # empty splits are reported elsewhere
     with pytest.raises(UserError, match=words):
         distributed.check_batch_size(splits, batch_size)
+
+
+def test_several_gpus_without_nccl_are_refused(monkeypatch: Patch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    resolve = Mock(return_value=torch.device("cuda", 1))
+    monkeypatch.setattr(distributed, "resolve_device", resolve)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(UserError, match="several GPUs need NCCL"):
+        distributed.init("auto")
+    resolve.assert_called_once_with("cuda:1")
 
 
 def test_one_process_needs_no_group() -> None:
