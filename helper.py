@@ -62,9 +62,19 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
-    if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported here
+    if is_out_of_memory(error):
         return f"{first_line(error)}; try a smaller --batch-size or --image-size, or --device cpu"
     return f"{type(error).__name__}: {first_line(error)} (run again with --debug to see where)"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether torch failed to allocate memory of a device.
+
+    The CUDA driver, cuDNN, cuBLAS and MPS raise a RuntimeError, and not torch's OutOfMemoryError.
+    """
+    is_named = type(error).__name__ == "OutOfMemoryError"  # of torch, which is not imported here
+    has_words = any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+    return is_named or (isinstance(error, RuntimeError) and has_words)
 
 
 def first_line(error: BaseException) -> str:

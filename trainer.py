@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from common.signals import StopRequest, defer_signals
 from evaluation.metrics import score_validation
-from helper import UserError, build_generator, first_line, log, seed_device
+from helper import UserError, build_generator, first_line, is_out_of_memory, log, seed_device
 from loading.image_source import MemorySlices
 from model import Classifier
 from modeling.batch_norm import has_batch_norm, recalibrate_batch_norm
@@ -347,13 +347,12 @@ class Trainer:
             # outside the except block, whose traceback holds the memory of the failed step
             self.optimizer.zero_grad()
             remedy()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            getattr(torch.get_device_module(self.device), "empty_cache", lambda: None)()
 
     def _find_remedy(self, error: Exception) -> Callable[[], None] | None:
         if distributed.get_world_size() > 1:
             return None  # all processes must run the same passes, so none may change alone
-        if not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             may_be_compiler = self.replica.compiles and not self.replica.is_proven
             reason = first_line(error)
             return partial(self.replica.stop_compiling, reason) if may_be_compiler else None

@@ -37,7 +37,10 @@ def run_stress(predictions: Predictions, batch_size: int) -> dict[str, Any]:
         majority-class and brightness baselines on the changed slices. Accuracies have intervals.
     """
     members = predictions.member_slices
-    plain = [member.slices.pixels.squeeze(1).cpu().numpy() for member in members]  # [N, S, S] each
+    plain = [  # [N, S, S] each, on the host
+        torch.cat([pixels.cpu() for pixels in member.slices.iterate(batch_size)]).squeeze(1).numpy()
+        for member in members
+    ]
     steps = len(corruptions.ORIENTATIONS) + 5 * len(corruptions.CORRUPTIONS) + 2
     with tqdm(total=steps, desc="stress", unit="change", leave=False, disable=None) as bar:
 

@@ -263,6 +263,8 @@ def load_predictor(paths: Sequence[Path], device: str = "auto", threads: int = 0
         UserError: A file is not a checkpoint of a run, no epoch is finished, or classes differ.
     """
     keep_freed_memory()
+    # for all threads: one that leaves `disable_tf32` would allow TF32 to another that is inside
+    torch.backends.cudnn.allow_tf32 = False
     helper.set_threads(threads)
     members: list[Member] = []
     for path in paths:

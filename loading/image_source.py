@@ -250,7 +250,7 @@ class DiskSlices(SliceSource):
 
 
 def copy_async(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to the device; neither the host nor a CUDA device waits for the other."""
-    if device.type != "cuda":
+    """Copy a tensor to the device; neither the host nor a CUDA device waits for the other."""
+    if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

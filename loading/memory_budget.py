@@ -35,6 +35,7 @@ def measure_device_budget_mib(device: torch.device, reserved_mib: float = 0.0) -
     """
     if device.type != "cuda":
         return math.inf
+    torch.cuda.empty_cache()  # memory of an earlier fold, which torch keeps
     free_mib = torch.cuda.mem_get_info(device)[0] / 2**20
     return max(0.0, BUDGET_FRACTION * (free_mib - reserved_mib))
 

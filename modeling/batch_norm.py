@@ -30,10 +30,11 @@ def recalibrate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> Non
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # average over the batches with equal weights
             norm.train()
         with disable_tf32():
-            for slices in batches:
+            for number, slices in enumerate(batches, 1):
+                for norm in norms:  # equal weights, as by None, which waits for the device
+                    norm.momentum = 1 / number
                 network(to_unit_range(slices))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

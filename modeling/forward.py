@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from helper import synchronise
+from loading.image_source import copy_async
 from model import Classifier
 
 
@@ -36,7 +37,7 @@ def predict_logits(network: Classifier, batches: Iterable[Tensor]) -> tuple[Tens
     try:
         with disable_tf32():
             for slices in batches:
-                found = network(to_unit_range(slices.to(device))).float()
+                found = network(to_unit_range(copy_async(slices, device))).float()
                 logits.append(found.to("cpu", non_blocking=True))
         synchronise(device)
     finally:

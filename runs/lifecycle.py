@@ -288,9 +288,9 @@ def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = 
     else:
         try:
             trainer.resume(last)
-        except torch.OutOfMemoryError:
-            raise
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            if helper.is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{run_dir / 'last.pt'}: its training state does not fit this run "
                 f"({type(error).__name__}: {first_line(error)}); start a new run"

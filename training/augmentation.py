@@ -1,5 +1,6 @@
 """Random augmentation of whole batches on the device, with parameters drawn per slice."""
 
+import functools
 import math
 
 import torch
@@ -147,12 +148,21 @@ class EpochDraws:
         return self._draws.narrow(0, index * batch_size, batch_size)
 
 
+@functools.cache
 def choose_resampling(device: torch.device) -> str:
-    """Return the interpolation of the affine map: bicubic, or bilinear on MPS, which lacks it.
+    """Return the interpolation of the affine map: bicubic, or bilinear where MPS lacks it.
 
-    Bilinear resampling blurs, so batch norm statistics of training fit val slices less well.
+    torch 2.10 lacks it there. Bilinear resampling blurs, so batch norm statistics of training fit
+    val slices less well.
     """
-    return "bilinear" if device.type == "mps" else "bicubic"
+    if device.type == "mps":
+        pixel = torch.zeros(1, 1, 1, 1, device=device)
+        grid = torch.zeros(1, 1, 1, 2, device=device)
+        try:
+            F.grid_sample(pixel, grid, mode="bicubic", align_corners=False)
+        except RuntimeError:
+            return "bilinear"
+    return "bicubic"
 
 
 def _build_grid(maps: Tensor, size_px: int) -> Tensor:

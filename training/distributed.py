@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from helper import UserError, first_line, log, resolve_device
+from helper import UserError, first_line, is_out_of_memory, log, resolve_device
 
 # The others wait while the main process decodes slices; torchrun ends processes that hang.
 TIMEOUT = timedelta(hours=6)
@@ -209,7 +209,7 @@ def _convert_errors(words: str = "") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or not re.search(words, str(error), re.I):
+        if is_out_of_memory(error) or not re.search(words, str(error), re.I):
             raise
         raise _describe_lost_connection(f" ({first_line(error)})") from error
 
