@@ -1,4 +1,4 @@
-"""Options of main.py, evaluate.py, prepare.py and benchmark.py, and their parsers.
+"""Options of main.py, evaluate.py and prepare.py, and their parsers.
 
 Each group of options is a frozen dataclass; a field states its default, help, choices and range.
 Imports no heavy package, so that `--help` is quick.
@@ -190,6 +190,13 @@ class ResumeConfig:
     debug: bool
 
 
+@dataclass(frozen=True)
+class DryRunConfig:
+    """Options of `main.py --dry-run`: those of the run, which is not started."""
+
+    train: TrainConfig
+
+
 # ---- evaluate.py
 
 
@@ -248,40 +255,12 @@ class PrepareConfig:
     debug: bool = debug_option()
 
 
-# ---- benchmark.py
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """Data, network and measurement."""
-
-    json: Path | None = option(None, "write all measurements to this file", metavar="FILE")
-    data: Path | None = option(
-        None, "folder that prepare.py wrote (default: new phantoms)", metavar="DIR"
-    )
-    slices: int = option(
-        640, "slices per epoch: generated phantoms, or slices of --data", low=12, metavar="N"
-    )
-    model: str = option("resnet18", MODEL_HELP, metavar="NAME")
-    image_size: int = option(224, "side of the square input, px", low=16, high=2048, metavar="PX")
-    batch_size: int = option(32, "slices per step", low=4, metavar="N")
-    repeats: int = option(3, "rounds measured, after one warm-up round", low=1, metavar="N")
-    seed: int = option(0, "seed of phantoms, sampling, weights and order", low=0, metavar="N")
-    device: str = device_option()
-    threads: int = threads_option()
-    precision: str = option("auto", "training precision; the baseline is fp32", choices=PRECISIONS)
-    compile: str = option("off", "torch.compile; never for the baseline", choices=("on", "off"))
-    debug: bool = debug_option()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for the processes that the benchmark starts."""
-        return simplify(dataclasses.asdict(self))
-
-
 # ---- parsers
 
 
-def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig:
+def parse_train(
+    argv: Sequence[str] | None = None,
+) -> TrainConfig | ResumeConfig | DryRunConfig:
     """Parse the command line of main.py.
 
     Raises:
@@ -293,6 +272,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig
         "Train a classifier on MRI slices, keep the best checkpoint in session/RUN and evaluate it "
         "once on the test split into results/RUN.",
         "examples:\n"
+        "  python main.py --model resnet18 --epochs 30 --dry-run\n"
         "  python main.py --model resnet18 --epochs 30\n"
         "  python main.py --model net --phantom --image-size 96 --epochs 12\n"
         "  python main.py --model resnet18 --epochs 30 --folds 5\n"
@@ -306,6 +286,12 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig
         metavar="session/RUN",
         help="continue a stopped run with its own options; only --device and --debug can be added",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train two steps, then print what the run would use (device, precision, memory, time, "
+        "disk space, files) and keep nothing but the pixel cache",
+    )
     given = vars(parser.parse_args(argv))
     if "resume" in given:
         extra = sorted(set(given) - {"resume", "device", "debug"})
@@ -313,7 +299,10 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig | ResumeConfig
             parser.error(f"--resume uses the options of the run; leave out {name_flag(extra[0])}")
         return ResumeConfig(given["resume"], given.get("device", "auto"), given.get("debug", False))
     _check_train(parser, given)
-    return TrainConfig(**{key: fill_dataclass(group, given) for key, group in TRAIN_GROUPS.items()})
+    config = TrainConfig(
+        **{key: fill_dataclass(group, given) for key, group in TRAIN_GROUPS.items()}
+    )
+    return DryRunConfig(config) if "dry_run" in given else config
 
 
 def _check_train(parser: OneLineParser, given: dict[str, Any]) -> None:
@@ -374,22 +363,4 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         parser.error("give either a SOURCE (archive or folder) or --phantom N")
     if config.phantom is not None and config.patients is not None:
         parser.error("--patients needs a SOURCE: the patients of phantoms are known")
-    return config
-
-
-def parse_benchmark(argv: Sequence[str] | None = None) -> BenchmarkConfig:
-    """Parse the command line of benchmark.py; exit like `parse_train`."""
-    parser = build_parser(
-        "benchmark.py",
-        "[options]",
-        "Measure training throughput beside its upper bound, a synthetic step without data "
-        "loading, and beside a DataLoader baseline (ImageFolder, workers, transforms per image).",
-        "examples:\n"
-        "  python benchmark.py --json results/benchmarks/speed.json\n"
-        "  python benchmark.py --model net --data data --slices 3000",
-    )
-    add_options(parser, BenchmarkConfig)
-    config = fill_dataclass(BenchmarkConfig, vars(parser.parse_args(argv)))
-    if config.slices < config.batch_size:
-        parser.error(f"--slices {config.slices}: less than one batch of {config.batch_size}")
     return config

@@ -1,4 +1,4 @@
-"""Command `python benchmark.py`: measure speed and memory of the program."""
+"""Command `python benchmark.py`: measure speed and memory of the program, or check it on a GPU."""
 
 import sys
 import tempfile
@@ -6,24 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import args
 import helper
-from common import atomic_files
+from benchmarking import options
+from common import atomic_files, signals
 from helper import UserError, log
 
 if TYPE_CHECKING:
     from benchmarking.task import Task
+
+GPU_CHECK = Path("gpu-check.json")
 
 # torch is imported inside the functions, so that `--help` and option errors are quick.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    config = args.parse_benchmark(argv)
-    return helper.run_command(benchmark, config, config.debug)
+    config = options.parse_benchmark(argv)
+    with signals.raise_on_sigterm():
+        if isinstance(config, options.GpuCheckConfig):
+            return helper.run_command(check_gpu, config, config.debug)
+        return helper.run_command(benchmark, config, config.debug)
 
 
-def benchmark(config: args.BenchmarkConfig) -> None:
+def benchmark(config: options.BenchmarkConfig) -> None:
     """Measure in a temporary folder, print the figures and write them to `--json`.
 
     Raises:
@@ -51,6 +56,33 @@ def benchmark(config: args.BenchmarkConfig) -> None:
     if config.json:
         atomic_files.write_json(config.json, figures)
         log.info("written to %s", config.json)
+
+
+def check_gpu(config: options.GpuCheckConfig) -> None:
+    """Check the program on a GPU, print the results and write them to `--json`.
+
+    Raises:
+        UserError: There is no CUDA device, the file cannot be written, or a part failed.
+    """
+    import model
+    from benchmarking import gpu_check
+
+    model.check_model(config.model, config.image_size, pretrained=False)
+    gpu_check.check_device(config.device)
+    target = config.json or GPU_CHECK
+    if config.json is None and target.exists():
+        raise UserError(f"{target} exists; move it away, or give another file: --json FILE")
+    check_target(target)
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+        report = gpu_check.run_check(config, Path(folder))
+    gpu_check.print_table(report)
+    atomic_files.write_json(target, report)
+    log.info("written to %s; please open an issue of the project and attach this file", target)
+    failed = [key for key, part in report["parts"].items() if part["status"] == "failed"]
+    if failed:
+        raise UserError(
+            f"failed: {', '.join(failed)}; {target} has the reasons, please send it too"
+        )
 
 
 def measure(task: "Task") -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -149,6 +150,15 @@ def synchronise(device: "torch.device") -> None:
 
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def time_run(run: Callable[[], object], device: "torch.device") -> float:
+    """Return the seconds from the call until its work on the device is finished."""
+    synchronise(device)
+    started_s = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - started_s
 
 
 def set_threads(threads: int) -> int:

@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with signals.raise_on_sigterm():
         if isinstance(config, args.ResumeConfig):
             return helper.run_command(resume, config, config.debug)
+        if isinstance(config, args.DryRunConfig):
+            return helper.run_command(dry_run, config.train, config.train.run.debug)
         return helper.run_command(train, config, config.run.debug)
 
 
@@ -40,6 +42,18 @@ def train(config: args.TrainConfig) -> None:
         table = lifecycle.load_table(config)
         lifecycle.start_run(config, table, run_dir, run_dir.name, device)
         evaluate_once(run_dir / "best.pt", config.run.device)
+
+
+def dry_run(config: args.TrainConfig) -> None:
+    """Print what a run would use: device, precision, memory, time, disk space and files."""
+    from runs import dry_run, lifecycle
+    from training import distributed
+
+    lifecycle.check_model(config)
+    device = distributed.init(config.run.device)
+    run_dir = choose_run_dir(config)
+    dry_run.try_run(config, run_dir, evaluate.RESULTS_DIR / run_dir.name, device)
+    distributed.destroy()
 
 
 def resume(config: args.ResumeConfig) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -127,7 +127,8 @@ class Trainer:
         with signals as self.stop:
             while self.epoch < n_epochs and not self.history.is_stale(patience):
                 started_s = time.perf_counter()
-                n_steps = self.steps_per_epoch - self._count_resumed_steps()
+                n_done = len(self.partial_epoch["losses"]) if self.partial_epoch else 0
+                n_slices = (self.steps_per_epoch - n_done) * self.batch_size
                 train_loss = self.train_epoch()
                 train_time_s = time.perf_counter() - started_s
                 n_skipped = self.scaler.report_skipped(self.epoch + 1, self.steps_per_epoch)
@@ -141,7 +142,7 @@ class Trainer:
                         **scores,
                         "lr": self.peak_lr * self._compute_lr_factor(self.step - 1),
                         "skipped_steps": n_skipped,
-                        "images_per_s": n_steps * self.batch_size / train_time_s,
+                        "images_per_s": n_slices / train_time_s,
                         "time_s": train_time_s,
                     }
                 )
@@ -162,7 +163,7 @@ class Trainer:
         Raises:
             UserError: A loss is not finite.
         """
-        self._set_mode()
+        self.set_mode()
         rank, n_processes = distributed.get_rank(), distributed.get_world_size()
         partial_epoch = self.partial_epoch or {"losses": torch.zeros(0), "skipped_steps": 0}
         n_done, self.partial_epoch = len(partial_epoch["losses"]), None
@@ -251,12 +252,16 @@ class Trainer:
 
     def recalibrate_batch_norm(self) -> None:
         """Compute batch norm statistics of the EMA weights on plain training slices."""
+        if batches := self.choose_statistics_batches():
+            recalibrate_batch_norm(self.ema, self.train.read(batches))
+
+    def choose_statistics_batches(self) -> Sequence[Tensor]:
+        """Return indices of training slices in batches; none if batch norm keeps its statistics."""
         if self.is_frozen or not has_batch_norm(self.ema):
-            return
+            return []
         generator = build_generator(self.seed, "statistics", self.epoch)
         chosen = torch.randperm(len(self.train), generator=generator)[:BATCH_NORM_SLICES]
-        n_batches = -(-len(chosen) // self.micro_batch)
-        recalibrate_batch_norm(self.ema, self.train.read(chosen.tensor_split(n_batches)))
+        return chosen.tensor_split(-(-len(chosen) // self.micro_batch))
 
     def validate(self) -> dict[str, float]:
         """Compute loss, accuracy and macro-F1 of the EMA weights on val, in fp32."""
@@ -326,9 +331,6 @@ class Trainer:
         wait_s = 60 * self.config.run.save_every
         return distributed.get_world_size() == 1 and 0 < wait_s <= time.monotonic() - self._saved_s
 
-    def _count_resumed_steps(self) -> int:
-        return len(self.partial_epoch["losses"]) if self.partial_epoch else 0
-
     # ---- recovery
 
     def retry(self, run: Callable[[], T]) -> T:
@@ -380,7 +382,7 @@ class Trainer:
         n_warmup = self.options.warmup_epochs * self.steps_per_epoch
         return compute_lr_factor(step, self.n_steps, n_warmup)
 
-    def _set_mode(self) -> None:
+    def set_mode(self) -> None:
         """Set training mode; a frozen backbone keeps the statistics of its batch norm."""
         self.network.train()
         if self._freeze():

@@ -10,9 +10,10 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import model
-from benchmarking.machine import count_cores
-from benchmarking.rounds import Measure, time_run
+from benchmarking.rounds import Measure
 from benchmarking.task import Task
+from common.machine import count_cores
+from helper import time_run
 from net import SliceNet
 
 LR = 1e-3

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from args import BenchmarkConfig
-from benchmarking.machine import read_peak_memory_mib
+from benchmarking.options import BenchmarkConfig
 from benchmarking.rounds import Figures, Measure
 from benchmarking.task import Task, open_task
 from benchmarking.training_speed import build_trainer
 from common.cli import restore_dataclass
+from common.machine import read_peak_memory_mib
 from helper import PROJECT_DIR, UserError, synchronise
 
 STEPS = 5  # before memory is read; the optimizer state exists after the first

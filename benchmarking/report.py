@@ -6,8 +6,8 @@ from typing import Any
 
 import helper
 from benchmarking import process_start
-from benchmarking.machine import count_cores, read_cpu_model
 from benchmarking.task import Task
+from common.machine import count_cores, read_cpu_model
 from helper import log
 
 SCHEMA = 2  # 1: other keys for the synthetic step and the DataLoader baseline

@@ -1,23 +1,11 @@
 """Time measurements in interleaved rounds."""
 
-import time
 from collections.abc import Callable, Mapping
 
-import torch
-
-from helper import log, synchronise
+from helper import log
 
 Figures = dict[str, float]
 Measure = Callable[[], Figures]
-
-
-def time_run(run: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds from the call until its work on the device is finished."""
-    synchronise(device)
-    started_s = time.perf_counter()
-    run()
-    synchronise(device)
-    return time.perf_counter() - started_s
 
 
 def measure_interleaved(measures: Mapping[str, Measure], repeats: int) -> dict[str, list[float]]:

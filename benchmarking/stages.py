@@ -3,9 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from benchmarking.rounds import Figures, Measure, time_run
+from benchmarking.rounds import Figures, Measure
 from benchmarking.task import Task
 from duplicates.finder import find_duplicates
+from helper import time_run
 from loading.image_source import SliceSource
 from loading.pixel_cache import open_pixels
 from modeling.forward import predict_logits

@@ -11,7 +11,7 @@ import torch
 import dataset
 import helper
 import model
-from args import BenchmarkConfig
+from benchmarking.options import BenchmarkConfig
 from helper import UserError
 from loading.image_source import SliceSource
 from modeling import precision

@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 import args
-from benchmarking.rounds import Figures, Measure, time_run
+from benchmarking.rounds import Figures, Measure
 from benchmarking.task import Task
+from helper import time_run
 from modeling.forward import to_unit_range
 from modeling.precision import autocast
 from runs import lifecycle

@@ -1,1 +1,1 @@
-"""Command-line parsing from dataclasses, atomic files and folders, locks, signal handling."""
+"""Command-line parsing, atomic files and locks, signal handling, facts about the machine."""

@@ -66,18 +66,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         UserError: `path` exists, also when another program created it in the meantime.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    clash = UserError(f"{path} exists; continue it with --resume {path}, or choose another --name")
-    if path.exists():
-        raise clash
+    check_absent(path)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=UNFINISHED))
     try:
         yield temporary
         _apply_umask(temporary, 0o777)
         try:
             temporary.rename(path)
-        except OSError as error:
-            if path.exists():
-                raise clash from error
+        except OSError:
+            check_absent(path)
             raise
         _flush_folder(path.parent)
     finally:
@@ -131,6 +128,14 @@ def describe_os_error(error: OSError) -> str:
     """Return one line: the file, the reason, and what the user must do before continuing."""
     is_full = error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
     return f"{describe_error(error)}; {'free disk space' if is_full else 'fix that'}, and continue"
+
+
+def check_absent(path: Path) -> None:
+    """Raise a UserError if the folder of a run exists."""
+    if path.exists():
+        raise UserError(
+            f"{path} exists; continue it with --resume {path}, or choose another --name"
+        )
 
 
 def _apply_umask(path: Path, mode: int) -> None:

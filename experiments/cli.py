@@ -30,7 +30,7 @@ def write_figures(figures: dict[str, Any], options: argparse.Namespace) -> None:
         return
     import torch
 
-    from benchmarking.machine import count_cores, read_cpu_model
+    from common.machine import count_cores, read_cpu_model
 
     environment = describe_environment(torch.device("cpu"), sys.argv)
     environment |= {"cpu": read_cpu_model(), "cores": count_cores()}

@@ -76,7 +76,7 @@ STAGES: dict[str, Stage] = {"prepare": prepare, "load": load, "decode": decode, 
 
 def run_stage(options: argparse.Namespace) -> None:
     """Run one stage in this process and print its figures as the last line."""
-    from benchmarking.machine import read_peak_memory_mib
+    from common.machine import read_peak_memory_mib
 
     started_s = time.perf_counter()
     count = STAGES[options.stage](options)

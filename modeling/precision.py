@@ -61,17 +61,16 @@ def choose_algorithms(device: torch.device, deterministic: bool, network: nn.Mod
     Raises:
         UserError: A layer of the network has no deterministic backward pass on CUDA.
     """
-    torch.backends.cudnn.benchmark = not deterministic
-    if not deterministic:
-        return
     layers = find_nondeterministic_layers(network) if device.type == "cuda" else []
-    if layers:
+    if deterministic and layers:
         raise UserError(
             f"--deterministic: {', '.join(layers)} has no deterministic backward pass on CUDA; "
             "leave the option out, or choose another --model or --device cpu"
         )
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def keep_freed_memory() -> bool:

@@ -40,8 +40,7 @@ def start_folds(config: TrainConfig, run_dir: Path, device: torch.device) -> Non
         UserError: The slices are missing, changed or too few for the folds; the folder exists.
         KeyboardInterrupt: The run was stopped; the message says how to continue it.
     """
-    integrity.check_all(config.data_dir)
-    tables = _load_tables(config)  # raises if there are too few groups, before a folder is created
+    tables = load_new_tables(config)  # raises before a folder is created
     lifecycle.create_run_dir(config, run_dir)
     try:
         _train_folds(config, tables, run_dir, device)
@@ -64,6 +63,16 @@ def resume_folds(run_dir: Path, device: torch.device) -> None:
     integrity.check_used(config.data_dir, set(tables[0]["path"]))
     (run_dir / lifecycle.FAILED).unlink(missing_ok=True)
     _train_folds(config, tables, run_dir, device)
+
+
+def load_new_tables(config: TrainConfig) -> list[pd.DataFrame]:
+    """Load the manifest with the splits of each fold, after an integrity check of its files.
+
+    Raises:
+        UserError: The slices are missing, changed or too few for the folds.
+    """
+    integrity.check_all(config.data_dir)
+    return _load_tables(config)
 
 
 def _load_tables(config: TrainConfig) -> list[pd.DataFrame]:

@@ -105,32 +105,39 @@ def _train_new(
     config: TrainConfig, table: pd.DataFrame, run_dir: Path, name: str, device: torch.device
 ) -> None:
     """Train in a folder that holds nothing but config.json."""
-    options = config.model
     split = table[["sha256", "path", "label", "duplicate_set", "group", "split"]]
-    helper.set_threads(config.run.threads)
     with lock_run(run_dir):
         trainer = None
         try:
             if distributed.is_main_process():
                 text = split.to_csv(index=False, lineterminator="\n")
                 atomic_files.write_text(run_dir / "split.csv", text)
-            helper.seed_everything(config.run.seed, "weights")
-            with distributed.first_process_first():  # it downloads the weights
-                network = build_initial_model(
-                    options.model,
-                    len(dataset.list_classes(table)),
-                    options.image_size,
-                    pretrained=options.pretrained,
-                    weights=options.weights,
-                    dropout=options.dropout,
-                )
-            record = build_record(config, network, table, name, device)
-            trainer = build_trainer(config, record, network, table, device, run_dir)
+            trainer = build_new_trainer(config, table, run_dir, name, device)
             _train(trainer, table)
         except BaseException as error:
             if distributed.is_main_process() and not _is_worth_keeping(run_dir, trainer, error):
                 mark_failed(run_dir, error)
             raise
+
+
+def build_new_trainer(
+    config: TrainConfig, table: pd.DataFrame, run_dir: Path, name: str, device: torch.device
+) -> Trainer:
+    """Build the trainer of a new run with its initial weights."""
+    options = config.model
+    helper.set_threads(config.run.threads)
+    helper.seed_everything(config.run.seed, "weights")
+    with distributed.first_process_first():  # it downloads the weights
+        network = build_initial_model(
+            options.model,
+            len(dataset.list_classes(table)),
+            options.image_size,
+            pretrained=options.pretrained,
+            weights=options.weights,
+            dropout=options.dropout,
+        )
+    record = build_record(config, network, table, name, device)
+    return build_trainer(config, record, network, table, device, run_dir)
 
 
 def _is_worth_keeping(run_dir: Path, trainer: Trainer | None, error: BaseException) -> bool:
@@ -276,13 +283,14 @@ def build_trainer(
     weights = None
     if config.data.class_weights == "balanced":
         weights = dataset.compute_class_weights(train.labels.cpu(), n_classes).to(device)
-    _log_start(config, record, len(train), len(val), run_dir, device)
     return Trainer(network, train, val, config, record, run_dir, weights)
 
 
 def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = None) -> None:
     """Train to the end, from the content of last.pt if given; fit calibration and OOD detector."""
     run_dir = trainer.run_dir
+    log_notes(trainer)
+    _log_start(trainer)
     if last is None:
         trainer.save(improved=False)  # so that a run killed in its first epoch can be resumed
     else:
@@ -341,15 +349,9 @@ def _load_slices(
         )
 
 
-def _log_start(
-    config: TrainConfig,
-    record: dict[str, Any],
-    n_train: int,
-    n_val: int,
-    run_dir: Path,
-    device: torch.device,
-) -> None:
-    """Log warnings, network, device, slices and folder."""
+def log_notes(trainer: Trainer) -> None:
+    """Log warnings about the data and the device."""
+    config, record, device = trainer.config, trainer.record, trainer.device
     if record["phantom"]:
         log.info(predictions.PHANTOM)
     if config.data.split_by == "image":
@@ -358,11 +360,15 @@ def _log_start(
         log.info("note: %s emulates bf16, which is slow; try --precision auto", device)
     if Augmentation(config.augment).is_geometric and choose_resampling(device) != "bicubic":
         log.info("note: slices are resampled bilinearly, %s has no bicubic resampling", device)
-    n_processes = distributed.get_world_size()
+
+
+def _log_start(trainer: Trainer) -> None:
+    """Log network, device, slices and folder."""
+    record, n_processes = trainer.record, distributed.get_world_size()
     processes = f"{n_processes} processes of " if n_processes > 1 else ""
     log.info(
         f"{record['model']} ({record['start']}) at {record['preprocess']['image_size']} px on "
         f"{record['environment']['device']}, {processes}{record['threads']} threads, "
-        f"{record['precision']}; {n_train} training slices, {n_val} val; classes "
-        f"{', '.join(record['classes'])}; run folder {run_dir}"
+        f"{record['precision']}; {len(trainer.train)} training slices, {len(trainer.val)} val; "
+        f"classes {', '.join(record['classes'])}; run folder {trainer.run_dir}"
     )

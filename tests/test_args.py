@@ -19,6 +19,7 @@ import app
 import args
 import export
 import predict
+from benchmarking import options
 from helper import NOTICE, PROJECT_DIR
 from tests.support.builders import Capture, Patch
 
@@ -41,7 +42,7 @@ COMMANDS = {
     "export.py": Command(export.parse_args, (export.ExportConfig,), ("best.pt",)),
     "app.py": Command(app.parse_args, (app.AppConfig,), ("best.pt",)),
     "prepare.py": Command(args.parse_prepare, (args.PrepareConfig,), ("source.zip",)),
-    "benchmark.py": Command(args.parse_benchmark, (args.BenchmarkConfig,)),
+    "benchmark.py": Command(options.parse_benchmark, (options.BenchmarkConfig,)),
 }
 
 
@@ -208,6 +209,7 @@ def test_unknown_options_are_refused() -> None:
         ("--resume session/a --seed 0", "--seed"),  # the default, but given
         ("--resume session/a --phantom", "--phantom"),
         ("--resume session/a --no-pretrained", "--pretrained"),
+        ("--resume session/a --dry-run", "--dry-run"),
         ("--phantom --data data", "--data"),
         ("--weights w.pth --no-pretrained", "--no-pretrained"),
         ("--model net --pretrained", "--pretrained"),
@@ -239,16 +241,23 @@ def test_contradictions_of_other_commands_are_refused() -> None:
     refuse(args.parse_prepare, "a", "b")
     refuse(args.parse_prepare, "source.zip", "--phantom", "60")
     refuse(args.parse_prepare, "--phantom", "60", "--patients", "patients.csv")
-    refuse(args.parse_benchmark, "a")
+    refuse(options.parse_benchmark, "a")
     refuse(export.parse_args)
     refuse(export.parse_args, "a.pt", "b.pt")
-    assert "batch" in refuse(args.parse_benchmark, "--slices", "12", "--batch-size", "13")
+    assert "batch" in refuse(options.parse_benchmark, "--slices", "12", "--batch-size", "13")
 
 
 def test_valid_combinations_are_accepted() -> None:
     for argv in ("--mixup 0 --cutmix 1", "--model net --no-pretrained", "--weights w --pretrained"):
         args.parse_train(argv.split())
     assert args.parse_evaluate(["a.pt", "b.pt"]).checkpoints == (Path("a.pt"), Path("b.pt"))
+
+
+def test_a_dry_run_has_the_options_of_its_run() -> None:
+    argv = ["--model", "net", "--epochs", "3"]
+    dry = args.parse_train([*argv, "--dry-run"])
+    assert isinstance(dry, args.DryRunConfig)
+    assert dry.train == args.parse_train(argv)
 
 
 def test_resume_accepts_device_and_debug() -> None:

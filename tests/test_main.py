@@ -208,7 +208,7 @@ def test_options_run_through(argv: str, monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch, "use_deterministic_algorithms", make_deterministic)
     assert run_main("--name", "options", *argv.split()) == 0
     assert (train.call_args.args[-1] is not None) == ("balanced" in argv)  # class weights
-    assert make_deterministic.called == ("--deterministic" in argv)
+    make_deterministic.assert_called_once_with("--deterministic" in argv)
 
 
 @pytest.mark.usefixtures("workplace", "no_evaluation")

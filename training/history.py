@@ -42,6 +42,11 @@ class History:
             self.best = row
         return improved
 
+    def close(self) -> None:
+        """Close the files of TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
     def is_stale(self, patience: int) -> bool:
         """Return whether the best epoch is `patience` epochs old; False if `patience` is 0."""
         if not (patience and self.rows and self.best):

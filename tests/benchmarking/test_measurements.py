@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import args
 import helper
-from benchmarking import dataloader_baseline, machine, report, rounds, training_speed
+from benchmarking import dataloader_baseline, options, report, rounds, training_speed
 from benchmarking.process_start import time_process
 from benchmarking.task import Task, choose_slices, open_task
+from common import machine
 from helper import UserError
 from tests.support.builders import Patch, list_files
 
@@ -26,7 +26,7 @@ def make_task(phantom_dir: Path, tmp_path: Path) -> MakeTask:
 
     def make(folder: str = "work", **values: Any) -> Task:
         default = {"data": phantom_dir, "model": "net", "image_size": 32, "batch_size": 8}
-        config = args.BenchmarkConfig(**{**default, "slices": 640, "device": "cpu", **values})
+        config = options.BenchmarkConfig(**{**default, "slices": 640, "device": "cpu", **values})
         choose_slices(phantom_dir, tmp_path / folder, config)
         return open_task(config, tmp_path / folder)
 
@@ -134,7 +134,7 @@ def test_time_and_errors_of_new_processes() -> None:
 @pytest.mark.integration
 def test_peak_memory_excludes_the_parent_process() -> None:
     held = np.ones(2**27)  # 1 GiB, which getrusage would count in the new process too
-    code = "from benchmarking.machine import read_peak_memory_mib as p; print(); print(p())"
+    code = "from common.machine import read_peak_memory_mib as p; print(); print(p())"
     _, rest = time_process(["-c", code])
     own = machine.read_peak_memory_mib()
     assert own is not None
