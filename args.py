@@ -21,10 +21,10 @@ from common.cli import (
     restore_dataclass,
     simplify,
 )
+from common.portable_names import PLAIN_NAME
 
 DATA_DIR = Path("data")
 PHANTOM_DIR = Path("data/phantom")
-PLAIN_NAME = r"\w[\w .+-]*"
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 MODEL_HELP = "torchvision classifier by name, or `net` for the custom CNN"
 

@@ -92,7 +92,7 @@ def assign_split(table: pd.DataFrame, record: dict[str, list[str]]) -> pd.DataFr
 
 def compute_fingerprint(table: pd.DataFrame) -> str:
     """Return a hash of content, label and split of all rows in order; resuming compares it."""
-    rows = table[["sha256", "label", "split"]].to_csv(index=False)
+    rows = table[["sha256", "label", "split"]].to_csv(index=False, lineterminator="\n")
     return hashlib.sha256(rows.encode()).hexdigest()
 
 

@@ -24,6 +24,7 @@ Config = TypeVar("Config")
 log = logging.getLogger("brain_cancer_mri")
 
 PROJECT_DIR = Path(__file__).resolve().parent
+MAX_WINDOWS_FOLDER = 248  # characters that Windows' older functions do not accept any more
 NOTICE = "Research use only: not a medical device. The published data set has no healthy class."
 
 
@@ -62,7 +63,7 @@ def describe_error(error: BaseException) -> str:
         return str(error) or "interrupted"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return f"{where}{error.strerror or error}{_describe_length(error)}"
     if is_out_of_memory(error):
         return f"{first_line(error)}; try a smaller --batch-size or --image-size, or --device cpu"
     return f"{type(error).__name__}: {first_line(error)} (run again with --debug to see where)"
@@ -76,6 +77,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     is_named = type(error).__name__ == "OutOfMemoryError"  # of torch, which is not imported here
     has_words = any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
     return is_named or (isinstance(error, RuntimeError) and has_words)
+
+
+def _describe_length(error: OSError) -> str:
+    """Return the length of a path that Windows may not find because it is long, else ""."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
+        return ""
+    length = len(str(Path(error.filename).absolute()))
+    if length < MAX_WINDOWS_FOLDER:
+        return ""
+    return f" (a path of {length} characters; Windows finds 259 unless long paths are enabled)"
 
 
 def first_line(error: BaseException) -> str:
@@ -191,7 +202,9 @@ def read_commit() -> str | None:
     """Return the commit, with `-dirty` if files differ from it; None outside git."""
     command = ["git", "-C", str(PROJECT_DIR), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        described = subprocess.run(
+            command, capture_output=True, encoding="utf-8", timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None

@@ -9,6 +9,7 @@ import args
 import evaluate
 import helper
 from common import signals
+from common.portable_names import quote
 from helper import UserError
 
 SESSION_DIR = Path("session")
@@ -99,7 +100,9 @@ def evaluate_once(path: Path, device: str) -> None:
         evaluate.evaluate(args.EvaluateConfig((path,), device=device))
     except KeyboardInterrupt as error:
         run_dir = path if path.is_dir() else path.parent
-        raise type(error)(f"trained but not evaluated; continue with --resume {run_dir}") from error
+        raise type(error)(
+            f"trained but not evaluated; continue with --resume {quote(run_dir)}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from args import DATA_DIR, PHANTOM_DIR, PrepareConfig, parse_prepare
 from common import atomic_files
+from common.portable_names import quote
 from helper import NOTICE, UserError, log, run_command
 
 if TYPE_CHECKING:  # imported late, so that --help and errors of the command line are quick
@@ -68,7 +68,7 @@ def prepare_source(path: Path, data_dir: Path, patients_table: Path | None, seed
     images_dir = data_dir / "Images"
     in_place = path.resolve() == images_dir.resolve()
     with sources.open_source(path, skip=None if in_place else data_dir) as source:
-        planned = layout.plan_files(source.entries, path, use_aliases=not in_place)
+        planned = layout.plan_files(source.entries, path, in_place)
         layout.check_clashes(planned, manifest.list_images(data_dir), data_dir)
         facts, missing = ingest.measure_source(planned, path, data_dir)
         facts |= manifest.measure_present(data_dir, facts)
@@ -183,7 +183,7 @@ def _print_summary(data_dir: Path, summary: dict[str, Any], next_command: str) -
     from preparation.manifest import manifest_path
 
     options = {DATA_DIR: "", PHANTOM_DIR: " --phantom"}
-    next_command += options.get(data_dir, f" --data {shlex.quote(str(data_dir))}")
+    next_command += options.get(data_dir, f" --data {quote(data_dir)}")
     log.info("%s", "\n".join(describe_audit(summary)))
     log.info("listed in %s\nnext: %s\n%s", manifest_path(data_dir), next_command, NOTICE)
 

@@ -88,7 +88,9 @@ def read_driver() -> str | None:
     """Return the version of NVIDIA's driver; None if nvidia-smi is absent or fails."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        ended = subprocess.run(
+            command, capture_output=True, encoding="utf-8", timeout=20, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return ended.stdout.strip().partition("\n")[0] or None

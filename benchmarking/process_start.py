@@ -61,7 +61,8 @@ def time_process(arguments: list[str]) -> tuple[float, str]:
             cwd=PROJECT_DIR,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         ) as process:
             assert process.stdout is not None
             process.stdout.readline()

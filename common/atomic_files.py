@@ -1,23 +1,26 @@
 """Write files and folders that are complete or absent, also after a crash or power loss.
 
-Unfinished files have a hidden name that begins with UNFINISHED. Imports the standard library only;
-the lock library is imported when a lock is taken.
+Unfinished files have a hidden name that begins with UNFINISHED. Imports the standard library only.
 """
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common.portable_names import quote
 from helper import UserError, describe_error, log
 
 UNFINISHED = ".part-"
 LOCK = ".lock"
+POLL_S = 0.05  # between two attempts to get a lock
 
 
 @contextlib.contextmanager
@@ -86,28 +89,72 @@ def lock(folder: Path, busy_message: str = "") -> Iterator[None]:
     """Hold an exclusive lock on a folder; the system releases it if the program is killed.
 
     Args:
-        folder: The lock file LOCK is created here.
+        folder: The lock file LOCK is created here, and deleted at the end.
         busy_message: Error message if another program holds the lock; "": wait for it instead.
 
     Raises:
         UserError: Another program holds the lock and `busy_message` is not empty.
     """
-    from filelock import FileLock, Timeout
-
-    file_lock = FileLock(folder / LOCK, timeout=0, mode=0o666)  # for all users of the folder
-    try:
-        file_lock.acquire()
-    except Timeout:
+    path, is_waiting = folder / LOCK, False
+    while (handle := _open_locked(path)) is None:
         if busy_message:
-            raise UserError(busy_message) from None
-        log.info("%s: waiting for another program that uses this folder", folder)
-        file_lock.acquire(timeout=-1)
+            raise UserError(busy_message)
+        if not is_waiting:
+            log.info("%s: waiting for another program that uses this folder", folder)
+        is_waiting = True
+        time.sleep(POLL_S)
     try:
         yield
     finally:
-        if busy_message:  # no program waits for this lock, so its file can be deleted
-            (folder / LOCK).unlink(missing_ok=True)
-        file_lock.release()
+        _delete_locked(path, handle)
+
+
+def _open_locked(path: Path) -> int | None:
+    """Open and lock a file; None if another program holds it, or has deleted it since."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    handle = os.open(path, flags, 0o666)
+    is_ours = False
+    try:
+        with contextlib.suppress(BlockingIOError, PermissionError):  # of POSIX, of Windows
+            _set_lock(handle, True)
+            is_ours = os.fstat(handle).st_nlink > 0
+    finally:
+        if not is_ours:
+            os.close(handle)
+    return handle if is_ours else None
+
+
+def _delete_locked(path: Path, handle: int) -> None:
+    """Delete a locked file and release its lock.
+
+    POSIX deletes an open file. It must be done under the lock: later it could be the file of
+    another program. Windows deletes a file only after it is closed, and only if no other program
+    has opened it.
+    """
+    is_refused = False
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        is_refused = True
+    _set_lock(handle, False)
+    os.close(handle)
+    if is_refused:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _set_lock(handle: int, locked: bool) -> None:
+    """Lock an open file without waiting, or unlock it."""
+    try:
+        import fcntl
+    except ImportError:
+        msvcrt: Any = importlib.import_module("msvcrt")
+        msvcrt.locking(handle, msvcrt.LK_NBLCK if locked else msvcrt.LK_UNLCK, 1)
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if locked else fcntl.LOCK_UN)
+        if locked:
+            with contextlib.suppress(PermissionError):  # the file of another user
+                os.fchmod(handle, 0o666)  # for all users of the folder, also if it remains
 
 
 def flush_all() -> None:
@@ -134,7 +181,7 @@ def check_absent(path: Path) -> None:
     """Raise a UserError if the folder of a run exists."""
     if path.exists():
         raise UserError(
-            f"{path} exists; continue it with --resume {path}, or choose another --name"
+            f"{path} exists; continue it with --resume {quote(path)}, or choose another --name"
         )
 
 

@@ -5,12 +5,14 @@ A field states its default, help, choices and range once, through `option` or `a
 
 import argparse
 import dataclasses
+import io
 import math
 import re
+import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from helper import NOTICE
@@ -65,7 +67,14 @@ class OneLineParser(argparse.ArgumentParser):
     """
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
-        """Parse options and positional arguments in any order."""
+        """Parse options and positional arguments in any order.
+
+        The first act of every command. Characters that the console cannot show are escaped from
+        now on: otherwise a file name in a message would end the program, or lose the message.
+        """
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -196,7 +205,7 @@ def name_flag(name: str) -> str:
 
 
 def simplify(value: Any) -> Any:
-    """Convert every path in a value, also in nested dicts, to text."""
+    """Convert every path in a value, also in nested dicts, to text that every system reads."""
     if isinstance(value, dict):
         return {key: simplify(part) for key, part in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return value.as_posix() if isinstance(value, PurePath) else value

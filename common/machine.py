@@ -30,7 +30,8 @@ def read_peak_memory_mib() -> float | None:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        lines = status.read_text("utf-8", "replace").splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM"))
         return int(peak.split()[1]) / 2**10
     try:
         import resource

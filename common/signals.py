@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM during training: finish and save the current step, then exit."""
+"""Ctrl-C and SIGTERM during training: finish and save the current step, then exit.
+
+Windows has no SIGTERM from other programs, but sends SIGBREAK for Ctrl-Break and, a few seconds
+before it ends the program, for a closed window, a logoff and a shutdown.
+"""
 
 import contextlib
 import os
@@ -10,14 +14,15 @@ from typing import NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; handled like Ctrl-C, with another exit status."""
+    """SIGTERM or SIGBREAK; handled like Ctrl-C, with another exit status."""
 
     status = 143
 
 
+TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 KINDS: dict[int, type[KeyboardInterrupt]] = {
     signal.SIGINT: KeyboardInterrupt,
-    signal.SIGTERM: Terminated,
+    **dict.fromkeys(TERMINATING, Terminated),
 }
 
 
@@ -38,12 +43,12 @@ class StopRequest:
 
 @contextlib.contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Raise Terminated on SIGTERM, so that `finally` blocks run before the program exits."""
+    """Raise Terminated on SIGTERM and SIGBREAK, so that `finally` blocks run."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise Terminated
 
-    with _handle([signal.SIGTERM], stop):
+    with _handle(TERMINATING, stop):
         yield
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import dataset
 import helper
 import model
+from common.portable_names import quote
 from evaluation import baselines, calibration
 from evaluation.metrics import softmax
 from helper import UserError
@@ -138,7 +139,9 @@ def list_fold_checkpoints(run_dir: Path) -> list[Path]:
     paths = [run_dir / f"fold_{fold}" / "best.pt" for fold in range(1, n_folds + 1)]
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path} is missing; continue with python main.py --resume {run_dir}")
+            raise UserError(
+                f"{path} is missing; continue with python main.py --resume {quote(run_dir)}"
+            )
     return paths
 
 
@@ -154,7 +157,8 @@ def predict_checkpoint(
     checkpoint = checkpoints.load_run(path)
     if not checkpoint["best"]:
         raise UserError(
-            f"{path}: no epoch is finished; continue with python main.py --resume {path.parent}"
+            f"{path}: no epoch is finished; continue with "
+            f"python main.py --resume {quote(path.parent)}"
         )
     keep_freed_memory()
     helper.set_threads(threads or checkpoint["threads"])

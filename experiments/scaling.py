@@ -96,7 +96,8 @@ def measure_stage(stage: str, count: int, data: Path, memory_mib: int) -> dict[s
         [sys.executable, *command, *places],
         cwd=PROJECT_DIR,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if result.returncode:

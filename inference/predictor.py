@@ -16,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 import helper
 import model
+from common.portable_names import quote
 from evaluation import calibration, ood
 from explanation import heatmaps
 from helper import UserError
@@ -271,7 +272,8 @@ def load_predictor(paths: Sequence[Path], device: str = "auto", threads: int = 0
         checkpoint = checkpoints.load_run(path)
         if not checkpoint["best"]:
             raise UserError(
-                f"{path}: no epoch is finished; continue with python main.py --resume {path.parent}"
+                f"{path}: no epoch is finished; continue with "
+                f"python main.py --resume {quote(path.parent)}"
             )
         if members and checkpoint["classes"] != members[0].checkpoint["classes"]:
             first, other = (

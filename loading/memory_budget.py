@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from loading.available_memory import ask_system_mib
+
 BUDGET_FRACTION = 0.5  # the rest is for the network, its activations and other programs
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 MEMORY_INFO = Path("/proc/meminfo")
@@ -46,7 +48,7 @@ def measure_free_mib() -> float:
     Limits of parent control groups are not visible.
     """
     available_kib = _read_table(MEMORY_INFO).get("MemAvailable:")
-    free_mib = UNKNOWN_MIB if available_kib is None else available_kib / 1024
+    free_mib = (ask_system_mib() or UNKNOWN_MIB) if available_kib is None else available_kib / 1024
     for limit_name, usage_name, cache_key in CONTROL_FILES:
         limit, usage = (_read_bytes(CONTROL_GROUP / name) for name in (limit_name, usage_name))
         if limit is not None and usage is not None:

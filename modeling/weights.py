@@ -60,14 +60,14 @@ def load_tensors(path: Path, what: str) -> Any:
     Raises:
         UserError: The file is missing or holds something else.
     """
+    if path.is_dir():  # opening one raises another error on each system
+        raise UserError(f"{what} {path}: a folder; give the file in it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that torch.save did not write
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{what} {path}: no such file") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{what} {path}: a folder; give the file in it") from error
     except Exception as error:
         raise UserError(
             f"{what} {path}: not readable as plain tensors (weights_only=True refuses code): "

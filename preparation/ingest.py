@@ -17,6 +17,7 @@ from preparation.manifest import ImageFacts, build_manifest, load_earlier_manife
 
 UNREADABLE_SHARE = 0.05
 PHANTOMS_A_WORKER = 16  # starting another process is not worth it for fewer
+MAX_WORKERS = 60  # Windows waits for 63 handles at most, of which a pool needs two more
 
 
 def measure_source(
@@ -71,7 +72,7 @@ def _render_phantoms(
     plans: Mapping[str, PhantomPlan], data_dir: Path
 ) -> Iterator[tuple[str, bytes]]:
     """Render phantoms on all cores, write the missing ones, and yield name and content of each."""
-    n_workers = min(os.cpu_count() or 1, math.ceil(len(plans) / PHANTOMS_A_WORKER))
+    n_workers = min(os.cpu_count() or 1, MAX_WORKERS, math.ceil(len(plans) / PHANTOMS_A_WORKER))
     with multiprocessing.get_context("spawn").Pool(n_workers) as pool:
         contents = pool.imap(_render, plans.values(), chunksize=4)
         for name, content in zip(plans, contents, strict=True):

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
 import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from common.atomic_files import write_text
+from common.portable_names import quote
 from helper import UserError, log
 from preparation.manifest import list_images, load_manifest
 
@@ -46,7 +46,7 @@ class Changes:
         if (data_dir / "CSV" / "phantoms.csv").exists():
             remedy = f"delete {data_dir} and run prepare.py --phantom again"
         else:
-            images, folder = (shlex.quote(str(part)) for part in (data_dir / "Images", data_dir))
+            images, folder = (quote(part) for part in (data_dir / "Images", data_dir))
             restore = "put them back" if self.changed or self.missing else "move them away"
             remedy = (
                 f"{restore}, or accept the images as they are by "

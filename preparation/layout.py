@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from common.portable_names import find_fault, make_portable
 from helper import UserError
 from preparation.sources import Entry
 
@@ -20,29 +21,37 @@ class PlannedFile:
     target: str
 
 
-def plan_files(entries: list[Entry], where: Path, use_aliases: bool = True) -> list[PlannedFile]:
+def plan_files(entries: list[Entry], where: Path, in_place: bool = False) -> list[PlannedFile]:
     """Choose class and file name of every image; the same entries give the same plan.
 
     The class is the image's parent folder, so that Training/ and Testing/ above it are merged. The
-    publisher's three folder names are replaced by ALIASES if the source has no other class. A
-    name that is taken within its class, ignoring case, gets `_2`, `_3`, ...
+    publisher's three folder names are replaced by ALIASES if the source has no other class.
+    Characters that Windows does not allow in a file name become `_`. A name that is taken within
+    its class, ignoring case, gets `_2`, `_3`, ...
+
+    Args:
+        entries: The images of the source.
+        where: The source, for errors.
+        in_place: The source is the Images folder of a data folder; its names stay as they are.
 
     Raises:
         UserError: An image outside class folders, fewer than two classes, or class folders whose
-            names some file systems do not distinguish.
+            names some file systems do not allow or distinguish.
     """
     parents = {entry.name: PurePosixPath(entry.name).parent for entry in entries}
     _check_folders(parents, where)
     classes = _check_classes({parent.name for parent in parents.values()}, where)
-    aliases = ALIASES if use_aliases and classes <= set(ALIASES) else {}
+    aliases = ALIASES if not in_place and classes <= set(ALIASES) else {}
     originals = {(parents[entry.name].name, fold_name(entry.file_name)) for entry in entries}
     planned: list[PlannedFile] = []
     taken: set[tuple[str, str]] = set()
     for entry in entries:
         name, label = entry.file_name, parents[entry.name].name
-        plain = PurePosixPath(name)
-        number = 1
-        while (key := (label, fold_name(name))) in taken or (number > 1 and key in originals):
+        name = name if in_place else make_portable(name)
+        plain, number = PurePosixPath(name), 1
+        while (key := (label, fold_name(name))) in taken or (
+            name != entry.file_name and key in originals
+        ):
             number += 1
             name = f"{plain.stem}_{number}{plain.suffix}"
         taken.add(key)
@@ -98,6 +107,10 @@ def _check_classes(classes: set[str], where: Path) -> set[str]:
             raise UserError(
                 f"{where}: class folder {label!r} starts like a spreadsheet formula or contains |, "
                 "the separator of class lists; rename it"
+            )
+        if fault := find_fault(label):
+            raise UserError(
+                f"{where}: class folder {label!r} {fault}, which Windows does not allow; rename it"
             )
         if first.setdefault(fold_name(label), label) != label:
             raise UserError(

@@ -246,7 +246,7 @@ def write_results(
     """
     (results_dir / "metrics.json").unlink(missing_ok=True)
     with atomic_files.atomic_path(results_dir / "predictions.csv") as temporary:
-        tabulate(predictions).to_csv(temporary, index=False)
+        tabulate(predictions).to_csv(temporary, index=False, lineterminator="\n")
     plots_dir = results_dir / "plots"
     for old in plots_dir.glob("*.png"):
         old.unlink()  # it may be from an evaluation with other plots

@@ -10,6 +10,7 @@ import torch
 import dataset
 from args import TrainConfig
 from common import atomic_files
+from common.portable_names import quote
 from helper import UserError, log
 from preparation import integrity
 from runs import lifecycle
@@ -96,13 +97,13 @@ def _train_folds(
             try:
                 _train_fold(fold_config, table, run_dir / f"fold_{fold}", device)
             except KeyboardInterrupt as error:
-                line = f"stopped in fold {fold}; continue with --resume {run_dir}"
+                line = f"stopped in fold {fold}; continue with --resume {quote(run_dir)}"
                 raise type(error)(line) from error
             except UserError as error:
                 if not isinstance(error.__cause__, OSError):
                     raise
                 line = atomic_files.describe_os_error(error.__cause__)
-                raise UserError(f"fold {fold}: {line} with --resume {run_dir}") from error
+                raise UserError(f"fold {fold}: {line} with --resume {quote(run_dir)}") from error
 
 
 def _train_fold(

@@ -18,6 +18,7 @@ import helper
 import model
 from args import TrainConfig
 from common import atomic_files
+from common.portable_names import quote
 from evaluation import baselines, predictions
 from helper import UserError, first_line, log
 from loading.image_source import SliceSource
@@ -311,11 +312,13 @@ def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = 
         steps = f" and {trainer.saved_steps} of {trainer.steps_per_epoch} steps"
         raise type(error)(
             f"stopped after epoch {trainer.epoch}{steps if trainer.saved_steps else ''}; "
-            f"continue with --resume {run_dir}"
+            f"continue with --resume {quote(run_dir)}"
         ) from error
     except OSError as error:
         line = atomic_files.describe_os_error(error)
-        raise UserError(f"{line} with --resume {run_dir}; saved checkpoints are intact") from error
+        raise UserError(
+            f"{line} with --resume {quote(run_dir)}; saved checkpoints are intact"
+        ) from error
     except RuntimeError as error:
         if found := re.match(r"(\w+) does not have a deterministic implementation", str(error)):
             raise UserError(

@@ -73,7 +73,7 @@ class History:
         """Write history.csv, if an epoch is finished."""
         if self.rows:
             with atomic_path(self._run_dir / "history.csv") as temporary:
-                pd.DataFrame(self.rows).to_csv(temporary, index=False)
+                pd.DataFrame(self.rows).to_csv(temporary, index=False, lineterminator="\n")
 
 
 def _score(row: dict[str, float]) -> tuple[float, float]:

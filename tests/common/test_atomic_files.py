@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,6 +133,40 @@ def test_the_second_program_waits(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         order.append("first")
     other.join()
     assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deleted_lock_file_still_excludes_the_third_program(tmp_path: Path) -> None:
+    holds, ends = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with atomic_files.lock(tmp_path):
+            holds.set()
+            ends.wait()
+
+    with atomic_files.lock(tmp_path):
+        other = threading.Thread(target=hold)
+        other.start()
+        time.sleep(0.1)  # it waits
+    assert holds.wait(10)
+    with pytest.raises(UserError, match="busy"), atomic_files.lock(tmp_path, "busy"):
+        pass
+    ends.set()
+    other.join()
+
+
+def test_a_lock_on_a_file_deleted_meanwhile_is_none(tmp_path: Path) -> None:
+    path, opened = tmp_path / atomic_files.LOCK, os.open
+
+    def open_and_delete(*arguments: Any) -> int:
+        handle = opened(*arguments)
+        path.unlink()  # by a program that ends its lock at this moment
+        return handle
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", open_and_delete)
+        assert atomic_files._open_locked(path) is None
+    assert not path.exists()
 
 
 LOCK_AND_SLEEP = """

@@ -33,6 +33,24 @@ def test_sigterm_raises_only_within_the_context() -> None:
 
 
 @pytest.mark.integration
+def test_a_closed_window_on_windows_is_like_sigterm() -> None:
+    code = (
+        "import os, signal\n"
+        "signal.SIGBREAK = signal.SIGUSR1\n"
+        "from common import signals\n"
+        "with signals.defer_signals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGBREAK)\n"
+        "    print(stop.kind.__name__)\n"
+        "try:\n"
+        "    with signals.raise_on_sigterm():\n"
+        "        os.kill(os.getpid(), signal.SIGBREAK)\n"
+        "except signals.Terminated as error:\n"
+        "    print(error.status)\n"
+    )
+    assert run_python("-c", code).stdout == "Terminated\n143\n"
+
+
+@pytest.mark.integration
 def test_a_signal_is_recorded_when_stderr_is_closed() -> None:
     code = (
         "import os, signal\n"

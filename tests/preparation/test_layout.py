@@ -11,9 +11,9 @@ from preparation.layout import fold_name, plan_files
 from preparation.sources import Entry
 
 
-def plan(*names: str, use_aliases: bool = True) -> list[str]:
+def plan(*names: str, in_place: bool = False) -> list[str]:
     entries = [Entry(name, 1, place, bytes) for place, name in enumerate(sorted(names))]
-    return [file.target for file in plan_files(entries, Path("source"), use_aliases)]
+    return [file.target for file in plan_files(entries, Path("source"), in_place)]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def plan(*names: str, use_aliases: bool = True) -> list[str]:
 def test_published_names_are_shortened_if_alone(names: tuple[str, ...], labels: list[str]) -> None:
     paths = [f"x/{name}/a.jpg" for name in names]
     assert plan(*paths) == [f"Images/{label}/a.jpg" for label in labels]
-    assert plan(*paths, use_aliases=False) == [f"Images/{name}/a.jpg" for name in names]
+    assert plan(*paths, in_place=True) == [f"Images/{name}/a.jpg" for name in names]
 
 
 def test_equal_names_get_a_suffix_that_no_other_file_has() -> None:
