@@ -109,7 +109,7 @@ def _is_program(path: str) -> bool:
     """Return whether a source file belongs to the program, not to tests or packages."""
     if not Path(path).is_relative_to(ROOT):
         return False
-    return Path(path).relative_to(ROOT).parts[0] not in {"tests", ".venv"}
+    return not Path(path).relative_to(ROOT).parts[0].startswith(("tests", "."))
 
 
 def _hide(patch: pytest.MonkeyPatch, module: ModuleType, names: tuple[str, ...]) -> None:
