@@ -42,7 +42,7 @@ def test_connect_passes_32_bit_nodes_to_scipy(monkeypatch: pytest.MonkeyPatch) -
     original, dtypes = clustering.connected_components, list[Any]()
 
     def spy(graph: Any, directed: bool) -> Any:
-        dtypes.extend(part.dtype for part in graph.coords)
+        dtypes.extend((graph.row.dtype, graph.col.dtype))
         return original(graph, directed=directed)
 
     monkeypatch.setattr(clustering, "connected_components", spy)
