@@ -87,8 +87,11 @@ def print_summary(report: dict[str, Any], results_dir: Path) -> None:
         log.info("note: %s", note)
     if comparison := report.get("comparison"):
         for row in comparison["rows"]:
-            values = (*(format_estimate(row[key]) for key in HEADLINE), row["ece"], row["nll"])
-            log.info(f"%-24s {accuracy}, ECE %.4f, NLL %.4f", row["run"], *values)
+            log.info(
+                f"%-24s {accuracy}, ECE %.4f (without its bias %s), NLL %.4f",
+                *(row["run"], *(format_estimate(row[key]) for key in HEADLINE), row["ece"]),
+                *(format_estimate(row["ece_debiased"]), row["nll"]),
+            )
         for pair in comparison["pairs"]:
             log.info(
                 "%(first)s minus %(second)s: %(difference)+.4f [%(low)+.4f, %(high)+.4f], "

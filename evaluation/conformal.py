@@ -7,11 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.intervals import BoolArray, FloatArray, IntArray
+from evaluation.intervals import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    describe,
+    estimate_ratio,
+    weigh_by_group,
+)
 
 ALPHA = 0.05  # share of the slices of a class whose prediction set may miss it
 MIN_SLICES = math.ceil(1 / ALPHA) - 1  # of a class; fewer give no threshold
-CONFORMAL_KEYS = ("alpha", "coverage", "coverage_by_class", "mean_set_size")
+CONFORMAL_KEYS = (
+    *("alpha", "coverage", "coverage_ci95", "coverage_by_class", "coverage_by_class_ci95"),
+    *("coverage_by_group", "mean_set_size"),
+)
 
 
 def fit_prediction_sets(
@@ -55,28 +65,46 @@ def _draw_one_per_group(scores: FloatArray, groups: NDArray[Any]) -> FloatArray:
 
 
 def compute_coverage(
-    prediction_sets: BoolArray, labels: IntArray, classes: Sequence[str]
+    prediction_sets: BoolArray, labels: IntArray, groups: NDArray[Any], classes: Sequence[str]
 ) -> dict[str, Any]:
     """Compute the coverage and the size of prediction sets.
 
     Args:
         prediction_sets: [N, K].
         labels: [N] class ids.
+        groups: [N] ids, the unit of the intervals.
         classes: K names.
 
     Returns:
-        `alpha`, `coverage` and `coverage_by_class` in [0, 1] (the aim is 1 - alpha),
+        `alpha`, `coverage` and `coverage_by_class` in [0, 1] (the aim is 1 - alpha) with the
+        intervals `coverage_ci95` and `coverage_by_class_ci95`; `coverage_by_group`: the coverage if
+        every group counts once, as in `fit_prediction_sets`, over all classes and `by_class`;
         `mean_set_size` in classes, `share_single` and `share_empty`: shares of slices whose set
         has one class or none.
     """
     is_covered = prediction_sets[np.arange(len(labels)), labels]
     sizes = prediction_sets.sum(axis=1)
+    is_class = {name: labels == index for index, name in enumerate(classes)}
+
+    def describe_share(weights: FloatArray) -> dict[str, Any]:
+        return describe(estimate_ratio(is_covered * weights, weights), groups)
+
+    def weigh(rows: BoolArray) -> FloatArray:
+        weights = np.zeros(len(rows))
+        weights[rows] = weigh_by_group(groups[rows])
+        return weights
+
+    overall = describe_share(np.ones(len(labels)))
+    by_class = {name: describe_share(rows.astype(float)) for name, rows in is_class.items()}
     return {
         "alpha": ALPHA,
-        "coverage": float(is_covered.mean()),
-        "coverage_by_class": {
-            name: float(is_covered[labels == index].mean()) if (labels == index).any() else None
-            for index, name in enumerate(classes)
+        "coverage": overall["value"],
+        "coverage_ci95": overall["ci95"],
+        "coverage_by_class": {name: each["value"] for name, each in by_class.items()},
+        "coverage_by_class_ci95": {name: each["ci95"] for name, each in by_class.items()},
+        "coverage_by_group": {
+            **describe_share(weigh_by_group(groups)),
+            "by_class": {name: describe_share(weigh(rows)) for name, rows in is_class.items()},
         },
         "mean_set_size": float(sizes.mean()),
         "share_single": float(np.mean(sizes == 1)),

@@ -37,6 +37,12 @@ class Estimate:
     weights: NDArray[np.float64]
 
 
+def weigh_by_group(groups: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the weight [N] of each image with which every group counts once: 1 / its size."""
+    codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    return 1 / sizes[codes]
+
+
 def estimate_ratio(hits: NDArray[Any], trials: NDArray[Any] | None = None) -> Estimate | None:
     """Estimate the sum of hits [N] over the sum of trials [N], in [0, 1]; None without trials.
 

@@ -12,6 +12,7 @@ from reporting.wording import (
     HEADLINE,
     Context,
     format_estimate,
+    format_figure,
     format_interval,
     format_number,
     load_template,
@@ -37,6 +38,7 @@ PLOTS = {
 }
 CALIBRATION = {
     "ece": "expected calibration error (ECE)",
+    "ece_debiased": "ECE without its bias",
     "ece_classwise": "ECE, classwise",
     "brier": "Brier score",
     "nll": "negative log-likelihood",
@@ -126,12 +128,12 @@ def _build_comparison(comparison: Metrics | None) -> dict[str, Any] | None:
     spread = comparison["spread"]
     return {
         "runs": _table(
-            ["run", "accuracy", "per distinct slice", "F1, macro", "ECE", "NLL"],
+            ["run", "accuracy", "per distinct slice", "F1, macro", "ECE without its bias", "NLL"],
             (
                 (
                     row["run"],
-                    *(format_estimate(row[key]) for key in HEADLINE),
-                    *(format_number(row[key]) for key in ("ece", "nll")),
+                    *(format_estimate(row[key]) for key in (*HEADLINE, "ece_debiased")),
+                    format_number(row["nll"]),
                 )
                 for row in comparison["rows"]
             ),
@@ -187,7 +189,7 @@ def _tabulate_calibration(calibration: Metrics) -> Table:
     return _table(
         ["lower is better", *columns],
         (
-            (name, *(format_number(column[key]) for column in columns.values()))
+            (name, *(format_figure(column[key]) for column in columns.values()))
             for key, name in CALIBRATION.items()
         ),
     )
@@ -196,9 +198,16 @@ def _tabulate_calibration(calibration: Metrics) -> Table:
 def _tabulate_coverage(conformal: Metrics) -> Table | None:
     if conformal["coverage"] is None:
         return None
+    by_group, intervals = conformal["coverage_by_group"], conformal["coverage_by_class_ci95"]
+    rows = [
+        (name, {"value": value, "ci95": intervals[name]}, by_group["by_class"][name])
+        for name, value in conformal["coverage_by_class"].items()
+    ]
+    overall = {"value": conformal["coverage"], "ci95": conformal["coverage_ci95"]}
+    rows.append(("all classes", overall, by_group))
     return _table(
-        ["class", "coverage"],
-        ((name, format_number(value)) for name, value in conformal["coverage_by_class"].items()),
+        ["class", "coverage of the slices", "coverage if every group counts once"],
+        ((name, *map(format_estimate, estimates)) for name, *estimates in rows),
     )
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from common import atomic_files
 from evaluation import calibration, comparison, conformal, metrics
+from evaluation.intervals import describe
 from evaluation.predictions import LEAKY_SPLIT, PHANTOM, Predictions, describe_leak
 from helper import UserError
 from preparation.audit import describe_audit, read_audit
@@ -48,10 +49,11 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
         **{key: identity[key] for key in ("run", "checkpoint", "data", "split")},
         **computed,
         "calibration": {
-            **calibration.compute_calibration(calibrated.probs, labels),
+            **calibration.compute_calibration(calibrated.probs, labels, groups),
             "temperature": temperature,
-            "uncalibrated": calibration.compute_calibration(predictions.raw_probs, labels),
+            "uncalibrated": calibration.compute_calibration(predictions.raw_probs, labels, groups),
         },
+        "augrc": describe(calibration.estimate_augrc(calibrated.probs, labels), groups),
         "conformal": dict.fromkeys(conformal.CONFORMAL_KEYS),
         "review": None,
         "operating_points": None,
@@ -69,7 +71,7 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
     sets, low_confidence = calibrated.prediction_sets, calibrated.low_confidence
     if sets is not None and low_confidence is not None and calibrated.detected is not None:
         report |= {
-            "conformal": conformal.compute_coverage(sets, labels, classes),
+            "conformal": conformal.compute_coverage(sets, labels, groups, classes),
             "review": calibration.compute_review(low_confidence, predictions.correct, groups),
             "operating_points": calibration.compute_operating_points(
                 calibrated.detected, labels, groups, classes
@@ -158,9 +160,9 @@ def compare(
     """Compare several runs and their ensemble on the same slices.
 
     Returns:
-        `rows` with accuracy, accuracy per distinct slice and macro-F1 (each with interval), ECE and
-        NLL; `pairs` with the difference of accuracies, its interval and tests by groups and by
-        slices; `spread` of accuracy over the members.
+        `rows` with accuracy, accuracy per distinct slice and macro-F1 (each with interval), ECE
+        (also without its bias, with interval) and NLL; `pairs` with the difference of accuracies,
+        its interval and tests by groups and by slices; `spread` of accuracy over the members.
 
     Raises:
         UserError: Two runs have the same name.
@@ -177,12 +179,12 @@ def compare(
     for name, member in compared.items():
         probs, labels = member.calibrated.probs, member.labels
         computed = metrics.compute_metrics(probs, labels, duplicate_sets, groups, member.classes)
-        errors = calibration.compute_calibration(probs, labels)
+        errors = calibration.compute_calibration(probs, labels, groups)
         rows.append(
             {
                 "run": name,
                 **{key: computed[key] for key in HEADLINE},
-                **{key: errors[key] for key in ("ece", "ece_classwise", "nll")},
+                **{key: errors[key] for key in ("ece", "ece_debiased", "ece_classwise", "nll")},
             }
         )
     pairs = [

@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.calibration import N_BINS, bin_scores, compute_ece, compute_risk_coverage
+from evaluation.calibration import (
+    N_BINS,
+    bin_scores,
+    compute_ece,
+    compute_risk_coverage,
+    estimate_augrc,
+)
 from reporting.plots import LINE_STYLES, FloatArray, IntArray, build_figure, get_palette
 
 
@@ -61,7 +67,8 @@ def plot_risk_coverage(
     figure = build_figure("Review: error rate of the remaining slices", 6.4, 4.4)
     axes = figure.subplots()
     curve, points = get_palette(2)
-    axes.step(100 * (1 - coverage), 100 * errors, where="post", color=curve, label="by confidence")
+    label = f"by confidence: AUGRC {estimate_augrc(probs, labels).value:.4f}"
+    axes.step(100 * (1 - coverage), 100 * errors, where="post", color=curve, label=label)
     axes.axhline(100 * errors[-1], color="grey", linewidth=0.8, label="no review")
     rows = [row for row in review or () if row["accuracy_of_the_rest"]["value"] is not None]
     if rows:

@@ -121,6 +121,11 @@ def format_number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
+def format_figure(figure: Mapping[str, Any] | float | None) -> str:
+    """Format a number, or a value with its interval."""
+    return format_estimate(figure) if isinstance(figure, Mapping) else format_number(figure)
+
+
 def format_estimate(estimate: Mapping[str, Any]) -> str:
     """Format a value with its interval as 0.9876 [0.9712, 0.9931]."""
     return f"{format_number(estimate['value'])} {format_interval(estimate)}".strip()

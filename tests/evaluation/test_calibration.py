@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import brier_score_loss, log_loss
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from evaluation.calibration import (
     Calibrated,
@@ -16,9 +16,12 @@ from evaluation.calibration import (
     compute_operating_points,
     compute_review,
     compute_risk_coverage,
+    describe_ece,
+    estimate_augrc,
     fit_calibration,
     fit_temperature,
 )
+from evaluation.intervals import compute_interval
 from evaluation.metrics import softmax
 
 CLASSES = ["a", "b", "c"]
@@ -48,7 +51,10 @@ def test_temperature_undoes_a_wrong_sharpness(sharpness: float) -> None:
     logits, labels = draw_logits(np.random.default_rng(0), 5000, sharpness)
     found = fit_temperature(logits, labels, np.arange(5000))
     assert found == pytest.approx(sharpness, rel=0.07)
-    before, after = (compute_calibration(softmax(logits / value), labels) for value in (1.0, found))
+    before, after = (
+        compute_calibration(softmax(logits / value), labels, np.arange(5000))
+        for value in (1.0, found)
+    )
     if sharpness != 1.0:
         assert all(after[key] < before[key] for key in ("nll", "ece", "ece_classwise"))
 
@@ -57,9 +63,29 @@ def test_temperature_of_val_without_errors_is_above_zero() -> None:
     labels = np.arange(30) % 3
     logits = 4.0 * np.eye(3)[labels]
     found = fit_temperature(logits, labels, np.arange(30))
-    # targets of 30 groups: 31 / 33 and 1 / 33 each: their log-odds are log 31
-    assert found == pytest.approx(4 / np.log(31), rel=1e-3)
-    assert fit_temperature(logits, labels, np.arange(30) // 10) > found  # three groups only
+    # NLL of a group: log(1 + 2 exp(-4 / T)); prior: (log T)^2 / 2; the slopes by log T add up to 0
+    wrong = np.exp(-4 / found)
+    assert 30 * 2 * wrong / (1 + 2 * wrong) * 4 / found == pytest.approx(-np.log(found), rel=1e-3)
+    assert found < 1
+    few = fit_temperature(logits, labels, np.arange(30) // 10)
+    assert found < few < 1  # three groups only: nearer to 1
+
+
+def test_a_group_counts_once_for_the_temperature() -> None:
+    logits, labels = draw_logits(np.random.default_rng(1), 40, 2.0)
+    once = fit_temperature(logits, labels, np.arange(40))
+    copies = np.repeat(np.arange(40), np.arange(40) % 7 + 1)
+    assert fit_temperature(logits[copies], labels[copies], copies) == pytest.approx(once, rel=1e-4)
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
+def test_few_groups_do_not_bias_the_temperature(true: float) -> None:
+    """The mean of log T over val sets of 100 groups: at most 0.1 from the true value."""
+    fitted = []
+    for seed in range(60):
+        logits, labels = draw_logits(np.random.default_rng(seed), 100, true)
+        fitted.append(np.log(fit_temperature(logits, labels, np.arange(100))))
+    assert np.mean(fitted) == pytest.approx(np.log(true), abs=0.1)
 
 
 # ---- metrics
@@ -68,7 +94,7 @@ def test_temperature_of_val_without_errors_is_above_zero() -> None:
 def test_agrees_with_scikit_learn() -> None:
     logits, labels = draw_logits(np.random.default_rng(0), 300)
     probs = softmax(logits)
-    found = compute_calibration(probs, labels)
+    found = compute_calibration(probs, labels, np.arange(300))
     assert found["nll"] == pytest.approx(log_loss(labels, probs), abs=1e-12)
     by_class = [brier_score_loss(labels == index, probs[:, index]) for index in range(3)]
     assert found["brier"] == pytest.approx(sum(by_class), abs=1e-12)
@@ -79,12 +105,54 @@ def test_ece_by_hand() -> None:
     scores = np.array([0.88, 0.92, 1.0])
     assert compute_ece(scores, np.array([True, False, True])) == pytest.approx(0.8 / 3)
     assert bin_scores(np.array([0.0, 1 / 15, 0.07, 1.0])).tolist() == [0, 0, 1, 14]
-    found = compute_calibration(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
+    groups = np.arange(2)
+    found = compute_calibration(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]), groups)
     assert found["ece"] == pytest.approx((0.1 + 0.2) / 2)
     assert found["ece_classwise"] == pytest.approx((0.1 + 0.2) / 2)
     assert found["brier"] == pytest.approx((2 * 0.01 + 2 * 0.04) / 2)
-    certain_and_wrong = compute_calibration(np.array([[1.0, 0.0]]), np.array([1]))
+    certain_and_wrong = compute_calibration(np.array([[1.0, 0.0]]), np.array([1]), groups[:1])
     assert 30 < certain_and_wrong["nll"] < np.inf
+    # one group has no variance: no bias is found, and nothing is excluded
+    assert certain_and_wrong["ece_debiased"] == {"value": 1.0, "ci95": [0.0, 1.0]}
+
+
+def test_ece_of_a_calibrated_network_is_debiased() -> None:
+    """Five images of each of 60 groups share their logits and outcome; the true ECE is 0."""
+    copies = np.repeat(np.arange(60), 5)
+    found, biased = [], []
+    for seed in range(60):
+        logits, labels = draw_logits(np.random.default_rng(seed), 60)
+        metrics = compute_calibration(softmax(logits[copies]), labels[copies], copies)
+        found.append(metrics["ece_debiased"])
+        biased.append(metrics["ece"])
+        low, high = found[-1]["ci95"]
+        assert 0 <= low <= found[-1]["value"] < high <= 1
+    assert np.mean([each["value"] for each in found]) < 0.75 * np.mean(biased)
+    assert np.mean([each["ci95"][0] > 0 for each in found]) <= 0.1
+    # the interval of single images does not know that they are copies
+    alone = compute_calibration(softmax(logits[copies]), labels[copies], np.arange(300))
+    halves = [each["ci95"][1] - each["value"] for each in (alone["ece_debiased"], found[-1])]
+    assert 2 * halves[0] < halves[1]
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 2.0])
+def test_interval_of_the_ece_contains_the_true_one(sharpness: float) -> None:
+    """Groups of one to five correlated images, 100 groups; the true ECE is that of many images."""
+    logits, _ = draw_logits(np.random.default_rng(0), 100_000)
+    probs, truth = softmax(sharpness * logits), softmax(logits)
+    gaps = probs.max(axis=1) - truth.max(axis=1)
+    true = np.abs(np.bincount(bin_scores(probs.max(axis=1)), weights=gaps)).sum() / len(gaps)
+    contained = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(100), rng.integers(1, 6, 100))
+        logits, labels = draw_logits(rng, 100)
+        probs = softmax(sharpness * logits[groups])
+        low, high = describe_ece(probs.max(axis=1), probs.argmax(axis=1) == labels[groups], groups)[
+            "ci95"
+        ]
+        contained.append(low <= true <= high)
+    assert np.mean(contained) >= 0.9
 
 
 def test_risk_coverage_by_hand() -> None:
@@ -93,6 +161,47 @@ def test_risk_coverage_by_hand() -> None:
     # 0.9 right; 0.7 right; the two of 0.6 together, one wrong
     assert coverage.tolist() == [0.25, 0.5, 1.0]
     assert errors.tolist() == [0.0, 0.0, 0.25]
+
+
+def test_augrc_by_hand() -> None:
+    # retained in this order: 0.9 right, 0.8 wrong, 0.7 right, 0.6 wrong
+    probs = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+    labels = np.array([1, 0, 0, 0])
+    # errors of 4 at coverage 0, 1/4 to 1: 0, 0, 1, 1, 2; trapezoids of width 1/4
+    assert estimate_augrc(probs, labels).value == pytest.approx((0 + 0.5 + 1 + 1.5) / 4 / 4)
+    # the two of 0.6 together, one wrong: errors 0, 0 and 1 at coverage 0, 1/2 and 1
+    tied = np.array([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.2, 0.8]])
+    assert estimate_augrc(tied, np.array([0, 0, 1, 1])).value == pytest.approx(0.25 / 2 / 2)
+    assert estimate_augrc(probs, probs.argmax(axis=1)).value == 0  # no errors
+
+
+def test_augrc_agrees_with_the_area_under_the_roc_curve() -> None:
+    logits, labels = draw_logits(np.random.default_rng(2), 400)
+    probs = softmax(logits).round(2)  # with equal confidences
+    correct = probs.argmax(axis=1) == labels
+    accuracy, auc = correct.mean(), roc_auc_score(correct, probs.max(axis=1))
+    expected = (1 - auc) * accuracy * (1 - accuracy) + (1 - accuracy) ** 2 / 2
+    found = estimate_augrc(probs, labels)
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    assert found.residuals.sum() == pytest.approx(0, abs=1e-12)
+    # the residual of an image is the derivative by its weight: double the last one
+    again = np.append(np.arange(400), 399)
+    moved = estimate_augrc(probs[again], labels[again]).value - found.value
+    assert moved == pytest.approx(found.residuals[-1], abs=2e-5)
+
+
+def test_interval_of_augrc_contains_the_true_one() -> None:
+    logits, labels = draw_logits(np.random.default_rng(0), 100_000)
+    true = estimate_augrc(softmax(logits), labels).value
+    contained = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(100), rng.integers(1, 6, 100))
+        logits, labels = draw_logits(rng, 100)
+        estimate = estimate_augrc(softmax(logits[groups]), labels[groups])
+        low, high = compute_interval(estimate, groups)
+        contained.append(low <= true <= high)
+    assert np.mean(contained) >= 0.92
 
 
 def test_review_by_hand() -> None:

@@ -10,6 +10,7 @@ import torchvision
 
 import dataset
 from experiments import (
+    calibration_bias,
     headline,
     interval_coverage,
     ood_rates,
@@ -148,3 +149,37 @@ def test_the_coverage_of_intervals_is_simulated() -> None:
     found = interval_coverage.simulate(0.9, 60, 1.0, n_trials=40)
     assert found["image_bootstrap"] < found["coverage"]  # images of one group are identical here
     assert 0 < found["mean_width"] < 0.5
+
+
+def test_methods_of_calibration_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trials = calibration_bias.simulate(0.9, 20, 0.5, 0.0, n_trials=12)
+    ece, nll = (
+        {name: sum(trial[key][name] for trial in trials) / len(trials) for name in trials[0][key]}
+        for key in ("ece", "nll")
+    )
+    assert ece["fit_temperature"] < ece["plain NLL"] + 0.003 < ece["smoothed targets"]
+    assert nll["fit_temperature"] < 1.05 * nll["smoothed targets"]
+    assert ece["fit_temperature"] < ece["uncalibrated"]
+    # the grid of the other methods is fine enough
+    same = (trial["log_t"]["fit_temperature"] - trial["log_t"]["prior 1.0"] for trial in trials)
+    assert max(map(abs, same)) < 2e-3
+    monkeypatch.setattr(calibration_bias, "TEST_IMAGES", 3000)
+    for name, values in {
+        "ACCURACIES": (0.99,),
+        "GROUPS": (20,),
+        "SERIES": ((0.5, 0.0), (0.5, 0.03)),
+        "INTERVAL_GROUPS": (30,),
+        "INTERVAL_RATIOS": (1.0, 2.0),
+    }.items():
+        monkeypatch.setattr(calibration_bias, name, values)
+    assert calibration_bias.main(["--trials", "4", "--json", "figures.json"]) == 0
+    figures = read_figures()
+    assert [row["n"] for row in figures["means"]] == [20, 20]
+    assert [row["n"] for row in figures["by_accuracy"]] == [20]
+    assert [row["n"] for row in figures["by_temperature"]] == 5 * [4]
+    calibrated, uncertain = figures["intervals"]
+    assert calibrated["true_ece"] < 1e-6 < uncertain["true_ece"]
+    assert 0 <= uncertain["ece_coverage"] <= 1

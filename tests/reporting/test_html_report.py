@@ -92,6 +92,7 @@ def test_the_page_states_metrics_baselines_and_limits(page: str) -> None:
     for words in (
         *(NOTICE, "no healthy class", "majority-class baseline 0.5000"),
         *("accuracy 0.7500 [", "brightness baseline 0.6250", "calibrated (temperature "),
+        *("ECE without its bias 0", "if every group counts once", "AUGRC"),
         *("Prediction sets", "97.0%", "0.4000 [0.3000, 0.5000]", "slices of there"),
     ):
         assert words in " ".join(text.split()), words
@@ -127,6 +128,7 @@ def test_the_model_card(tmp_path: Path, report: dict[str, Any]) -> None:
         *("Output: calibrated probabilities, of Glioma, Menin", "| accuracy | 0.7500 ["),
         *("brightness baseline, accuracy | 0.6250 |", "majority-class baseline, accuracy | 0.5000"),
         *("Training data: slices of there", "Evaluation data: slices of here", "| Menin | "),
+        *("| ECE without its bias | 0", "(AUGRC; ", "if every group counts once"),
         *("Trained on 2 distinct images", "1 distinct val images; split by group", "SHA-256"),
     ):
         assert words in card, words

@@ -106,6 +106,8 @@ def test_reliability_and_review_by_hand() -> None:
     assert curve.get_ydata().tolist() == pytest.approx([0, 100 / 3, 25])  # type: ignore[union-attr]
     assert points.get_xydata().tolist() == [[50, 0]]  # type: ignore[union-attr]
     [plain] = uncertainty_plots.plot_risk_coverage(PROBS, LABELS, None).axes
+    # one of four is wrong; one and a half (itself counts half) are not more confident
+    assert "by confidence: AUGRC 0.0938" in read_texts(plain.get_figure())  # type: ignore[arg-type]
     assert len(plain.get_lines()) == 2  # without calibration there are no thresholds
 
 

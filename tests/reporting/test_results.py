@@ -31,12 +31,27 @@ def test_metrics_have_every_key_of_the_contract(first_run: Run) -> None:
     assert set(report) == {
         *("schema", "run", "checkpoint", "data", "split", "n_images", "n_slices", "n_groups"),
         *("classes", "notes", "per_class", "confusion_matrix", "calibration", "conformal"),
-        *("review", "operating_points", "provenance", "baselines", "environment", *FIGURES),
+        *(
+            "review",
+            "operating_points",
+            "provenance",
+            "baselines",
+            "environment",
+            "augrc",
+            *FIGURES,
+        ),
     }
-    assert all(set(report[key]) == {"value", "ci95"} for key in FIGURES)
+    estimates = [
+        *(report[key] for key in (*FIGURES, "augrc")),
+        report["calibration"]["ece_debiased"],
+        report["calibration"]["uncalibrated"]["ece_debiased"],
+        report["conformal"]["coverage_by_group"]["by_class"]["Menin"],
+    ]
+    assert all(set(estimate) == {"value", "ci95"} for estimate in estimates)
     for key, names in {
-        "calibration": "ece ece_classwise brier nll temperature uncalibrated",
-        "conformal": "alpha coverage coverage_by_class mean_set_size share_single share_empty",
+        "calibration": "ece ece_debiased ece_classwise brier nll temperature uncalibrated",
+        "conformal": "alpha coverage coverage_ci95 coverage_by_class coverage_by_class_ci95 "
+        "coverage_by_group mean_set_size share_single share_empty",
         "baselines": "majority brightness",
         "environment": "python torch torchvision device threads commit command",
     }.items():
