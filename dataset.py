@@ -150,7 +150,7 @@ def load_slices(
     """
     needed_mib = sum(count_bytes(table, split, image_size) for split in splits) / 2**20
     host_mib = limit_mib or memory_budget.measure_host_budget_mib(n_processes)
-    device_mib = limit_mib or memory_budget.measure_device_budget_mib(device, reserved_mib)
+    device_mib = memory_budget.measure_device_budget_mib(device, limit_mib, reserved_mib)
     in_memory, on_device = needed_mib <= host_mib, needed_mib <= device_mib
     shortage = "the slices need %.0f MiB, the limit of the %s is %.0f (--memory-mib): %s"
     if not in_memory:

@@ -134,7 +134,7 @@ def _delete_locked(path: Path, handle: int) -> None:
     is_refused = False
     try:
         path.unlink(missing_ok=True)
-    except PermissionError:
+    except OSError:  # on Windows, or on a disk that has become read-only
         is_refused = True
     _set_lock(handle, False)
     os.close(handle)
@@ -165,10 +165,15 @@ def flush_all() -> None:
 def clear_unfinished(folder: Path, suffix: str = "") -> None:
     """Delete unfinished files of killed programs; call it while no other program writes there."""
     for path in folder.glob(f"{UNFINISHED}*{suffix}"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a file, or a folder with its content."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def describe_os_error(error: OSError) -> str:

@@ -27,19 +27,23 @@ def measure_host_budget_mib(n_processes: int = 1) -> float:
     return BUDGET_FRACTION * measure_free_mib() / n_processes
 
 
-def measure_device_budget_mib(device: torch.device, reserved_mib: float = 0.0) -> float:
+def measure_device_budget_mib(
+    device: torch.device, limit_mib: int | None = None, reserved_mib: float = 0.0
+) -> float:
     """Return the memory of the device in MiB that slices may use.
 
     Args:
         device: A CUDA device has memory of its own; others share that of the host, which
             `measure_host_budget_mib` limits.
+        limit_mib: Use at most this much instead of half of the free memory.
         reserved_mib: Memory that will be allocated before the first step.
     """
     if device.type != "cuda":
-        return math.inf
+        return limit_mib or math.inf
     torch.cuda.empty_cache()  # memory of an earlier fold, which torch keeps
     free_mib = torch.cuda.mem_get_info(device)[0] / 2**20
-    return max(0.0, BUDGET_FRACTION * (free_mib - reserved_mib))
+    free_mib = max(0.0, free_mib - reserved_mib)
+    return min(limit_mib, free_mib) if limit_mib else BUDGET_FRACTION * free_mib
 
 
 def measure_free_mib() -> float:

@@ -1,6 +1,6 @@
 """Check that the images of a data folder are still those that prepare.py listed.
 
-A file is hashed once. Afterwards its size and modification time are compared, as make and git do.
+A file is hashed once. Afterwards its size and times are compared, as git does.
 """
 
 import contextlib
@@ -23,7 +23,9 @@ from preparation.manifest import list_images, load_manifest
 SHOWN = 5  # names in a message
 MIN_AGE_NS = 3_000_000_000  # longer than the resolution of modification times on FAT, 2 s
 
-Verified = tuple[str, int, int]  # sha256, size in bytes, modification time in ns
+# sha256, size in bytes, times of the last change of content and of status in ns. Programs can set
+# the first time back, but not the second. On Windows the second is the time of creation.
+Verified = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Changes:
 def find_changes(data_dir: Path, listed: pd.DataFrame) -> Changes:
     """Compare files on disk with rows of the manifest.
 
-    A file is hashed unless it was hashed before and has the size and modification time that it had
-    then. The results are stored in the cache folder, if it can be written.
+    A file is hashed unless it was hashed before and has the size and times that it had then. The
+    results are stored in the cache folder, if it can be written.
 
     Args:
         data_dir: The folder that the paths are relative to.
@@ -75,7 +77,7 @@ def find_changes(data_dir: Path, listed: pd.DataFrame) -> Changes:
         """Return the state of a file, and what to store of it if it is unchanged and not new."""
         try:
             status = (data_dir / path).stat()
-            found = (sha256, status.st_size, status.st_mtime_ns)
+            found = (sha256, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             if known.get(path) == found:
                 return "", found
             content = (data_dir / path).read_bytes()
@@ -107,7 +109,10 @@ def _read_verified(data_dir: Path) -> dict[str, Verified]:
     """Read what earlier checks stored; empty if there is nothing, or it is damaged."""
     try:
         stored = json.loads(_verified_path(data_dir).read_text("utf-8"))
-        return {path: (sha256, size, time_ns) for path, (sha256, size, time_ns) in stored.items()}
+        return {
+            path: (sha256, size, changed_ns, status_ns)
+            for path, (sha256, size, changed_ns, status_ns) in stored.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,17 +88,33 @@ def create_run_dir(config: TrainConfig, run_dir: Path) -> None:
         return
     if (run_dir / FAILED).exists():
         with lock_run(run_dir):
-            log.info("%s: replacing a run that failed before its first epoch ended", run_dir)
-        shutil.rmtree(run_dir)
+            # under the lock, because another program may have used the name since
+            if (run_dir / FAILED).exists():
+                log.info("%s: replacing a run that failed before its first epoch ended", run_dir)
+                _replace_failed(config, run_dir)
+                return
     with atomic_files.new_folder(run_dir) as folder:
         atomic_files.write_json(folder / "config.json", config.to_dict())
+
+
+def _replace_failed(config: TrainConfig, run_dir: Path) -> None:
+    """Replace the content of a folder by a new config.json; FAILED and the lock are kept longest.
+
+    The folder itself is kept, because Windows deletes or renames none with a locked file.
+    """
+    atomic_files.write_json(run_dir / "config.json", config.to_dict())
+    for path in run_dir.iterdir():
+        if path.name not in {"config.json", FAILED, atomic_files.LOCK}:
+            atomic_files.delete(path)
+    (run_dir / FAILED).unlink()
 
 
 def mark_failed(run_dir: Path, error: BaseException) -> None:
     """Mark a run with nothing to continue, so that its name can be used again."""
     line = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {helper.describe_error(error)}\n"
-    atomic_files.write_text(run_dir / FAILED, line)
-    log.info("%s is kept until its name is used again, with the error in %s", run_dir, FAILED)
+    with contextlib.suppress(OSError):  # `error` matters more, which may be the same full disk
+        atomic_files.write_text(run_dir / FAILED, line)
+        log.info("%s is kept until its name is used again, with the error in %s", run_dir, FAILED)
 
 
 def _train_new(
@@ -111,6 +126,7 @@ def _train_new(
         trainer = None
         try:
             if distributed.is_main_process():
+                (run_dir / FAILED).unlink(missing_ok=True)
                 text = split.to_csv(index=False, lineterminator="\n")
                 atomic_files.write_text(run_dir / "split.csv", text)
             trainer = build_new_trainer(config, table, run_dir, name, device)

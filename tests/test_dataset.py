@@ -1,6 +1,7 @@
 """Tables and slices of a run: splits, labels, class weights, and refusals."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -37,7 +38,7 @@ def test_slices_and_labels_follow_the_table(folder: Path, in_memory: bool) -> No
 
 @pytest.mark.parametrize(
     ("host_mib", "device_mib", "limit_mib", "where"),
-    [(9, 9, None, "device"), (9, 0, None, "host"), (0, 9, None, "disk"), (0, 0, 1, "device")],
+    [(9, 9, None, "device"), (9, 0, None, "host"), (0, 9, None, "disk"), (0, 1, 1, "device")],
 )
 def test_slices_are_kept_where_there_is_memory(
     folder: Path,
@@ -63,6 +64,23 @@ def test_slices_are_kept_where_there_is_memory(
     words = {"device": "", "host": "kept in the memory of the host", "disk": "read from disk"}
     assert words[where] in caplog.text
     assert bool(caplog.text) == (where != "device")
+
+
+def test_all_splits_must_fit_and_room_is_left_for_the_trainer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, device = dataset.load_table(folder), torch.device("meta")  # as a second device
+    sizes = [dataset.count_bytes(table, split, 24) / 2**20 for split in ("train", "val")]
+    host = Mock(return_value=9)
+    on_device = Mock(return_value=max(sizes))  # for each split, but not for both
+    monkeypatch.setattr(memory_budget, "measure_host_budget_mib", host)
+    monkeypatch.setattr(memory_budget, "measure_device_budget_mib", on_device)
+    options = (table, ["train", "val"], folder, ["A", "B"], 24, device)
+    for slices in dataset.load_slices(*options, reserved_mib=7.0, n_processes=3):
+        assert isinstance(slices, MemorySlices)
+        assert not slices.is_on_device
+    host.assert_called_once_with(3)
+    on_device.assert_called_once_with(device, None, 7.0)
 
 
 def test_empty_split_is_refused(folder: Path) -> None:

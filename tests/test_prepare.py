@@ -199,12 +199,14 @@ def test_full_disks_leave_no_manifest(tmp_path: Path, capsys: Capture, monkeypat
 
 
 def test_phantoms_are_never_mixed(tmp_path: Path, phantom_dir: Path, capsys: Capture) -> None:
-    data = shutil.copytree(phantom_dir, tmp_path / "phantom")
+    data = tmp_path / "phantom"
+    shutil.copytree(phantom_dir, data, ignore=shutil.ignore_patterns("cache"))
     audit, before = read_audit(data), take_snapshot(data)
     assert (audit["phantom"], audit["seed"], audit["n"]) == (True, 0, PHANTOMS)
     assert audit["n_patients"] == audit["n_groups"] == load_manifest(data)["patient"].nunique()
     assert run("--phantom", PHANTOMS, "--data", data) == 0
     assert f"python main.py --model net --data {data}" in capsys.readouterr().out
+    shutil.rmtree(data / "cache", ignore_errors=True)  # result of the integrity check
     assert take_snapshot(data) == before
     for n_images, seed in ((30, 0), (PHANTOMS, 1)):
         other = ("--phantom", n_images, "--seed", seed, "--data", data)

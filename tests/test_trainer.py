@@ -355,8 +355,8 @@ def test_out_of_memory_first_moves_the_slices_to_the_host(
 def test_several_processes_do_not_recover_alone(tmp_path: Path, monkeypatch: Patch) -> None:
     trainer = make_trainer(tmp_path)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    with pytest.raises(torch.OutOfMemoryError):
-        trainer.retry(Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):  # the second try would succeed
+        trainer.retry(Mock(side_effect=[torch.OutOfMemoryError("CUDA out of memory"), None]))
 
 
 def test_memory_for_one_slice_is_too_small(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -364,6 +364,18 @@ def test_memory_for_one_slice_is_too_small(tmp_path: Path, monkeypatch: Patch) -
     with pytest.raises(torch.OutOfMemoryError):
         make_trainer(tmp_path).fit()
     assert sizes == [8, 4, 2]
+
+
+def test_micro_batches_have_their_own_dropout(tmp_path: Path, monkeypatch: Patch) -> None:
+    seed_device = Mock()
+    monkeypatch.setattr("trainer.seed_device", seed_device)
+    trainer = make_trainer(tmp_path)
+    trainer.micro_batch = 4
+    batch = next(trainer.train.shuffle(8, seed=0, epoch=0))
+    for step in (0, 1):
+        trainer.train_step(batch, step)
+    seeds = [call.args for call in seed_device.call_args_list]
+    assert len(set(seeds)) == len(seeds) == 4
 
 
 def test_micro_batches_give_the_gradients_of_the_batch(tmp_path: Path, monkeypatch: Patch) -> None:

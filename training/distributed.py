@@ -195,10 +195,10 @@ def check_batch_size(splits: list[str], batch_size: int) -> None:
         return  # an empty split is reported where it is opened
     if n_val < n_processes:
         raise UserError(f"{n_processes} processes would share {n_val} val slices; start fewer")
-    smallest = n_train // -(-n_train // batch_size)
-    if smallest < 2 * n_processes:
+    size = min(batch_size, n_train)
+    if size < 2 * n_processes:
         raise UserError(
-            f"{n_processes} processes would share batches of {smallest} slices; each needs two: "
+            f"{n_processes} processes would share batches of {size} slices; each needs two: "
             f"give a --batch-size of {2 * n_processes} or more, or start fewer processes"
         )
 

@@ -59,10 +59,10 @@ class LossScaler:
         """Log and return how many of the steps of an epoch were skipped.
 
         Raises:
-            UserError: All of them.
+            UserError: All of them, and the scale is so small that gradients overflow without it.
         """
         n_skipped = int(self.skipped_steps)
-        if n_skipped == n_steps:
+        if n_skipped == n_steps and self._scaler.get_scale() < 1:
             raise UserError(
                 f"the gradients of every step of epoch {epoch} overflowed in fp16: lower --lr, or "
                 "use --precision bf16 or fp32"

@@ -1,5 +1,6 @@
 """Atomic files and folders, and locks."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -156,10 +158,11 @@ def test_a_deleted_lock_file_still_excludes_the_third_program(tmp_path: Path) ->
 
 
 def test_a_lock_on_a_file_deleted_meanwhile_is_none(tmp_path: Path) -> None:
-    path, opened = tmp_path / atomic_files.LOCK, os.open
+    path, opened, handles = tmp_path / atomic_files.LOCK, os.open, []
 
     def open_and_delete(*arguments: Any) -> int:
         handle = opened(*arguments)
+        handles.append(handle)
         path.unlink()  # by a program that ends its lock at this moment
         return handle
 
@@ -167,6 +170,29 @@ def test_a_lock_on_a_file_deleted_meanwhile_is_none(tmp_path: Path) -> None:
         patch.setattr(os, "open", open_and_delete)
         assert atomic_files._open_locked(path) is None
     assert not path.exists()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handles[0])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_other_users_of_the_folder_can_lock_it(tmp_path: Path) -> None:
+    mask = os.umask(0o077)
+    try:
+        with atomic_files.lock(tmp_path):
+            assert (tmp_path / atomic_files.LOCK).stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(mask)
+
+
+def test_a_lock_file_that_cannot_be_deleted_is_unlocked(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        unlink = Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
+        patch.setattr(Path, "unlink", unlink)
+        with atomic_files.lock(tmp_path):
+            pass
+    assert unlink.called
+    with atomic_files.lock(tmp_path, "busy"):
+        pass
 
 
 LOCK_AND_SLEEP = """

@@ -67,12 +67,23 @@ def test_control_groups_version_1(system: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free_mib", "reserved_mib", "budget_mib"), [(200, 0, 100), (9000, 1000, 4000), (100, 300, 0)]
+    ("free_mib", "limit_mib", "reserved_mib", "budget_mib"),
+    [
+        (200, None, 0, 100),
+        (9000, None, 1000, 4000),
+        (100, None, 300, 0),
+        (9000, 5000, 1000, 5000),
+        (9000, 8500, 1000, 8000),
+    ],
 )
 def test_memory_of_a_cuda_device(
-    monkeypatch: pytest.MonkeyPatch, free_mib: int, reserved_mib: int, budget_mib: int
+    monkeypatch: pytest.MonkeyPatch,
+    free_mib: int,
+    limit_mib: int | None,
+    reserved_mib: int,
+    budget_mib: int,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_mib * MIB, 9999 * MIB))
     device = torch.device("cuda", 1)
-    assert memory_budget.measure_device_budget_mib(device, reserved_mib) == budget_mib
+    assert memory_budget.measure_device_budget_mib(device, limit_mib, reserved_mib) == budget_mib
     assert memory_budget.measure_device_budget_mib(torch.device("mps")) == float("inf")

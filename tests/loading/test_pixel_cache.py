@@ -77,6 +77,13 @@ def test_truncated_cache_is_rebuilt(folder: Path, table: pd.DataFrame) -> None:
         assert not list((folder / "cache").glob(".part-*"))
 
 
+def test_brightness_of_other_slices_is_computed_again(folder: Path, table: pd.DataFrame) -> None:
+    expected = open_pixels(table, folder, 24).brightness
+    (path,) = (folder / "cache").glob("*-brightness.npy")
+    np.save(path, expected[1:])
+    assert np.array_equal(open_pixels(table, folder, 24).brightness, expected)
+
+
 def test_slices_are_decoded_in_chunks(
     folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,6 @@ from modeling.precision import autocast, choose_algorithms, has_fast_bf16, resol
 from tests.support.builders import (
     Patch,
     make_trainer,
-    raise_in_step,
     run_python,
 )
 
@@ -53,6 +52,13 @@ def test_precision_follows_the_generation_of_the_gpu(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert resolve_precision("auto", CUDA, "mobilenet_v2") == precision
     assert has_fast_bf16(CUDA) == has_bf16
+
+
+def test_emulated_bf16_is_not_fast(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert not has_fast_bf16(CUDA)
 
 
 def test_autocast_follows_the_precision() -> None:
@@ -156,7 +162,15 @@ def test_errors_after_the_first_step_are_not_of_the_compiler(
 ) -> None:
     replace_compiler(monkeypatch, lambda network, images: network(images))
     trainer = make_trainer(tmp_path, compile="on", epochs=1)
-    raise_in_step(monkeypatch, 1, RuntimeError("the device is lost"))
+    accumulate = trainer.accumulate_gradients
+    errors = iter([None, RuntimeError("the device is lost"), None, None, None])
+
+    def fail_once(*arguments: Any) -> Any:
+        if error := next(errors):
+            raise error
+        return accumulate(*arguments)
+
+    monkeypatch.setattr(trainer, "accumulate_gradients", fail_once)
     with pytest.raises(RuntimeError, match="the device is lost"):
         trainer.fit()
 

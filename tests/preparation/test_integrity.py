@@ -87,6 +87,27 @@ def test_a_file_is_hashed_again_if_its_size_or_time_has_changed(
     assert hashed.call_count == 27
 
 
+def test_a_file_is_hashed_again_if_another_one_is_listed(tmp_path: Path) -> None:
+    data = make_data_folder(tmp_path / "data")
+    age(data)
+    integrity.check_all(data)
+    listed = load_manifest(data).assign(sha256="0" * 64)
+    assert len(integrity.find_changes(data, listed).changed) == 12
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows records no time of a change of the file")
+def test_a_change_that_restores_size_and_modification_time_is_found(tmp_path: Path) -> None:
+    data = make_data_folder(tmp_path / "data")
+    age(data)
+    integrity.check_all(data)
+    path = data / "Images/A/1.png"
+    time_ns = path.stat().st_mtime_ns
+    change(path)
+    os.utime(path, ns=(1, time_ns))
+    with pytest.raises(UserError, match="1 changed"):
+        integrity.check_all(data)
+
+
 def test_a_folder_that_cannot_be_written_is_hashed_each_time(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:

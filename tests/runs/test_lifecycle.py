@@ -1,9 +1,11 @@
 """Runs that are killed, interrupted or refused; resumed runs equal runs never stopped."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,10 +18,12 @@ import helper
 import main
 from common import atomic_files
 from modeling import checkpoint
+from runs import lifecycle
 from tests.support.builders import (
     ON_CPU,
     QUICK,
     ROOT,
+    SESSION_FILES,
     Capture,
     Patch,
     Run,
@@ -115,8 +119,106 @@ def test_saved_steps_survive_any_error(monkeypatch: Patch) -> None:
     command = [*QUICK, *ON_CPU, "--name"]
     assert main.main([*command, "saved", "--save-every", "0.0000001"]) == 1
     assert load_last("saved")["partial_epoch"]
+    assert not Path("session/saved/failed.txt").exists()
     assert main.main([*command, "lost"]) == 1
     assert "the device is lost" in Path("session/lost/failed.txt").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_an_operation_that_is_not_deterministic_is_named(
+    monkeypatch: Patch, capsys: Capture
+) -> None:
+    message = "pool_backward does not have a deterministic implementation, but you set ..."
+    raise_in_step(monkeypatch, 0, RuntimeError(message))
+    line = expect_refusal(capsys, main.main([*QUICK, *ON_CPU, "--name", "pool"]))
+    assert "--deterministic: pool_backward" in line
+    assert "leave the option out" in line
+
+
+@pytest.mark.usefixtures("workplace")
+def test_finished_epochs_survive_any_error(monkeypatch: Patch, capsys: Capture) -> None:
+    command = [*QUICK, *ON_CPU, "--epochs", "2", "--name", "half"]
+    with monkeypatch.context() as patch:
+        error = RuntimeError("the device is lost")
+        validate = Mock(side_effect=[lifecycle.Trainer.validate, error])
+
+        def validate_once(self: lifecycle.Trainer) -> dict[str, float]:
+            return validate()(self)
+
+        patch.setattr(lifecycle.Trainer, "validate", validate_once)
+        assert main.main(command) == 1
+    capsys.readouterr()
+    assert not Path("session/half/failed.txt").exists()
+    assert "--resume session/half" in expect_refusal(capsys, main.main(command))
+
+
+def fail_to_start(monkeypatch: Patch, name: str, error: Exception) -> None:
+    """Start a run that fails before anything is saved."""
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "build_trainer", Mock(side_effect=error))
+        assert main.main([*QUICK, *ON_CPU, "--name", name]) == 1
+
+
+@pytest.mark.usefixtures("workplace", "no_evaluation")
+def test_a_failed_run_that_restarts_is_never_replaced(monkeypatch: Patch, capsys: Capture) -> None:
+    fail_to_start(monkeypatch, "again", RuntimeError("the device is lost"))
+    assert Path("session/again/failed.txt").exists()
+    assert main.main(["--resume", "session/again", "--device", "cpu"]) == 0
+    before = Path("session/again/last.pt").read_bytes()
+    capsys.readouterr()
+    status = main.main([*QUICK, *ON_CPU, "--name", "again"])
+    assert "--resume session/again" in expect_refusal(capsys, status)
+    assert Path("session/again/last.pt").read_bytes() == before
+
+
+@pytest.mark.usefixtures("workplace", "no_evaluation")
+def test_two_programs_cannot_replace_a_failed_run(monkeypatch: Patch, capsys: Capture) -> None:
+    fail_to_start(monkeypatch, "again", RuntimeError("the device is lost"))
+    capsys.readouterr()
+    run_dir, command = Path("session/again"), [*QUICK, *ON_CPU, "--name", "again"]
+    with atomic_files.lock(run_dir, "busy"):
+        assert "another program trains" in expect_refusal(capsys, main.main(command))
+    assert (run_dir / "failed.txt").exists()
+    lock_run = lifecycle.lock_run
+
+    @contextlib.contextmanager
+    def lock_late(folder: Path) -> Iterator[None]:
+        with lock_run(folder):
+            (folder / "failed.txt").unlink()  # by the other program, which has trained since
+            (folder / "last.pt").touch()
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "lock_run", lock_late)
+        assert "session/again exists" in expect_refusal(capsys, main.main(command))
+    assert (run_dir / "last.pt").exists()
+
+
+@pytest.mark.usefixtures("workplace", "no_evaluation")
+def test_a_failed_run_is_replaced_as_a_whole(monkeypatch: Patch) -> None:
+    fail_to_start(monkeypatch, "again", RuntimeError("the device is lost"))
+    run_dir = Path("session/again")
+    (run_dir / "tensorboard").mkdir()
+    (run_dir / "tensorboard/events").touch()
+    assert main.main([*QUICK, *ON_CPU, "--seed", "7", "--name", "again"]) == 0
+    assert {path.name for path in run_dir.iterdir()} == SESSION_FILES
+    assert json.loads((run_dir / "config.json").read_text("utf-8"))["run"]["seed"] == 7
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_disk_too_full_for_the_mark_does_not_hide_the_error(
+    monkeypatch: Patch, capsys: Capture
+) -> None:
+    full = Mock(side_effect=OSError(28, "No space left on device", "failed.txt"))
+    write_text = atomic_files.write_text
+
+    def write(path: Path, text: str) -> None:
+        (full if path.name == "failed.txt" else write_text)(path, text)
+
+    monkeypatch.setattr(atomic_files, "write_text", write)
+    fail_to_start(monkeypatch, "full", RuntimeError("the device is lost"))
+    assert "the device is lost" in capsys.readouterr().err
+    full.assert_called_once()
 
 
 @pytest.mark.usefixtures("workplace", "no_evaluation")

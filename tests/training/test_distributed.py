@@ -112,7 +112,7 @@ def test_too_small_batches_leave_no_run_behind(workplace: Path) -> None:
 
 @pytest.mark.parametrize(
     ("n_train", "n_val", "batch_size", "words"),
-    [(24, 9, 4, "--batch-size of 8"), (9, 9, 8, "--batch-size of 8"), (99, 3, 64, "3 val slices")],
+    [(24, 9, 4, "--batch-size of 8"), (7, 9, 8, "--batch-size of 8"), (99, 3, 64, "3 val slices")],
 )
 def test_slices_that_four_processes_cannot_share(
     monkeypatch: Patch, n_train: int, n_val: int, batch_size: int, words: str
@@ -121,6 +121,7 @@ def test_slices_that_four_processes_cannot_share(
     distributed.check_batch_size(splits, batch_size)  # one process can
     monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
     distributed.check_batch_size(["train"] * 99 + ["val"] * 9, 64)
+    distributed.check_batch_size(["train"] * 9 + ["val"] * 9, 8)  # two full batches
     distributed.check_batch_size(["val"] * 9, batch_size)  # empty splits are reported elsewhere
     with pytest.raises(UserError, match=words):
         distributed.check_batch_size(splits, batch_size)
@@ -136,6 +137,27 @@ def test_several_gpus_without_nccl_are_refused(monkeypatch: Patch) -> None:
     with pytest.raises(UserError, match="several GPUs need NCCL"):
         distributed.init("auto")
     resolve.assert_called_once_with("cuda:1")
+
+
+@pytest.mark.parametrize(("rank", "order"), [("0", ["run", "wait"]), ("1", ["wait", "run"])])
+def test_the_first_process_of_a_machine_is_waited_for(
+    monkeypatch: Patch, rank: str, order: list[str]
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(distributed, "barrier", lambda: seen.append("wait"))
+    with distributed.first_process_first():
+        seen.append("run")
+    assert seen == order
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory in NCCL", "mat1 and mat2 do not fit"])
+def test_errors_that_are_not_of_the_connection_are_kept(words: str) -> None:
+    error = RuntimeError(words)
+    context = distributed._convert_errors(distributed.CONNECTION_ERROR)
+    with pytest.raises(RuntimeError) as caught, context:
+        raise error
+    assert caught.value is error
 
 
 def test_one_process_needs_no_group() -> None:

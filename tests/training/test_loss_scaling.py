@@ -17,11 +17,13 @@ from training.loss_scaling import LossScaler
 CPU = torch.device("cpu")
 
 
-def take_step(scaler: LossScaler, parameter: nn.Parameter, loss: torch.Tensor) -> torch.Tensor:
+def take_step(
+    scaler: LossScaler, parameter: nn.Parameter, loss: torch.Tensor, clip_norm: float = 0.0
+) -> torch.Tensor:
     """Take a step of SGD with a rate of 1; return the change of the parameter."""
     before = parameter.detach().clone()
     scaler.scale(loss).backward()
-    scaler.update_weights(torch.optim.SGD([parameter], lr=1.0), [parameter], clip_norm=0.0)
+    scaler.update_weights(torch.optim.SGD([parameter], lr=1.0), [parameter], clip_norm)
     assert parameter.grad is None
     return parameter.detach() - before
 
@@ -32,6 +34,19 @@ def test_gradients_are_those_of_the_plain_loss() -> None:
         change = take_step(scaler, parameter, (3 * parameter).sum())
         assert change.tolist() == [-3.0, -3.0]
         assert scaler.report_skipped(1, n_steps=2) == 0
+
+
+def test_gradients_are_clipped_at_their_true_size() -> None:
+    for factor, expected in ((0.5, -0.5), (3.0, -1.0)):
+        parameter, scaler = nn.Parameter(torch.ones(1)), LossScaler(CPU, is_enabled=True)
+        change = take_step(scaler, parameter, (factor * parameter).sum(), clip_norm=1.0)
+        assert float(change) == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_scaling_no_step_is_skipped() -> None:
+    parameter, scaler = nn.Parameter(torch.ones(1)), LossScaler(CPU, is_enabled=False)
+    take_step(scaler, parameter, (torch.inf * parameter).sum())
+    assert scaler.report_skipped(epoch=1, n_steps=1) == 0
 
 
 def test_a_step_that_overflows_is_skipped_counted_and_told(
@@ -49,11 +64,18 @@ def test_a_step_that_overflows_is_skipped_counted_and_told(
     assert scaler.report_skipped(epoch=5, n_steps=9) == 0
 
 
-def test_an_epoch_of_skipped_steps_is_refused() -> None:
-    scaler = LossScaler(CPU, is_enabled=True)
-    scaler.start_epoch(n_skipped=3)
-    with pytest.raises(UserError, match=r"every step of epoch 2 overflowed in fp16: .*--lr"):
-        scaler.report_skipped(epoch=2, n_steps=3)
+def test_epochs_of_skipped_steps_are_refused_when_scaling_down_does_not_help() -> None:
+    """An epoch can be one step; the first scale, 65,536, is too large for many networks."""
+    parameter, scaler = nn.Parameter(torch.ones(1)), LossScaler(CPU, is_enabled=True)
+    for epoch in range(1, 17):
+        scaler.start_epoch()
+        take_step(scaler, parameter, (torch.inf * parameter).sum())
+        assert scaler.report_skipped(epoch, n_steps=1) == 1
+    assert scaler.state_dict()["scale"] == 1.0
+    scaler.start_epoch()
+    take_step(scaler, parameter, (torch.inf * parameter).sum())
+    with pytest.raises(UserError, match=r"every step of epoch 17 overflowed in fp16: .*--lr"):
+        scaler.report_skipped(epoch=17, n_steps=1)
 
 
 def test_an_interrupted_fp16_run_equals_one_never_stopped(

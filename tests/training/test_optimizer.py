@@ -10,6 +10,24 @@ from training.ema import update_ema
 from training.optimizer import build_optimizer, compute_lr_factor, set_learning_rate
 
 
+def test_updates_are_those_of_adamw_without_allocated_state() -> None:
+    weights = []
+    for is_ours in (True, False):
+        torch.manual_seed(0)
+        network = nn.Linear(3, 2)
+        optimizer: torch.optim.Optimizer
+        if is_ours:
+            optimizer = build_optimizer(network, network, 0.1, 1.0, 0.0)
+        else:
+            optimizer = torch.optim.AdamW(network.parameters(), 0.1, weight_decay=0.0, fused=True)
+        for number in (1, 2):
+            optimizer.zero_grad()
+            (number * network(torch.ones(1, 3))).square().sum().backward()
+            optimizer.step()
+        weights.append(network.weight.detach())
+    assert torch.equal(*weights)
+
+
 def test_parameter_groups() -> None:
     backbone, head = nn.Linear(3, 4), nn.Linear(4, 2)
     network = nn.Sequential(backbone, head)
