@@ -48,7 +48,7 @@ def decode(options: argparse.Namespace) -> int:
     from loading.pixel_cache import open_pixels
 
     table = dataset.load_table(options.data)
-    return len(open_pixels(table, options.data, IMAGE_SIZE)[0])
+    return len(open_pixels(table, options.data, IMAGE_SIZE).pixels)
 
 
 def train(options: argparse.Namespace) -> int:

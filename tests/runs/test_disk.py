@@ -122,7 +122,7 @@ def write_slowly(*arguments):
     write(*arguments)
 pixel_cache._write_cache = write_slowly
 data = Path(sys.argv[1])
-pixels, _ = pixel_cache.open_pixels(dataset.load_table(data), data, 24)
+pixels = pixel_cache.open_pixels(dataset.load_table(data), data, 24).pixels
 print(int(pixels.astype("int64").sum()))
 """
 
