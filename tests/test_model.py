@@ -123,7 +123,7 @@ def test_one_channel_stem_equals_three_normalised_copies(name: str) -> None:
     first = -(-int(three.padding[0]) // three.stride[0])
     inside = slice(first, found.shape[-1] - first)
     difference = (found - expected)[..., inside, inside].abs().max() / expected.std()
-    assert difference < 1e-5  # float32 rounding of at most 768 products
+    assert difference < 1e-4  # float32 rounding of sums of at most 3,072 products
 
 
 def test_logits_differ_by_the_zero_padding_of_the_stem_only() -> None:

@@ -7,6 +7,7 @@ without one.
 """
 
 import contextlib
+import inspect
 import logging
 import os
 import re
@@ -133,12 +134,15 @@ def replicate(network: nn.Module) -> nn.Module:
     if get_world_size() == 1:
         return network
     device = next(network.parameters()).device
+    # the buffers are statistics of batch norm, which no forward pass reads; named so since 2.14
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    buffers = (
+        "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    )
+    options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
     with _convert_errors():
         return DistributedDataParallel(
-            network,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # statistics of batch norm, which no forward pass reads
-            gradient_as_bucket_view=True,
+            network, device_ids=[device] if device.type == "cuda" else None, **options
         )
 
 
