@@ -290,7 +290,7 @@ def parse_train(
         "--dry-run",
         action="store_true",
         help="train two steps, then print what the run would use (device, precision, memory, time, "
-        "disk space, files) and keep nothing but the pixel cache",
+        "disk space, files) and keep nothing but the data folder's cache and downloaded weights",
     )
     given = vars(parser.parse_args(argv))
     if "resume" in given:

@@ -222,7 +222,7 @@ class Trainer:
         parts = batch.split(self.micro_batch, distributed.get_world_size())
         losses = []
         for number, part in enumerate(parts, 1):
-            with self.replica.sum_gradients(is_last=number == len(parts)):
+            with self.replica.average_gradients(is_last=number == len(parts)):
                 losses.append(self._backward(part, draws.narrow(0, part.offset, len(part)), step))
         self.replica.is_proven = True
         return torch.stack(losses).sum()

@@ -66,10 +66,11 @@ class Check:
     def run(self, part: str, *arguments: Any, launcher: Sequence[str] = ()) -> Result:
         """Measure a part of `gpu_parts` in a process and return its result.
 
+        A part that fails after some measurements returns them, with the status `failed`.
+
         Raises:
             NotApplicableError: This machine cannot run it, or no time is left.
-            UserError: The process failed. (The result of a part that failed
-                after some measurements has them, and the status `failed`.)
+            UserError: The process ended with an error and without a result.
         """
         options = [json.dumps(self.config.to_dict()), json.dumps(arguments)]
         command = [*launcher, "-m", "benchmarking.gpu_parts", part, str(self.work), *options]

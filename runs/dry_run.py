@@ -79,7 +79,8 @@ def try_run(config: TrainConfig, run_dir: Path, results_dir: Path, device: torch
     for label, value in describe_run(trainer, costs, run_dir, results_dir).items():
         log.info("  %-14s %s", label, value)
     log.info(
-        "nothing was kept but the pixel cache and downloaded weights; to train, leave out --dry-run"
+        "nothing was kept but the data folder's cache and downloaded weights; to train, leave out "
+        "--dry-run"
     )
     distributed.barrier()
 

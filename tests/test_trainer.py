@@ -317,6 +317,13 @@ def test_out_of_memory_halves_the_micro_batch(
     assert checkpoint.load_checkpoint(tmp_path / "last.pt")["micro_batch"] == 2
 
 
+def test_half_of_an_odd_micro_batch_is_rounded_up(tmp_path: Path, monkeypatch: Patch) -> None:
+    limit_memory(monkeypatch, lambda _, part: len(part) > 3)
+    trainer = make_trainer(tmp_path, n_train=10, batch_size=5, epochs=1)
+    trainer.train_epoch()
+    assert trainer.micro_batch == 3
+
+
 @pytest.mark.parametrize("part", ["recalibrate_batch_norm", "validate"])
 def test_out_of_memory_between_epochs_halves_the_batches(
     tmp_path: Path, monkeypatch: Patch, part: str

@@ -41,7 +41,7 @@ class Replica:
         """Compute the logits of images."""
         return self._forward(images)
 
-    def sum_gradients(self, is_last: bool) -> AbstractContextManager[None]:
+    def average_gradients(self, is_last: bool) -> AbstractContextManager[None]:
         """Return a context for a micro-batch; gradients are averaged after the last one."""
         return distributed.average_gradients(self._replicated, is_last)
 

@@ -184,6 +184,24 @@ def test_a_frozen_backbone_is_compiled_again_when_it_is_unfrozen(
     assert compiled.call_count == 2
 
 
+def test_the_first_step_of_every_epoch_may_fail_in_the_compiler(
+    tmp_path: Path, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    calls = []
+
+    def run(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        if len(calls) > 3:  # an epoch has three steps
+            raise RuntimeError("a second graph is too many")
+        return network(images)
+
+    replace_compiler(monkeypatch, run)
+    make_trainer(tmp_path, compile="on", epochs=2).fit()
+    assert "fails here (a second graph is too many)" in caplog.text
+    assert len(calls) == 4
+
+
 @pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt belongs to the GNU C library")
 def test_freed_memory_is_reused() -> None:

@@ -32,6 +32,7 @@ from tests.support.builders import (
     raise_in_step,
     run_python,
 )
+from trainer import Trainer
 
 RESUME = ["--resume", "session/first", "--device", "cpu"]
 
@@ -241,6 +242,25 @@ def test_memory_disk_and_reader_threads_give_the_same_bits(
         assert_same_weights(last[0], other)
         assert other["baselines"] == last[0]["baselines"]
         assert other["history"][0]["val_loss"] == last[0]["history"][0]["val_loss"]
+
+
+@pytest.mark.usefixtures("workplace", "no_evaluation")
+def test_room_is_left_for_four_copies_of_the_weights(monkeypatch: Patch) -> None:
+    load_slices = Mock(wraps=dataset.load_slices)
+    monkeypatch.setattr(dataset, "load_slices", load_slices)
+    assert main.main([*QUICK, *ON_CPU, "--epochs", "1", "--name", "room"]) == 0
+    moments = load_last("room")["optimizer"]["state"].values()  # one entry per parameter
+    n_weights = sum(each["exp_avg"].numel() for each in moments)
+    assert load_slices.call_args.kwargs["reserved_mib"] == 4 * 4 * n_weights / 2**20
+
+
+@pytest.mark.usefixtures("trained")
+def test_out_of_memory_is_no_fault_of_the_checkpoint(monkeypatch: Patch, capsys: Capture) -> None:
+    failure = torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(Trainer, "resume", Mock(side_effect=failure))
+    line = expect_refusal(capsys, main.main(RESUME))
+    assert "out of memory" in line
+    assert "training state" not in line
 
 
 @pytest.mark.gpu
