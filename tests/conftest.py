@@ -20,6 +20,8 @@ import main
 import prepare
 from tests.support.builders import ON_CPU, PHANTOMS, QUICK, Run, link_phantoms
 
+THREADS = torch.get_num_threads()
+
 
 @pytest.fixture(autouse=True)
 def _remove_log_handlers() -> Iterator[None]:
@@ -31,11 +33,11 @@ def _remove_log_handlers() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _restore_threads() -> Iterator[None]:
-    """Undo `--threads` of a test: other numbers of threads round other sums."""
-    before = torch.get_num_threads()
+def _set_threads() -> Iterator[None]:
+    """Undo `--threads` of fixtures and other tests: other numbers of threads round other sums."""
+    torch.set_num_threads(THREADS)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
