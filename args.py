@@ -248,6 +248,11 @@ class PrepareConfig:
     patients: Path | None = option(
         None, "CSV of known patients with the columns path,patient", metavar="FILE"
     )
+    ignore_patients: bool = option(
+        False,
+        "group by pictures only, also where patients are known: to measure how much accuracy such "
+        "a split gains",
+    )
     phantom: int | None = option(
         None, "generate N phantoms instead of reading a source", low=6, high=1_000_000, metavar="N"
     )
@@ -361,6 +366,8 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
     config = fill_dataclass(PrepareConfig, vars(parser.parse_args(argv)))
     if (config.source is None) == (config.phantom is None):
         parser.error("give either a SOURCE (archive or folder) or --phantom N")
-    if config.phantom is not None and config.patients is not None:
-        parser.error("--patients needs a SOURCE: the patients of phantoms are known")
+    if config.phantom is not None and (config.patients is not None or config.ignore_patients):
+        parser.error("--patients and --ignore-patients need a SOURCE: phantoms have known patients")
+    if config.patients is not None and config.ignore_patients:
+        parser.error("--patients and --ignore-patients contradict each other; give one of them")
     return config

@@ -32,7 +32,7 @@ def prepare(config: PrepareConfig) -> None:
             prepare_phantoms(config.phantom, data_dir, config.seed)
         elif config.source is not None:
             source = _check_source(config.source, data_dir)
-            prepare_source(source, data_dir, config.patients, config.seed)
+            prepare_source(source, data_dir, config)
 
 
 @contextlib.contextmanager
@@ -60,12 +60,12 @@ def _check_source(path: Path, data_dir: Path) -> Path:
     return images_dir if images_dir.is_dir() and path.resolve() == data_dir.resolve() else path
 
 
-def prepare_source(path: Path, data_dir: Path, patients_table: Path | None, seed: int) -> None:
+def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     """Copy a source's images into class folders; everything is checked before the first write."""
     from duplicates import finder
     from preparation import audit, contact_sheets, ingest, layout, manifest, patients, sources
 
-    images_dir = data_dir / "Images"
+    images_dir, seed = data_dir / "Images", config.seed
     in_place = path.resolve() == images_dir.resolve()
     with sources.open_source(path, skip=None if in_place else data_dir) as source:
         planned = layout.plan_files(source.entries, path, in_place)
@@ -73,14 +73,22 @@ def prepare_source(path: Path, data_dir: Path, patients_table: Path | None, seed
         facts, missing = ingest.measure_source(planned, path, data_dir)
         facts |= manifest.measure_present(data_dir, facts)
         names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned}
-        known_patients = patients.collect_patients(data_dir, facts, names, patients_table)
+        identified = patients.KnownPatients()
+        if not config.ignore_patients:
+            identified = patients.collect_patients(data_dir, facts, names, config.patients)
         cache = data_dir / "cache" / "duplicates.npz"
         thumbnails, known = manifest.collect_thumbnails(facts), finder.load_duplicates(cache)
         duplicates = finder.find_duplicates(thumbnails, known)
         earlier, earlier_splits = audit.read_audit(data_dir), audit.read_splits(data_dir)
         kept = earlier_splits if audit.keeps_splits(earlier, seed) else {}
+        by_digest = (
+            {facts[path].sha256: name for path, name in names_by_path.items()}
+            for names_by_path in (identified.patients, identified.studies)
+        )
         frame = manifest.build_manifest(
-            data_dir, seed, facts, known_patients, clusters=duplicates.cluster(), kept=kept
+            *(data_dir, seed, facts, identified.patients, identified.studies),
+            clusters=duplicates.cluster(*by_digest),
+            kept=kept,
         )
         log.info("%s: %d images in the source, %d to write", images_dir, len(planned), len(missing))
         for file in missing:
@@ -100,6 +108,7 @@ def prepare_source(path: Path, data_dir: Path, patients_table: Path | None, seed
         n_not_in_source=len(facts) - len(planned),
         links=links,
         shortcut=earlier["shortcut"] if is_unchanged else _measure_shortcut(frame, facts),
+        patient_sources=identified.sources,
     )
     if not is_unchanged or not sheets.is_dir():
         contact_sheets.draw_sheets(duplicates, thumbnails, frame, sheets)

@@ -48,12 +48,22 @@ class Duplicates:
         codes = ranked.pairs[:, 0] * len(self.digests) + ranked.pairs[:, 1]
         return ranked.take(np.sort(np.unique(codes, return_index=True)[1]))
 
-    def cluster(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return the numbers of each digest's duplicate set and group."""
+    def cluster(
+        self, patients: Mapping[str, str] | None = None, series: Mapping[str, str] | None = None
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the numbers of each digest's duplicate set and group.
+
+        Args:
+            patients: Known patients by digest; see `cluster_groups`.
+            series: Series or volumes by digest.
+        """
         links = self.links()
         pairs, n_images = links.pairs[:, :2], len(self.digests)
         duplicate_sets = cluster_duplicates(pairs, links.scores, n_images)
-        groups = cluster_groups(pairs, links.scores, n_images)
+        keys = (
+            [(names or {}).get(each, "") for each in self.digests] for names in (patients, series)
+        )
+        groups = cluster_groups(pairs, links.scores, n_images, *keys)
         return (
             dict(zip(self.digests, duplicate_sets.tolist(), strict=True)),
             dict(zip(self.digests, groups.tolist(), strict=True)),

@@ -52,6 +52,7 @@ class DicomHeader:
     Attributes:
         mode: Photometric interpretation and bit depth, such as `MONOCHROME2 16-bit`.
         series: Pseudonym of the series, "" without SeriesInstanceUID.
+        study: Pseudonym of the study, "" without StudyInstanceUID.
     """
 
     n_frames: int
@@ -59,6 +60,7 @@ class DicomHeader:
     height: int
     mode: str
     series: str
+    study: str
 
 
 def has_preamble(start: bytes) -> bool:
@@ -90,14 +92,20 @@ def read_header(source: Path | bytes) -> DicomHeader:
         ImageError: As `read_dicom_frames`, for errors that the header reveals.
     """
     with _open_dicom(source) as (_, data, pixel_format, _):
-        uid = _read_text(data, "SeriesInstanceUID").encode(errors="backslashreplace")
         return DicomHeader(
             n_frames=pixel_format.n_frames,
             width=pixel_format.width,
             height=pixel_format.height,
             mode=f"{pixel_format.photometric} {pixel_format.bits}-bit",
-            series=hashlib.sha256(uid).hexdigest()[:DIGEST_DIGITS] if uid else "",
+            series=_hash_uid(data, "SeriesInstanceUID"),
+            study=_hash_uid(data, "StudyInstanceUID"),
         )
+
+
+def _hash_uid(data: "Dataset", keyword: str) -> str:
+    """Return the pseudonym of a UID, "" if it is missing."""
+    uid = _read_text(data, keyword).encode(errors="backslashreplace")
+    return hashlib.sha256(uid).hexdigest()[:DIGEST_DIGITS] if uid else ""
 
 
 def read_dicom_patient(source: Path | bytes) -> str:

@@ -162,6 +162,20 @@ def read_patient(source: Path | bytes) -> str:
     return read_dicom_patient(source) if _is_dicom(source) else ""
 
 
+def read_study(source: Path | bytes) -> str:
+    """Return the pseudonym of the study of a DICOM file, or of its series if it names no study.
+
+    Returns "" for other formats and for files that name neither.
+
+    Raises:
+        ImageError: As `read_grey`, for errors that the header reveals.
+    """
+    if not _is_dicom(source):
+        return ""
+    header = read_header(source)
+    return header.study or header.series
+
+
 def _is_dicom(source: Path | bytes) -> bool:
     """Return whether the content is DICOM; False for a file that cannot be opened."""
     with contextlib.suppress(OSError), _open_stream(source) as stream:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from duplicates.clustering import STRONG_SCORE
 from duplicates.finder import FINDER_VERSION
 from preparation.manifest import ImageFacts, load_earlier_manifest
+from preparation.patients import PUBLISHED
 from preparation.splits import SPLITS, TEST_SHARE
 
-AUDIT_SCHEMA = 3
+AUDIT_SCHEMA = 4
 PUBLISHED_COUNTS = {"Glioma": 2004, "Menin": 2004, "Tumor": 2048}
 PUBLISHED_SIZE = "512 x 512"
 MAX_LISTED = 20  # files that are not images, label conflicts
@@ -31,6 +33,7 @@ def build_audit(
     n_not_in_source: int = 0,
     links: pd.DataFrame | None = None,
     shortcut: Mapping[str, float] | None = None,
+    patient_sources: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return the content of audit.json; the same data give the same audit.
 
@@ -43,6 +46,7 @@ def build_audit(
         n_not_in_source: Images of the folder that the source lacks.
         links: `Duplicates.to_frame` with paths; None without a search for duplicates.
         shortcut: Accuracies of the brightness and majority-class baselines.
+        patient_sources: Number of images by the source of their patient.
     """
     readable = frame[frame["mean"].notna()]
     unreadable = frame[frame["mean"].isna()]
@@ -71,6 +75,11 @@ def build_audit(
         "n_duplicate_sets": int(readable["duplicate_set"].nunique()),
         "n_groups": int(frame["group"].nunique()),
         "n_patients": frame["patient"][frame["patient"] != ""].nunique(),
+        "patients": {
+            "n_images": int((frame["patient"] != "").sum()),
+            "sources": dict(patient_sources or {}),
+            "linked": [] if links is None else _list_linked_patients(readable, links),
+        },
         "duplicates": None if links is None else _describe_duplicates(readable, links),
         "leak": _compute_leak(readable),
         "shortcut": dict(shortcut) if shortcut else None,
@@ -127,7 +136,7 @@ def _describe_duplicates(readable: pd.DataFrame, links: pd.DataFrame) -> dict[st
             }
             for kind in ("duplicate", "related")
         },
-        "cut_links": {  # inside groups that were divided, as they exceed PATIENT_IMAGES
+        "cut_links": {  # weak links between two groups
             "count": int(is_cut.sum()),
             "highest_score": int(links["score"][is_cut].max()) if is_cut.any() else None,
             "across_splits": int((is_cut & (first["split"] != second["split"])).sum()),
@@ -145,6 +154,17 @@ def _list_conflicts(readable: pd.DataFrame, across: pd.DataFrame) -> list[dict[s
             conflicts.append({"first": first, "second": second, "score": None, "kind": "byte"})
     conflicts += across[["first", "second", "score", "kind"]].to_dict("records")
     return conflicts[:MAX_LISTED]
+
+
+def _list_linked_patients(readable: pd.DataFrame, links: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the best strong link between each two known patients, highest score first."""
+    strong = links[links["score"] >= STRONG_SCORE]
+    patients = readable.set_index("path")["patient"]
+    ends = (strong[end].map(patients) for end in ("first", "second"))
+    pairs = pd.Series([tuple(sorted(pair)) for pair in zip(*ends, strict=True)], strong.index)
+    is_across = pairs.map(lambda pair: pair[0] not in {"", pair[1]}).astype(bool)
+    best = strong.assign(patients=pairs)[is_across].drop_duplicates("patients")
+    return best[["patients", "first", "second", "score"]].to_dict("records")
 
 
 def _compute_leak(readable: pd.DataFrame) -> dict[str, float] | None:
@@ -297,22 +317,23 @@ def _describe_related(audit: Mapping[str, Any]) -> list[str]:
     if duplicates is None:
         return lines
     n_readable = audit["n_images"] - len(audit["unreadable"])
-    known = f", {audit['n_patients']} known patients" if audit["n_patients"] else ""
+    known = "patients, " if audit["n_patients"] else ""
+    lines += _describe_patients(audit)
     lines += [
         f"  duplicates: {n_readable} files show {audit['n_duplicate_sets']} distinct slices; "
         f"{duplicates['images_with_a_duplicate']} files have a duplicate",
-        f"  groups: {audit['n_groups']} (duplicates and probable neighbours{known}), the largest "
+        f"  groups: {audit['n_groups']} ({known}duplicates and probable neighbours), the largest "
         f"of {duplicates['largest_group']} images; no group is in two splits",
     ]
     if count := duplicates["cut_links"]["count"]:
         lines.append(
-            f"  groups with more images than one patient has were divided: {count} links cut, "
-            f"{duplicates['cut_links']['across_splits']} of them between splits"
+            f"  {count} weak links connect two groups, "
+            f"{duplicates['cut_links']['across_splits']} of them in two splits"
         )
     if leak:
         lines.append(
             f"  of a random test split, {leak['duplicate']:.0%} of the images would have a "
-            f"duplicate in the rest, and {leak['related']:.0%} a duplicate or probable neighbour"
+            f"duplicate in the rest, and {leak['related']:.0%} another image of their group"
         )
     for kind, links in duplicates["links"].items():
         if across := links["across_classes"]:
@@ -323,6 +344,35 @@ def _describe_related(audit: Mapping[str, Any]) -> list[str]:
     for conflict in duplicates["conflicts"][:3]:
         how = f"score {conflict['score']}" if conflict["score"] else "identical bytes"
         lines.append(f"    {conflict['first']} and {conflict['second']} ({how})")
+    return lines
+
+
+def _describe_patients(audit: Mapping[str, Any]) -> list[str]:
+    """Return lines on how many patients are known, from where, and which ones are linked."""
+    patients, n_images = audit["patients"], audit["n_images"]
+    if not audit["n_patients"]:
+        return [
+            "  patients: unknown. Groups found in pictures are not patients: the accuracy on new "
+            "patients is probably lower; give --patients FILE if they are known"
+        ]
+    n_known = patients["n_images"]
+    of_images = f"all {n_images}" if n_known == n_images else f"{n_known} of {n_images}"
+    sources = ", ".join(
+        name if count == n_known else f"{name} ({count})"
+        for name, count in patients["sources"].items()
+    )
+    lines = [f"  patients: {audit['n_patients']}, known for {of_images} images by {sources}"]
+    if PUBLISHED in patients["sources"]:
+        lines.append(
+            "  this is the published data set, recognised by the SHA-256 of its files: they are "
+            "copies of slices of Cheng et al., whose patients are known (docs/duplicates.md)"
+        )
+    if linked := patients["linked"]:
+        lines.append(
+            f"  {len(linked)} pairs of patients have a strong link, such as "
+            f"{' and '.join(linked[0]['patients'])} (score {linked[0]['score']}): one person under "
+            "two names, or a duplicate; they share a group, and audit.json lists them"
+        )
     return lines
 
 

@@ -19,11 +19,18 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.atomic_files import write_text
-from duplicates.clustering import connect
+from duplicates.clustering import connect, pair_equal
 from duplicates.sift_features import THUMBNAIL_PX
 from helper import UserError
 from imaging.grayscale import ImageError, ImageTooLargeError, resize_grey
-from imaging.reader import is_image_file, read_first_bytes, read_grey, read_mode, read_patient
+from imaging.reader import (
+    is_image_file,
+    read_first_bytes,
+    read_grey,
+    read_mode,
+    read_patient,
+    read_study,
+)
 from preparation.splits import SPLITS, extend_split
 
 COLUMNS = (
@@ -41,6 +48,7 @@ class ImageFacts:
     Attributes:
         mean: Mean grey value, 0 to 255; NaN if the file cannot be read.
         patient: Pseudonym of the patient of a DICOM file, else "".
+        study: Pseudonym of the study of a DICOM file, else "".
         thumbnail: uint8 [THUMBNAIL_PX, THUMBNAIL_PX]; None if the file cannot be read.
     """
 
@@ -51,6 +59,7 @@ class ImageFacts:
     mode: str
     note: str = ""
     patient: str = ""
+    study: str = ""
     thumbnail: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
 
@@ -77,7 +86,7 @@ def measure_image(content: bytes) -> ImageFacts:
     try:
         mode = read_mode(content)
         pixels = read_grey(content)
-        patient = read_patient(content)
+        patient, study = read_patient(content), read_study(content)
     except ImageTooLargeError:
         raise
     except ImageError as error:
@@ -85,7 +94,9 @@ def measure_image(content: bytes) -> ImageFacts:
     height, width = pixels.shape
     mean = round(float(pixels.mean()), 3)
     thumbnail = resize_grey(pixels, THUMBNAIL_PX)
-    return ImageFacts(sha256, width, height, mean, mode, patient=patient, thumbnail=thumbnail)
+    return ImageFacts(
+        sha256, width, height, mean, mode, patient=patient, study=study, thumbnail=thumbnail
+    )
 
 
 def measure_images(
@@ -136,6 +147,7 @@ def build_manifest(
     seed: int = 0,
     facts: Mapping[str, ImageFacts] | None = None,
     patients: Mapping[str, str] | None = None,
+    studies: Mapping[str, str] | None = None,
     true_ids: Mapping[str, tuple[str, str, str]] | None = None,
     clusters: tuple[Mapping[str, int], Mapping[str, int]] | None = None,
     kept: Mapping[str, str] | None = None,
@@ -147,6 +159,7 @@ def build_manifest(
         seed: Seed of the split.
         facts: Facts by path of files that are already measured or not yet written.
         patients: Known patients by path; images of one patient share a group.
+        studies: Series or volumes by path; images of one study share a group.
         true_ids: Patient, duplicate set and group by path, of phantoms.
         clusters: Duplicate-set and group numbers by sha256 (`Duplicates.cluster`); without them
             only byte-identical files are duplicates.
@@ -174,7 +187,8 @@ def build_manifest(
         members = [str(set_of.get(digest, digest)) for digest in digests]
         frame["duplicate_set"] = name_sets("d", members, digests)
         related = [str(group_of.get(digest, "")) for digest in digests]
-        groups = link_groups(frame["duplicate_set"], related, frame["patient"])
+        study = [(studies or {}).get(name, "") for name in names]
+        groups = link_groups(frame["duplicate_set"], related, frame["patient"], study)
         frame["group"] = name_sets("g", groups, digests)
     frame["split"] = _split_readable(frame, seed, data_dir, kept or {})
     return frame[list(COLUMNS)]
@@ -203,11 +217,7 @@ def link_groups(duplicate_sets: Sequence[str], *links: Sequence[str]) -> npt.NDA
 
     The keys are duplicate-set ids and any number of others, such as patients; "" links nothing.
     """
-    pairs = []
-    for keys in (np.asarray(column, dtype=str) for column in (duplicate_sets, *links)):
-        _, first, codes = np.unique(keys, return_index=True, return_inverse=True)
-        rows = np.flatnonzero(keys != "")
-        pairs.append(np.stack([rows, first[codes[rows]]], axis=1))
+    pairs = [pair_equal(np.asarray(keys, dtype=str)) for keys in (duplicate_sets, *links)]
     return connect(np.concatenate(pairs), len(duplicate_sets))
 
 

@@ -1,14 +1,39 @@
-"""Collect known patients from a table, from an earlier manifest and from DICOM files."""
+"""Collect known patients from a table, the published data set, DICOM and an earlier manifest."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from helper import UserError, log
 from imaging.dicom import DIGEST_DIGITS
 from preparation.manifest import ImageFacts, manifest_path, read_table
+from preparation.published import find_published_patients
 
 _PSEUDONYM = re.compile(f"p[0-9a-f]{{{DIGEST_DIGITS}}}")  # of imaging.dicom.hash_patient
+
+# sources of a patient; the earlier manifest remembers what a table told
+TABLE, PUBLISHED, DICOM = (
+    "a table of patients",
+    "the table of the published data set",
+    "the PatientID of DICOM files",
+)
+
+
+@dataclass(frozen=True)
+class KnownPatients:
+    """What is known about the patients of a data folder.
+
+    Attributes:
+        patients: Patient by path; paths without a known patient are absent.
+        studies: Pseudonym of the DICOM study by path, for images without a known patient.
+        sources: Number of images by the source of their patient.
+    """
+
+    patients: dict[str, str] = field(default_factory=dict)
+    studies: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, int] = field(default_factory=dict)
 
 
 def collect_patients(
@@ -16,27 +41,50 @@ def collect_patients(
     facts: Mapping[str, ImageFacts],
     source_names: Mapping[str, str],
     table: Path | None,
-) -> dict[str, str]:
-    """Return the known patient of each path below the data folder.
+) -> KnownPatients:
+    """Collect the known patients of the images of a data folder.
 
-    `table`, the CSV of --patients, takes precedence over the earlier manifest, and that over DICOM
-    files. `source_names` are the names inside the source by path, for `read_patients`.
+    Args:
+        data_dir: The data folder, for its earlier manifest.
+        facts: `ImageFacts` by path below the data folder.
+        source_names: The names inside the source by path, for `read_patients`.
+        table: The CSV of --patients. It takes precedence over the earlier manifest, that over the
+            published table, and that over DICOM files.
     """
-    earlier = _read_earlier(data_dir) if manifest_path(data_dir).is_file() else {}
-    patients = _collect_pseudonyms(facts)
-    patients |= {path: patient for path, patient in earlier.items() if path in facts}
-    return patients | (read_patients(table, source_names) if table else {})
+    is_before = manifest_path(data_dir).is_file()
+    earlier = _read_earlier(data_dir, facts) if is_before else {}
+    published = find_published_patients(fact.sha256 for fact in facts.values())
+    by_source = {  # by rising precedence
+        DICOM: _collect_pseudonyms(facts),
+        PUBLISHED: {
+            path: published[fact.sha256] for path, fact in facts.items() if fact.sha256 in published
+        },
+        TABLE: earlier | (read_patients(table, source_names) if table else {}),
+    }
+    patients: dict[str, str] = {}
+    for found in by_source.values():
+        patients |= found
+    # the earlier manifest repeats the other sources, so the first that agrees is named
+    sources = Counter(
+        next(name for name, found in by_source.items() if found.get(path) == patient)
+        for path, patient in patients.items()
+    )
+    return KnownPatients(patients, _collect_studies(facts, patients), dict(sources))
 
 
-def _read_earlier(data_dir: Path) -> dict[str, str]:
+def _read_earlier(data_dir: Path, facts: Mapping[str, ImageFacts]) -> dict[str, str]:
     """Return the patients in the earlier manifest, except pseudonyms, which are read again."""
     try:
         rows = read_table(manifest_path(data_dir), ("path", "patient"), "give --patients again")
     except UserError as error:
         log.warning("known patients of an earlier run are not used: %s", error)
         return {}
-    known = zip(rows["path"], rows["patient"], strict=True)
-    return {path: name for path, name in known if name and not _PSEUDONYM.fullmatch(name)}
+    known = dict(zip(rows["path"], rows["patient"], strict=True))
+    return {
+        path: name
+        for path, name in known.items()
+        if path in facts and name and not _PSEUDONYM.fullmatch(name)
+    }
 
 
 def _collect_pseudonyms(facts: Mapping[str, ImageFacts]) -> dict[str, str]:
@@ -49,6 +97,25 @@ def _collect_pseudonyms(facts: Mapping[str, ImageFacts]) -> dict[str, str]:
     if patients:
         log.info("%d patients by the PatientID of %d DICOM files", n_patients, len(patients))
     return patients
+
+
+def _collect_studies(
+    facts: Mapping[str, ImageFacts], patients: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the DICOM studies of images without a patient; {} if one study holds all images."""
+    studies = {
+        path: fact.study for path, fact in facts.items() if fact.study and path not in patients
+    }
+    n_studies, n_readable = len(set(studies.values())), sum(not f.note for f in facts.values())
+    if n_studies == 1 and len(studies) == n_readable:
+        log.info("all %d DICOM files are of one study: ignored", n_readable)
+        return {}
+    if studies:
+        log.info(
+            "%d DICOM files name no patient; each of their %d studies stays in one split",
+            *(len(studies), n_studies),
+        )
+    return studies
 
 
 def read_patients(table: Path, source_names: Mapping[str, str]) -> dict[str, str]:

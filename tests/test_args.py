@@ -241,6 +241,8 @@ def test_contradictions_of_other_commands_are_refused() -> None:
     refuse(args.parse_prepare, "a", "b")
     refuse(args.parse_prepare, "source.zip", "--phantom", "60")
     refuse(args.parse_prepare, "--phantom", "60", "--patients", "patients.csv")
+    refuse(args.parse_prepare, "--phantom", "60", "--ignore-patients")
+    refuse(args.parse_prepare, "source", "--patients", "patients.csv", "--ignore-patients")
     refuse(options.parse_benchmark, "a")
     refuse(export.parse_args)
     refuse(export.parse_args, "a.pt", "b.pt")

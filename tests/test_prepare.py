@@ -13,6 +13,7 @@ from imaging.reader import read_grey
 from preparation.audit import read_audit
 from preparation.contact_sheets import SHEETS
 from preparation.manifest import COLUMNS, load_manifest, manifest_path
+from preparation.splits import SHARES, SPLITS
 from tests.support.builders import PHANTOMS, Capture, Patch, expect_refusal
 from tests.support.four_classes import CLASSES, write_four_class_folder
 from tests.support.sources import (
@@ -145,6 +146,10 @@ def test_known_patients_share_a_group_and_are_remembered(tmp_path: Path, capsys:
     assert frame["group"].nunique() == 19
     assert run(source, "--data", data) == 0
     assert take_snapshot(data) == before
+    assert run(source, "--data", data, "--ignore-patients") == 0
+    frame = load_manifest(data)
+    assert (frame["patient"] == "").all()
+    assert frame["group"].nunique() == 20
 
 
 # ---- what is refused before anything is written
@@ -245,10 +250,17 @@ def test_real_archive(tmp_path: Path, capsys: Capture) -> None:
     assert len(frame) - frame["sha256"].nunique() == 37
     assert not frame["note"].any()
     assert frame["duplicate_set"].nunique() == pytest.approx(1668, abs=40)
-    assert frame["group"].nunique() == pytest.approx(1233, abs=60)
-    assert frame["group"].value_counts().max() <= 60
-    assert "37 files repeat others" in capsys.readouterr().out
-    assert frame["split"].eq("train").mean() == pytest.approx(0.70, abs=0.005)
+    assert frame["patient"].ne("").all()
+    assert frame["patient"].nunique() == 145
+    assert frame.groupby("patient")["split"].nunique().eq(1).all()
+    assert frame["group"].nunique() == pytest.approx(141, abs=2)  # strong links join patients
+    printed = capsys.readouterr().out
+    assert "37 files repeat others" in printed
+    assert "patients: 145, known for all 4474 images" in printed
+    assert "this is the published data set" in printed
+    for split, share in zip(SPLITS, SHARES, strict=True):
+        of_class = frame["split"].eq(split).groupby(frame["label"]).mean()
+        assert of_class.to_numpy() == pytest.approx(share, abs=0.05)  # large groups
     audit = read_audit(data)
     for kind, least in (("duplicate", 0.999), ("related", 0.98)):
         links = audit["duplicates"]["links"][kind]

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from duplicates import clustering
-from duplicates.clustering import PATIENT_IMAGES, cluster_duplicates, cluster_groups, connect
+from duplicates.clustering import (
+    GROUP_SCORE,
+    STRONG_SCORE,
+    cluster_duplicates,
+    cluster_groups,
+    connect,
+)
 
 
 def make_clique(first: int, size: int) -> np.ndarray:
@@ -20,22 +26,53 @@ def test_scores_decide_between_duplicates_and_groups() -> None:
     assert cluster_groups(pairs, scores, 6).tolist() == [0, 0, 0, 1, 1, 2]
 
 
-@pytest.mark.parametrize(("size", "n_groups"), [(40, 2), (20, 1)])
-def test_only_a_large_group_is_divided_at_its_weak_link(size: int, n_groups: int) -> None:
+@pytest.mark.parametrize("size", [2, 6, 40])
+def test_weak_links_join_parts_by_their_share_whatever_the_size(size: int) -> None:
+    """Of the pairs between two parts, a quarter must have a link of the least score."""
     cliques = make_clique(0, size), make_clique(size, size)
-    pairs = np.concatenate([*cliques, [[0, size]]])
-    scores = np.append(np.full(2 * len(cliques[0]), 20), 12)
-    groups = cluster_groups(pairs, scores, 2 * size)
-    assert len(set(groups)) == n_groups
-    assert len(set(groups[:size])) == len(set(groups[size:])) == 1
+    between = np.stack(np.divmod(np.arange(size * size), size), axis=1) + np.array([0, size])
+    for n_links, n_groups in ((size * size // 4, 1), (size * size // 4 - 1, 2)):
+        pairs = np.concatenate([*cliques, between[:n_links]])
+        scores = np.append(np.full(2 * len(cliques[0]), 19), np.full(n_links, GROUP_SCORE))
+        groups = cluster_groups(pairs, scores, 2 * size)
+        assert len(set(groups[:size])) == len(set(groups[size:])) == 1
+        assert len(set(groups)) == n_groups
 
 
-def test_a_long_chain_is_divided_but_never_a_duplicate_set() -> None:
-    chain = np.stack([np.arange(99), np.arange(1, 100)], axis=1)
-    sizes = np.bincount(cluster_groups(chain, np.full(99, 14), 100))
-    assert 10 < sizes.min() <= sizes.max() <= PATIENT_IMAGES  # single linkage cuts off single nodes
-    duplicates = make_clique(0, PATIENT_IMAGES + 20)
-    assert not cluster_groups(duplicates, np.full(len(duplicates), 40), PATIENT_IMAGES + 20).any()
+def test_strong_links_are_never_cut() -> None:
+    n_images = 300
+    chain = np.stack([np.arange(n_images - 1), np.arange(1, n_images)], axis=1)
+    assert not cluster_groups(chain, np.full(n_images - 1, STRONG_SCORE), n_images).any()
+    weak = cluster_groups(chain, np.full(n_images - 1, STRONG_SCORE - 1), n_images)
+    assert len(set(weak)) > 10
+
+
+def test_images_of_a_patient_or_series_are_one_group_without_links() -> None:
+    patients = ["a"] * 155 + [""] * 155 + ["b"]
+    series = [""] * 155 + ["s"] * 155 + [""]
+    groups = cluster_groups(np.zeros((0, 2), int), np.zeros(0, int), 311, patients, series)
+    assert groups.tolist() == [0] * 155 + [1] * 155 + [2]
+
+
+def test_weak_links_never_join_two_known_patients() -> None:
+    pairs, patients = make_clique(0, 3), ["a", "", "b"]
+    assert len(set(cluster_groups(pairs, np.full(3, 19), 3, patients))) == 2
+    assert len(set(cluster_groups(pairs, np.full(3, 19), 3, ["a", "", ""]))) == 1
+    assert len(set(cluster_groups(pairs, np.full(3, STRONG_SCORE), 3, patients))) == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_known_patients_are_neither_divided_nor_chained(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n_images = int(rng.integers(2, 60))
+    pairs = rng.integers(0, n_images, (int(rng.integers(0, 150)), 2))
+    scores = rng.integers(8, STRONG_SCORE, len(pairs))
+    patients = rng.choice(["", "", "a", "b", "c", "d"], n_images)
+    groups = cluster_groups(pairs, scores, n_images, patients.tolist())
+    is_known = patients != ""
+    pairs_of_names = np.unique(np.stack([groups[is_known], patients[is_known]]), axis=1)
+    assert pairs_of_names.shape[1] == len(set(patients[is_known]))
+    assert len(set(pairs_of_names[0])) == len(set(pairs_of_names[1]))
 
 
 def test_connect_passes_32_bit_nodes_to_scipy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,8 @@ def test_links_across_classes_are_listed() -> None:
     assert (audit["n_duplicate_sets"], audit["n_groups"], audit["n_patients"]) == (3, 2, 1)
     assert "1 of 1 duplicate links connect two classes" in text
     assert "Images/a/0.png and Images/b/1.png (score 44)" in text
-    assert "1 known patients" in text
+    assert audit["patients"]["n_images"] == 2
+    assert "patients: 1, known for 2 of 4 images" in text
 
 
 def test_identical_files_in_two_classes_are_conflicts() -> None:
@@ -109,7 +110,24 @@ def test_cut_links_are_counted() -> None:
     audit, text = audit_links(frame, (0, 1, 14, "related"))
     cut = {"count": 1, "highest_score": 14, "across_splits": 1}
     assert audit["duplicates"]["cut_links"] == cut
-    assert "1 links cut, 1 of them between splits" in text
+    assert "1 weak links connect two groups, 1 of them in two splits" in text
+
+
+def test_strong_links_between_two_patients_are_listed_once() -> None:
+    frame = build_frame(["d1", "d2", "d3", "d4"], ["g1", "g1", "g1", "g2"], ["a"] * 4)
+    frame["patient"] = ["p", "q", "q", "r"]
+    links = [(0, 1, 25, "related"), (0, 2, 22, "related"), (1, 2, 40, "duplicate")]
+    audit, text = audit_links(frame, *links, (2, 3, 19, "related"))
+    assert audit["patients"]["linked"] == [
+        {"patients": ["p", "q"], "first": "Images/a/0.png", "second": "Images/a/1.png", "score": 25}
+    ]
+    assert "1 pairs of patients have a strong link, such as p and q (score 25)" in text
+
+
+@pytest.mark.parametrize(("patient", "part"), [("", "patients: unknown"), ("p", "for all 2")])
+def test_the_summary_says_whether_patients_are_known(patient: str, part: str) -> None:
+    frame = build_frame(["d1", "d2"], ["g1", "g1"], ["a", "a"]).assign(patient=patient)
+    assert part in audit_links(frame)[1]
 
 
 def test_odd_images_are_named() -> None:

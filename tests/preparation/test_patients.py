@@ -2,11 +2,19 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from helper import UserError
+from preparation import published as published_table
 from preparation.manifest import ImageFacts, manifest_path
-from preparation.patients import collect_patients, read_patients
+from preparation.patients import (
+    DICOM,
+    PUBLISHED,
+    TABLE,
+    collect_patients,
+    read_patients,
+)
 
 NAMES = {"Images/A/1.jpg": "x/A/1.jpg", "Images/A/1_2.jpg": "y/A/1.jpg", "Images/B/2.jpg": ""}
 PSEUDONYMS = ("p" + "0" * 16, "p" + "1" * 16)
@@ -61,16 +69,64 @@ def test_a_table_overrides_earlier_patients_and_these_override_dicom(tmp_path: P
     )
     table = write_table(tmp_path / "patients.csv", f"path,patient\n{third},dora\n")
     expected = {first: "anna", second: PSEUDONYMS[1], third: "dora"}
-    assert collect_patients(tmp_path, facts, NAMES, table) == expected
+    known = collect_patients(tmp_path, facts, NAMES, table)
+    assert known.patients == expected
+    assert known.sources == {TABLE: 2, DICOM: 1}
 
 
 def test_an_unusable_manifest_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_table(manifest_path(tmp_path), "path,group\n")
-    assert collect_patients(tmp_path, make_facts("", "", ""), NAMES, None) == {}
+    assert not collect_patients(tmp_path, make_facts("", "", ""), NAMES, None).patients
     assert "give --patients again" in caplog.text
 
 
 def test_one_patient_id_in_all_files_is_ignored(tmp_path: Path) -> None:
-    assert collect_patients(tmp_path, make_facts(*[PSEUDONYMS[0]] * 3), NAMES, None) == {}
+    assert not collect_patients(tmp_path, make_facts(*[PSEUDONYMS[0]] * 3), NAMES, None).patients
     facts = make_facts(PSEUDONYMS[0], PSEUDONYMS[0], "")
-    assert len(collect_patients(tmp_path, facts, NAMES, None)) == 2
+    assert len(collect_patients(tmp_path, facts, NAMES, None).patients) == 2
+
+
+def make_studies(*studies: str) -> dict[str, ImageFacts]:
+    return {
+        path: ImageFacts("x", 8, 8, 1.0, "L", study=study)
+        for path, study in zip(NAMES, studies, strict=True)
+    }
+
+
+def test_studies_are_kept_for_images_without_a_patient(tmp_path: Path) -> None:
+    first, second, third = NAMES
+    facts = make_studies("s1", "s1", "s2")
+    studies = {first: "s1", second: "s1", third: "s2"}
+    assert collect_patients(tmp_path, facts, NAMES, None).studies == studies
+    table = write_table(tmp_path / "patients.csv", f"path,patient\n{first},anna\n")
+    assert set(collect_patients(tmp_path, facts, NAMES, table).studies) == {second, third}
+
+
+def test_one_study_in_all_files_is_ignored(tmp_path: Path) -> None:
+    assert not collect_patients(tmp_path, make_studies("s1", "s1", "s1"), NAMES, None).studies
+
+
+def test_published_files_are_recognised_and_a_table_overrides_them(tmp_path: Path) -> None:
+    published = pd.read_csv(published_table.TABLE, dtype=str)
+    first, second, _ = NAMES
+    digests = [*(published["sha256"][:2] + "0" * 52), "f" * 64]
+    facts = {
+        path: ImageFacts(digest, 8, 8, 1.0, "L")
+        for path, digest in zip(NAMES, digests, strict=True)
+    }
+    known = collect_patients(tmp_path, facts, NAMES, None)
+    assert known.patients == {first: published["patient"][0], second: published["patient"][1]}
+    assert known.sources == {PUBLISHED: 2}
+    table = write_table(tmp_path / "patients.csv", f"path,patient\n{second},anna\n")
+    known = collect_patients(tmp_path, facts, NAMES, table)
+    assert known.patients[second] == "anna"
+    assert known.sources == {TABLE: 1, PUBLISHED: 1}
+
+
+def test_the_published_table_is_complete() -> None:
+    published = pd.read_csv(published_table.TABLE, dtype=str)
+    assert published["sha256"].str.fullmatch("[0-9a-f]{12}").all()
+    assert published["sha256"].is_unique
+    assert published["patient"].nunique() == 188
+    assert published["slice"].nunique() == 2313
+    assert published.groupby("slice")["patient"].nunique().eq(1).all()

@@ -57,7 +57,11 @@ def test_patients_are_groups_under_pseudonyms(tmp_path: Path, capsys: Capture) -
     assert audit["n_patients"] == 12
     assert audit["modes"] == {"MONOCHROME2 16-bit": 24, "L": 2}
     assert audit["ignored_files"]["count"] == 2
-    for part in ("12 patients by the PatientID of 24 DICOM files", "12 known patients", "film.dcm"):
+    for part in (
+        "12 patients by the PatientID of 24 DICOM files",
+        "patients: 12, known for 24 of 27",
+        "film.dcm",
+    ):
         assert part in printed
     tables = [path for path in data.rglob("*") if path.suffix in {".csv", ".json"}]
     written = "".join(path.read_text("utf-8") for path in tables).lower()
@@ -66,6 +70,28 @@ def test_patients_are_groups_under_pseudonyms(tmp_path: Path, capsys: Capture) -
     first = take_snapshot(data)
     assert run(source, "--data", data) == 0
     assert take_snapshot(data) == first
+
+
+def test_a_study_without_patient_stays_in_one_split(tmp_path: Path, capsys: Capture) -> None:
+    """Studies of 1 to 155 slices, no PatientID: each study is one group, and none is divided."""
+    sizes = (155, 1, 40, 7, 7, 7)
+    files = {}
+    for label in "AB":
+        for study, size in enumerate(sizes):
+            for place in range(size):
+                values = np.random.default_rng([study, place, ord(label)]).integers(0, 255, (4, 4))
+                uid = f"1.2.826.0.1.4711.{ord(label)}.{study}"
+                files[f"top/{label}/{study}-{place}.dcm"] = encode_dicom(
+                    values.astype(np.uint8), PatientID="", StudyInstanceUID=uid
+                )
+    assert run(write_zip(tmp_path / "source", files), "--data", tmp_path / "data") == 0
+    frame = load_manifest(tmp_path / "data")
+    study = frame["path"].str.extract(r"Images/(.*)-")[0]
+    assert (frame["patient"] == "").all()
+    assert frame.groupby(study)["group"].nunique().eq(1).all()
+    assert frame["group"].nunique() == 2 * len(sizes)
+    assert frame.groupby(study)["split"].nunique().eq(1).all()
+    assert "12 studies stays in one split" in capsys.readouterr().out
 
 
 def test_large_frames_are_refused(tmp_path: Path, capsys: Capture) -> None:
