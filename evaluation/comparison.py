@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from evaluation.intervals import Z_95, BoolArray
+from evaluation.intervals import Z_95, BoolArray, FloatArray
 
 EXACT_GROUPS, SIGN_DRAWS = 14, 20_000
 
 
 def compare_paired(
-    first_correct: BoolArray,
-    second_correct: BoolArray,
+    first_correct: BoolArray | FloatArray,
+    second_correct: BoolArray | FloatArray,
     duplicate_sets: NDArray[Any],
     groups: NDArray[Any],
 ) -> dict[str, Any]:
@@ -22,8 +22,8 @@ def compare_paired(
     Larger groups have more weight in the interval and in the permutation test alike.
 
     Args:
-        first_correct: [N].
-        second_correct: [N].
+        first_correct: [N] whether the first is right, or the share of several networks that are.
+        second_correct: [N], likewise.
         duplicate_sets: [N] ids; duplicates of one slice have one vote together in McNemar's test.
         groups: [N] ids; the unit of the interval and of the permutation test.
 
@@ -44,7 +44,7 @@ def compare_paired(
     """
     if not len(first_correct):
         raise ValueError("there are no images to compare")
-    ahead = first_correct.astype(np.float64) - second_correct  # [N] -1, 0 or 1
+    ahead = first_correct.astype(np.float64) - second_correct  # [N] in -1..1
     difference = float(ahead.mean())
     codes = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(codes)

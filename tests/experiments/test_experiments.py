@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 
 import dataset
 from experiments import (
     calibration_bias,
-    headline,
     interval_coverage,
     ood_rates,
     planted_duplicates,
@@ -20,7 +18,6 @@ from experiments import (
 )
 from helper import UserError
 from modeling import checkpoint as checkpoints
-from reporting import results
 from tests.support.builders import Run, expect_refusal, make_data_folder
 
 FIRST = "session/first/best.pt"
@@ -30,40 +27,6 @@ def read_figures(path: Path | str = "figures.json") -> dict[str, Any]:
     figures = json.loads(Path(path).read_text("utf-8"))
     assert {"cpu", "cores", "commit", "torch"} <= set(figures["environment"])
     return figures
-
-
-def test_the_headline_needs_two_different_seeds_and_slices(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for seeds in (["1", "1"], ["1"]):
-        with pytest.raises(SystemExit, match="2"):
-            headline.main(["--weights", "none.pth", "--seeds", *seeds])
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="1"):  # there are no slices
-        headline.main(["--weights", "none.pth", "--seeds", "0", "1"])
-
-
-@pytest.mark.integration
-def test_the_headline_trains_and_compares(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(results, "draw_plots", lambda *_: ())
-    make_data_folder(Path("noise"), ("A", "B", "C"), n_each=12)
-    torch.save(torchvision.models.mobilenet_v2().state_dict(), "weights.pth")
-    small = ["--data", "noise", "--model", "mobilenet_v2", "--image-size", "32", "--epochs", "1"]
-    monkeypatch.setattr(headline, "RECIPE", small)
-    monkeypatch.setattr(headline, "FOLDS", 2)
-    command = ["--weights", "weights.pth", "--seeds", "0", "1", "--json", "figures.json"]
-    assert headline.main(command) == 0
-    figures = read_figures()
-    assert figures["n_images"] == 36  # every slice is predicted once per seed
-    names = [row["run"] for row in figures["comparison"]["rows"]]
-    assert names == ["headline-0", "headline-1", "ensemble"]
-    assert 0 <= figures["mean"]["coverage"] <= 1
-    assert "| headline-1 |" in capsys.readouterr().out
-    assert headline.main(command) == 0  # nothing is trained again
-    assert "epoch   1/1" not in capsys.readouterr().out
 
 
 def test_lesions_that_a_grid_can_hit_by_hand() -> None:
