@@ -371,7 +371,7 @@ def _describe_patients(audit: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"  {len(linked)} pairs of patients have a strong link, such as "
             f"{' and '.join(linked[0]['patients'])} (score {linked[0]['score']}): one person under "
-            "two names, or a duplicate; they share a group, and audit.json lists them"
+            "two names, a duplicate or a resemblance; they share a group (listed in audit.json)"
         )
     return lines
 
