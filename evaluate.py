@@ -80,35 +80,34 @@ def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str
 
 def print_summary(report: dict[str, Any], results_dir: Path) -> None:
     """Print notes, the comparison of runs, the main metrics and the baselines."""
-    from reporting.wording import HEADLINE, format_estimate
+    from reporting.wording import (
+        describe_spread,
+        format_estimate,
+        format_headline,
+        list_differences,
+    )
 
-    accuracy = "accuracy %s, per distinct slice %s, macro-F1 %s"
     for note in report["notes"]:
         log.info("note: %s", note)
     if comparison := report.get("comparison"):
         for row in comparison["rows"]:
             log.info(
-                f"%-24s {accuracy}, ECE %.4f (without its bias %s), NLL %.4f",
-                *(row["run"], *(format_estimate(row[key]) for key in HEADLINE), row["ece"]),
+                "%-24s %s, ECE %.4f (without its bias %s), NLL %.4f",
+                *(row["run"], format_headline(row), row["ece"]),
                 *(format_estimate(row["ece_debiased"]), row["nll"]),
             )
-        for pair in comparison["pairs"]:
+        for name, pair in list_differences(comparison):
             log.info(
-                "%(first)s minus %(second)s: %(difference)+.4f [%(low)+.4f, %(high)+.4f], "
-                "p = %(p_value).3g by groups (%(n_first)d better, %(n_second)d worse)",
-                pair | {"low": pair["ci95"][0], "high": pair["ci95"][1]},
+                "%s: %+.4f [%+.4f, %+.4f], p = %.3g by groups (%d better, %d worse)",
+                *(name, pair["difference"], *pair["ci95"]),
+                *(pair["p_value"], pair["n_first"], pair["n_second"]),
             )
-        log.info(
-            "over the runs: accuracy %(mean).4f, standard deviation %(standard_deviation).4f, "
-            "from %(least).4f to %(greatest).4f",
-            comparison["spread"],
-        )
+        log.info("%s", describe_spread(comparison))
+    log.info("%s, %s split: %s", report["run"], report["split"], format_headline(report))
+    patients = f", {report['n_patients']} patients" if report["n_patients"] else ""
     log.info(
-        f"%s, %s split: {accuracy} on %d images of %d groups; "
-        "majority-class baseline %.4f, brightness baseline %.4f",
-        *(report["run"], report["split"]),
-        *(format_estimate(report[key]) for key in HEADLINE),
-        *(report["n_images"], report["n_groups"]),
+        "%d images, %d groups%s; majority-class baseline %.4f, brightness baseline %.4f",
+        *(report["n_images"], report["n_groups"], patients),
         *(report["baselines"]["majority"], report["baselines"]["brightness"]),
     )
     log.info("%s", helper.NOTICE)

@@ -1,5 +1,6 @@
 """Paired comparison of two classifiers on the same images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from evaluation.intervals import Z_95, BoolArray, FloatArray
+from evaluation.patients import PatientPredictions
 
 EXACT_GROUPS, SIGN_DRAWS = 14, 20_000
 
@@ -60,6 +62,33 @@ def compare_paired(
         "n_second": int((by_group < 0).sum()),
         "p_value": _test_sign_flips(by_group),
         "p_value_slices": _test_signs(np.bincount(set_codes, weights=ahead)),
+    }
+
+
+def compare_patients(
+    first: PatientPredictions, second: PatientPredictions
+) -> dict[str, Any] | None:
+    """Compare the accuracy per patient of two classifiers on the same P patients.
+
+    Returns:
+        As `compare_paired`, with patients in place of images; None without patients.
+    """
+    if not len(first.patients):
+        return None
+    units = np.arange(len(first.patients))
+    return compare_paired(first.correct, second.correct, units, first.groups)
+
+
+def compute_spread(accuracies: Sequence[float | None]) -> dict[str, float] | None:
+    """Return mean, standard deviation and range over two or more runs; None if undefined."""
+    if None in accuracies:
+        return None
+    values = np.array(accuracies, dtype=np.float64)
+    return {
+        "mean": float(values.mean()),
+        "standard_deviation": float(values.std(ddof=1)),
+        "least": float(values.min()),
+        "greatest": float(values.max()),
     }
 
 

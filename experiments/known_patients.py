@@ -35,6 +35,7 @@ from duplicates.clustering import DUPLICATE_SCORE, STRONG_SCORE, connect
 from duplicates.finder import Duplicates, load_duplicates
 from evaluation.comparison import compare_paired
 from evaluation.intervals import describe, estimate_ratio
+from evaluation.patients import aggregate_by_patient
 from experiments import cli
 from helper import UserError
 from preparation.manifest import link_groups, load_manifest, name_sets, write_manifest
@@ -206,26 +207,23 @@ def write_folder(folder: Path, frame: pd.DataFrame, data_dir: Path) -> None:
 def score(results_dir: Path, slices: pd.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
     """Return whether each slice, and each patient by the mean of its slices, is right: [N], [P].
 
-    Patients are in the order of `first_of_patient`.
+    Patients are in the order of `list_patient_groups`.
     """
-    table = pd.read_csv(results_dir / "predictions.csv", dtype={"patient": str})
-    table = table.set_index("path").loc[slices["path"]].reset_index()
+    table = pd.read_csv(results_dir / "predictions.csv").set_index("path").loc[slices["path"]]
     columns = [name for name in table if name.startswith("p_")]
     classes = [name.removeprefix("p_") for name in columns]
     labels = np.array([classes.index(label) for label in slices["label"]])
     probs = table[columns].to_numpy()
-    units = np.unique(slices["patient"] + "/" + slices["label"], return_inverse=True)[1]
-    mean = np.stack([np.bincount(units, column) for column in probs.T], axis=1)
-    first = first_of_patient(slices)
+    patients, groups = (slices[name].to_numpy(dtype=str) for name in ("patient", "group"))
     return {
         "slice": (probs.argmax(axis=1) == labels).astype(float),
-        "patient": (mean.argmax(axis=1) == labels[first]).astype(float),
+        "patient": aggregate_by_patient(probs, labels, patients, groups).correct.astype(float),
     }
 
 
-def first_of_patient(slices: pd.DataFrame) -> npt.NDArray[np.intp]:
-    """Return the first slice of each patient, in the order of their names and classes."""
-    return np.unique(slices["patient"] + "/" + slices["label"], return_index=True)[1]
+def list_patient_groups(slices: pd.DataFrame) -> npt.NDArray[np.str_]:
+    """Return the group of each patient and class, sorted by both, [P]."""
+    return slices.groupby(["patient", "label"])["group"].first().to_numpy(dtype=str)
 
 
 def describe_split(
@@ -233,13 +231,14 @@ def describe_split(
 ) -> dict[str, Any]:
     """Return the accuracies of one split over the seeds, with intervals by patient."""
     groups = slices["group"].to_numpy()
-    first = first_of_patient(slices)
     by_seed = [float(score(run, slices)["slice"].mean()) for run in runs]
     reports = [json.loads((run / "metrics.json").read_text("utf-8")) for run in runs]
     baselines = pd.DataFrame([report["baselines"] for report in reports])
     return {
         "accuracy": describe(estimate_ratio(hits["slice"]), groups),
-        "accuracy_per_patient": describe(estimate_ratio(hits["patient"]), groups[first]),
+        "accuracy_per_patient": describe(
+            estimate_ratio(hits["patient"]), list_patient_groups(slices)
+        ),
         "accuracy_by_seed": by_seed,
         "seed_deviation": float(np.std(by_seed, ddof=1)) if len(runs) > 1 else None,
         "baselines": baselines.mean().to_dict(),
@@ -252,7 +251,7 @@ def compare_splits(
 ) -> dict[str, Any]:
     """Return the paired difference of each split from the strictest one, by patient."""
     names, groups = list(hits), slices["group"].to_numpy()
-    sets, first = slices["duplicate_set"].to_numpy(), first_of_patient(slices)
+    sets, patient_groups = slices["duplicate_set"].to_numpy(), list_patient_groups(slices)
     strictest = hits[names[-1]]
     differences: dict[str, Any] = {}
     for name in names[:-1]:
@@ -260,7 +259,7 @@ def compare_splits(
         differences[f"{name} minus {names[-1]}"] = {
             "slice": compare_paired(own["slice"], strictest["slice"], sets, groups),
             "patient": compare_paired(
-                own["patient"], strictest["patient"], groups[first], groups[first]
+                own["patient"], strictest["patient"], patient_groups, patient_groups
             ),
         }
     return differences

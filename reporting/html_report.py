@@ -9,12 +9,14 @@ from common.atomic_files import write_text
 from helper import NOTICE
 from reporting.wording import (
     AVERAGES,
-    HEADLINE,
     Context,
+    describe_spread,
     format_estimate,
     format_figure,
     format_interval,
     format_number,
+    list_differences,
+    list_headline,
     load_template,
     split_notes,
 )
@@ -22,6 +24,7 @@ from reporting.wording import (
 Metrics = Mapping[str, Any]
 Table = dict[str, Any]
 PLOTS = {
+    "accuracy.png": "Accuracies with 95 % intervals, and the accuracies of the baselines per image",
     "confusion_matrix.png": "Confusion matrix: counts and shares of each true class",
     "class_metrics.png": "Precision, recall and F1 of each class",
     "roc.png": "ROC curves, each class against the rest",
@@ -68,6 +71,7 @@ def write_report(path: Path, report: Metrics, plots_dir: Path, context: Context)
         ),
         comparison=_build_comparison(report.get("comparison")),
         classes=_tabulate_classes(report["per_class"]),
+        patients=_tabulate_patients(report),
         operating_points=_tabulate_operating_points(report["operating_points"]),
         calibration=_tabulate_calibration(report["calibration"]),
         coverage=_tabulate_coverage(report["conformal"]),
@@ -99,7 +103,7 @@ def _build_cards(report: Metrics) -> list[dict[str, str]]:
             "about": format_interval(report[key]),
             "kind": "",
         }
-        for key, name in HEADLINE.items()
+        for key, name in list_headline(report).items()
     ]
     baselines = {
         "majority": (
@@ -125,33 +129,29 @@ def _build_cards(report: Metrics) -> list[dict[str, str]]:
 def _build_comparison(comparison: Metrics | None) -> dict[str, Any] | None:
     if not comparison:
         return None
-    spread = comparison["spread"]
+    columns = list_headline(comparison["rows"][0])
     return {
         "runs": _table(
-            ["run", "accuracy", "per distinct slice", "F1, macro", "ECE without its bias", "NLL"],
+            ["run", *columns.values(), "ECE without its bias", "NLL"],
             (
                 (
                     row["run"],
-                    *(format_estimate(row[key]) for key in (*HEADLINE, "ece_debiased")),
+                    *(format_estimate(row[key]) for key in (*columns, "ece_debiased")),
                     format_number(row["nll"]),
                 )
                 for row in comparison["rows"]
             ),
         ),
-        "spread": f"Over the runs: mean accuracy {format_number(spread['mean'])}, standard "
-        f"deviation {format_number(spread['standard_deviation'])}, from "
-        f"{format_number(spread['least'])} to {format_number(spread['greatest'])}.",
+        "spread": describe_spread(comparison),
         "pairs": _table(
             ["pair", "difference of accuracy", "groups better", "groups worse", "p, by groups"],
             (
                 (
-                    f"{pair['first']} minus {pair['second']}",
+                    name,
                     f"{pair['difference']:+.4f} [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]",
-                    pair["n_first"],
-                    pair["n_second"],
-                    f"{pair['p_value']:.3g}",
+                    *(pair["n_first"], pair["n_second"], f"{pair['p_value']:.3g}"),
                 )
-                for pair in comparison["pairs"]
+                for name, pair in list_differences(comparison)
             ),
         ),
     }
@@ -164,6 +164,18 @@ def _tabulate_classes(per_class: Metrics) -> Table:
         (
             (name, *(format_estimate(metrics[key]) for key in keys), metrics["support"])
             for name, metrics in per_class.items()
+        ),
+    )
+
+
+def _tabulate_patients(report: Metrics) -> Table | None:
+    if not report["n_patients"]:
+        return None
+    return _table(
+        ["class", "recall per patient", "patients"],
+        (
+            (name, format_estimate(recall), recall["n_patients"])
+            for name, recall in report["recall_per_patient"].items()
         ),
     )
 

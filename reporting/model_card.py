@@ -8,7 +8,7 @@ from typing import Any
 
 from common.atomic_files import write_text
 from helper import NOTICE
-from reporting.wording import AVERAGES, HEADLINE, Context, load_template, split_notes
+from reporting.wording import AVERAGES, Context, list_headline, load_template, split_notes
 
 
 def write_model_card(
@@ -33,7 +33,7 @@ def write_model_card(
     card = load_template("model_card.md.jinja", finalize=_escape).render(
         report=report,
         notice=NOTICE,
-        metrics=HEADLINE | AVERAGES,
+        metrics=list_headline(report) | AVERAGES,
         networks=sorted({f"{each['model']}, started from {each['start']}" for each in checkpoints}),
         n_networks=len(checkpoints),
         best_epochs=", ".join(str(each["best"]["epoch"]) for each in checkpoints),

@@ -128,6 +128,50 @@ def plot_confusion_matrix(confusion: IntArray, classes: Sequence[str]) -> Figure
     return figure
 
 
+def plot_accuracies(
+    accuracies: Mapping[str, Mapping[str, Mapping[str, Any]]], baselines: Mapping[str, float]
+) -> Figure:
+    """Plot accuracies with their 95 % intervals, and the baselines as vertical lines.
+
+    Args:
+        accuracies: For each unit, such as "accuracy per patient", the estimate of each run.
+        baselines: Accuracy of each baseline.
+    """
+    runs = list(next(iter(accuracies.values())))
+    n_units = len(accuracies)
+    figure = build_figure("Accuracy with 95 % intervals", 9.6, 1.8 + 0.36 * n_units * len(runs))
+    axes = figure.subplots()
+    beside = axes.get_yaxis_transform()  # x in widths of the axes, y in rows
+    for index, (name, estimates) in enumerate(accuracies.items()):
+        values = np.array([estimates[run]["value"] for run in runs])
+        bounds = np.array([estimates[run]["ci95"] for run in runs]).T
+        rows = np.arange(len(runs)) + 0.7 * ((index + 0.5) / n_units - 0.5)
+        color, errors = get_palette(n_units)[index], np.abs(bounds - values)
+        axes.errorbar(
+            values, rows, xerr=errors, fmt=MARKERS[index], color=color, capsize=3, label=name
+        )
+        for row, value in zip(rows, values, strict=True):
+            text = f"{value:.4f}"
+            axes.text(1.02, row, text, transform=beside, va="center", fontsize=9, color=color)
+    for style, (name, value) in zip(LINE_STYLES[1:], baselines.items(), strict=False):
+        axes.axvline(value, color="grey", linestyle=style, linewidth=1, label=f"{name} baseline")
+    axes.set_yticks(np.arange(len(runs)), [wrap(run, 24) for run in runs])
+    axes.set(xlabel="accuracy", ylim=(len(runs) - 0.5, -0.5))
+    axes.set_xlim(right=1.005)
+    axes.grid(axis="x", alpha=0.3)
+    handles, names = axes.get_legend_handles_labels()  # lines first, then points with intervals
+    order = [*range(len(baselines), len(names)), *range(len(baselines))]
+    axes.legend(
+        [handles[place] for place in order],
+        [names[place] for place in order],
+        loc="upper left",
+        bbox_to_anchor=(1.1, 1.03),
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
 def plot_class_metrics(per_class: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Plot precision, recall and F1 of each class as bars, a dash where undefined.
 

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import atomic_files
-from evaluation import calibration, comparison, conformal, metrics
+from evaluation import calibration, comparison, conformal, metrics, patients
 from evaluation.intervals import describe
 from evaluation.predictions import LEAKY_SPLIT, PHANTOM, Predictions, describe_leak
 from helper import UserError
@@ -20,7 +20,14 @@ from preparation.audit import describe_audit, read_audit
 from reporting import galleries, plots, uncertainty_plots
 from reporting.html_report import write_report
 from reporting.model_card import write_model_card
-from reporting.wording import HEADLINE, Context, describe_origin, list_limits
+from reporting.wording import (
+    HEADLINE,
+    Context,
+    describe_origin,
+    describe_patients,
+    list_headline,
+    list_limits,
+)
 
 METRICS_SCHEMA = 1
 ENSEMBLE = "ensemble"
@@ -38,8 +45,9 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
     """
     calibrated, checkpoints = predictions.calibrated, predictions.checkpoints
     labels, classes = predictions.labels, predictions.classes
-    duplicate_sets, groups = _get_ids(predictions)
-    computed = metrics.compute_metrics(calibrated.probs, labels, duplicate_sets, groups, classes)
+    ids = _get_ids(predictions)
+    groups = ids[2]
+    computed = _compute_metrics(predictions, ids)
     fitted = [each["calibration"] for each in checkpoints if each.get("calibration")]
     # an average of calibrated probabilities has no temperature
     is_fitted = len(fitted) == len(checkpoints) and not predictions.is_ensemble
@@ -68,6 +76,8 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
             *_describe_calibration(predictions, fitted),
         ],
     }
+    if report["patients"] != patients.KNOWN:
+        report["notes"].insert(len(predictions.warnings), _describe_patients(predictions, report))
     sets, low_confidence = calibrated.prediction_sets, calibrated.low_confidence
     if sets is not None and low_confidence is not None and calibrated.detected is not None:
         report |= {
@@ -80,10 +90,25 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
     return report
 
 
-def _get_ids(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Return the duplicate set [N] and the group [N] of each slice."""
-    rows = predictions.rows
-    return rows["duplicate_set"].to_numpy(), rows["group"].to_numpy()
+def _get_ids(predictions: Predictions) -> list[np.ndarray]:
+    """Return patient [N], duplicate set [N] and group [N] of the slices."""
+    return [predictions.rows[name].to_numpy() for name in ("patient", "duplicate_set", "group")]
+
+
+def _compute_metrics(predictions: Predictions, ids: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Compute the metrics by image, duplicate set and patient, with the ids of `_get_ids`."""
+    probs, labels, classes = predictions.calibrated.probs, predictions.labels, predictions.classes
+    patient, duplicate_set, group = ids
+    return {
+        **metrics.compute_metrics(probs, labels, duplicate_set, group, classes),
+        **patients.compute_patient_metrics(probs, labels, patient, group, classes),
+    }
+
+
+def _describe_patients(predictions: Predictions, report: Mapping[str, Any]) -> str:
+    """Return the sentence on the patients of the slices."""
+    n_known = int((predictions.rows["patient"] != "").sum())
+    return describe_patients(report, n_known, int(predictions.related.sum()))
 
 
 def _describe_provenance(checkpoints: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -160,9 +185,10 @@ def compare(
     """Compare several runs and their ensemble on the same slices.
 
     Returns:
-        `rows` with accuracy, accuracy per distinct slice and macro-F1 (each with interval), ECE
-        (also without its bias, with interval) and NLL; `pairs` with the difference of accuracies,
-        its interval and tests by groups and by slices; `spread` of accuracy over the members.
+        `rows` with the accuracies and macro-F1 (each with interval), ECE (also without its bias,
+        with interval) and NLL; `pairs` with the difference of accuracies, its interval and tests by
+        groups and by slices, and the same `per_patient`; `spread` and `spread_per_patient` of
+        accuracy over the members. What is per patient is null if no patient is known.
 
     Raises:
         UserError: Two runs have the same name.
@@ -174,12 +200,13 @@ def compare(
                 "train each with its own --name"
             )
     compared = {**dict(zip(names, members, strict=True)), ENSEMBLE: ensemble}
-    duplicate_sets, groups = _get_ids(ensemble)
-    rows = []
+    ids = patient, duplicate_set, group = _get_ids(ensemble)
+    rows, by_patient = [], {}
     for name, member in compared.items():
         probs, labels = member.calibrated.probs, member.labels
-        computed = metrics.compute_metrics(probs, labels, duplicate_sets, groups, member.classes)
-        errors = calibration.compute_calibration(probs, labels, groups)
+        computed = _compute_metrics(member, ids)
+        errors = calibration.compute_calibration(probs, labels, group)
+        by_patient[name] = patients.aggregate_by_patient(probs, labels, patient, group)
         rows.append(
             {
                 "run": name,
@@ -192,16 +219,17 @@ def compare(
             "first": first,
             "second": second,
             **comparison.compare_paired(
-                compared[first].correct, compared[second].correct, duplicate_sets, groups
+                compared[first].correct, compared[second].correct, duplicate_set, group
             ),
+            "per_patient": comparison.compare_patients(by_patient[first], by_patient[second]),
         }
         for first, second in itertools.combinations(compared, 2)
     ]
-    accuracies = np.array([row["accuracy"]["value"] for row in rows[:-1]])
-    spread = {"mean": accuracies.mean(), "standard_deviation": accuracies.std(ddof=1)}
-    spread |= {"least": accuracies.min(), "greatest": accuracies.max()}
-    spread = {key: float(value) for key, value in spread.items()}
-    return {"rows": rows, "pairs": pairs, "spread": spread}
+    spreads = {
+        name: comparison.compute_spread([row[key]["value"] for row in rows[:-1]])
+        for name, key in (("spread", "accuracy"), ("spread_per_patient", "accuracy_per_patient"))
+    }
+    return {"rows": rows, "pairs": pairs, **spreads}
 
 
 # ---- files
@@ -249,6 +277,7 @@ def write_results(
     (results_dir / "metrics.json").unlink(missing_ok=True)
     with atomic_files.atomic_path(results_dir / "predictions.csv") as temporary:
         tabulate(predictions).to_csv(temporary, index=False, lineterminator="\n")
+    _write_patients(results_dir / "patients.csv", predictions)
     plots_dir = results_dir / "plots"
     for old in plots_dir.glob("*.png"):
         old.unlink()  # it may be from an evaluation with other plots
@@ -261,6 +290,19 @@ def write_results(
     write_report(results_dir / "report.html", report, plots_dir, context)
     write_model_card(results_dir / "model_card.md", report, predictions.checkpoints, context)
     atomic_files.write_json(results_dir / "metrics.json", report)
+
+
+def _write_patients(path: Path, predictions: Predictions) -> None:
+    """Write patients.csv if a patient is known; otherwise remove one of an earlier evaluation."""
+    patient, _, group = _get_ids(predictions)
+    probs, labels = predictions.calibrated.probs, predictions.labels
+    found = patients.aggregate_by_patient(probs, labels, patient, group)
+    if not len(found.patients):
+        path.unlink(missing_ok=True)
+        return
+    with atomic_files.atomic_path(path) as temporary:
+        table = patients.tabulate_patients(found, predictions.classes)
+        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def tabulate(predictions: Predictions) -> pd.DataFrame:
@@ -285,6 +327,13 @@ def draw_plots(
 ) -> Iterator[tuple[str, Figure]]:
     """Yield name and figure of every plot that applies to these predictions."""
     probs, labels, classes = predictions.calibrated.probs, predictions.labels, predictions.classes
+    compared = report.get("comparison", {"rows": [report]})["rows"]
+    accuracies = {
+        name: {row["run"]: row[key] for row in compared}
+        for key, name in list_headline(report).items()
+        if key.startswith("accuracy")
+    }
+    yield "accuracy", plots.plot_accuracies(accuracies, report["baselines"])
     confusion = np.array(report["confusion_matrix"])
     yield "confusion_matrix", plots.plot_confusion_matrix(confusion, classes)
     yield "class_metrics", plots.plot_class_metrics(report["per_class"])
@@ -325,6 +374,7 @@ def _build_context(report: dict[str, Any], predictions: Predictions, n_gallery: 
     return Context(
         training_data=training_data,
         evaluation_data=training_data if is_own else f"slices of {report['data']}",
+        patients=_describe_patients(predictions, report),
         output=output,
         limits=list_limits(report["classes"], PHANTOM in report["notes"]),
         audit=describe_audit(audit) if (audit := read_audit(Path(report["data"]))) else (),

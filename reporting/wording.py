@@ -8,6 +8,8 @@ from typing import Any
 
 import jinja2
 
+from evaluation.patients import PARTLY_KNOWN, UNKNOWN
+
 PUBLISHED_CLASSES = ["Glioma", "Menin", "Tumor"]
 ATTRIBUTION = (
     "Bangladesh Brain Cancer MRI Dataset, Md Mizanur Rahman, Daffodil International University, "
@@ -24,15 +26,17 @@ GENERAL_LIMITS = (
 )
 PUBLISHED_LIMITS = (
     "There is no healthy class: the model names a tumour for every image.",
-    "The data are one public data set without patient identifiers, scanner or acquisition data. "
+    "The data are one public data set; its archive does not name patients, scanner or acquisition. "
     "Results on slices of other hospitals may differ.",
     "The publisher of the Bangladesh Brain Cancer MRI Dataset does not define its third class, "
-    "Tumor.",
+    "Tumor. Its slices are duplicates of the pituitary tumours of Cheng et al. (figshare, doi "
+    "10.6084/m9.figshare.1512427).",
 )
 HEADLINE = {
     "accuracy": "accuracy",
     "accuracy_per_slice": "accuracy per distinct slice",
-    "f1_macro": "F1, macro",
+    "accuracy_per_patient": "accuracy per patient",
+    "f1_macro": "macro-F1",
 }
 AVERAGES = {
     "precision_macro": "precision, macro",
@@ -40,6 +44,7 @@ AVERAGES = {
     "roc_auc_macro": "ROC AUC, macro",
     "mcc": "Matthews correlation",
 }
+SEEN_SPLITS = {"train", "all"}  # they are not held out, or not of the run
 WARNING = re.compile(r"[A-Z]{4,}")  # a note that starts with such a word is shown above the results
 
 
@@ -50,6 +55,7 @@ class Context:
     Attributes:
         training_data: Origin of the slices that the network was trained on.
         evaluation_data: Origin of the slices that it was evaluated on.
+        patients: Whether the patients of the evaluated slices are known.
         output: Kind of the probabilities, such as calibrated.
         limits: Limits of use, the most important first.
         audit: Lines of the audit by prepare.py; empty if unknown.
@@ -58,6 +64,7 @@ class Context:
 
     training_data: str
     evaluation_data: str
+    patients: str
     output: str
     limits: Sequence[str] = (*GENERAL_LIMITS, *LIMITS)
     audit: Sequence[str] = ()
@@ -106,6 +113,77 @@ def list_limits(classes: Sequence[str], phantom: bool) -> tuple[str, ...]:
 def is_published(classes: Sequence[str], phantom: bool) -> bool:
     """Return whether these are the classes of the published data set, and no phantoms."""
     return list(classes) == PUBLISHED_CLASSES and not phantom
+
+
+def describe_patients(report: Mapping[str, Any], n_known: int, n_related: int) -> str:
+    """Describe whether the patients of the evaluated slices are known, and what follows.
+
+    Args:
+        report: Content of metrics.json.
+        n_known: Number of slices whose patient is known.
+        n_related: Number of slices that are related to a training slice of the run.
+    """
+    n_images, n_patients, status = (report[key] for key in ("n_images", "n_patients", "patients"))
+    is_held_out = report["split"] not in SEEN_SPLITS
+    if status == UNKNOWN:
+        leak = "the accuracy on new patients is probably lower, and " if is_held_out else ""
+        return (
+            "UNKNOWN PATIENTS: no patient of these slices is known, so there is no accuracy per "
+            f"patient. Groups found in pictures are not patients: {leak}the intervals are too "
+            "narrow; if you know the patients, run prepare.py with --patients FILE"
+        )
+    if status == PARTLY_KNOWN:
+        return (
+            f"Patients: known for {n_known} of {n_images} slices, those of {n_patients} patients; "
+            "the accuracy per patient is over these. The other slices are in groups found in "
+            "pictures, which are not patients"
+        )
+    text = f"Patients: known for all {n_images} slices, those of {n_patients} patients"
+    if is_held_out and not n_related:
+        text += "; none of them is known to have a slice in the training split"
+    return text
+
+
+def list_headline(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return key and name of the main metrics, without the one per patient if none is known."""
+    return {key: name for key, name in HEADLINE.items() if report[key]["value"] is not None}
+
+
+def list_differences(comparison: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return name and paired comparison of every two runs: per image, then per patient."""
+    names = [f"{pair['first']} minus {pair['second']}" for pair in comparison["pairs"]]
+    per_patient = [pair["per_patient"] for pair in comparison["pairs"]]
+    return [
+        *zip(names, comparison["pairs"], strict=True),
+        *(
+            (f"{name}, per patient", pair)
+            for name, pair in zip(names, per_patient, strict=True)
+            if pair
+        ),
+    ]
+
+
+def describe_spread(comparison: Mapping[str, Any]) -> str:
+    """Describe how the accuracy varies over the compared runs."""
+    spreads = {
+        "accuracy": comparison["spread"],
+        "accuracy per patient": comparison["spread_per_patient"],
+    }
+    return "Over the runs: " + "; ".join(
+        f"{name} {spread['mean']:.4f} on average, standard deviation "
+        f"{spread['standard_deviation']:.4f}, from {spread['least']:.4f} to "
+        f"{spread['greatest']:.4f}"
+        for name, spread in spreads.items()
+        if spread
+    )
+
+
+def format_headline(report: Mapping[str, Any]) -> str:
+    """Format the main metrics as accuracy 0.98 [0.97, 0.99], per patient 0.97 [0.93, 0.99]."""
+    first, *others = (
+        f"{name} {format_estimate(report[key])}" for key, name in list_headline(report).items()
+    )
+    return ", ".join([first, *(text.removeprefix("accuracy ") for text in others)])
 
 
 def format_interval(estimate: Mapping[str, Any]) -> str:

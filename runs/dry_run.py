@@ -76,7 +76,9 @@ def try_run(config: TrainConfig, run_dir: Path, results_dir: Path, device: torch
         "dry run of %s (%s): %d training steps, one validation batch, one checkpoint",
         *(trainer.record["model"], trainer.record["start"], STEPS),
     )
-    for label, value in describe_run(trainer, costs, run_dir, results_dir).items():
+    patients = ", patients.csv" if (table["patient"] != "").any() else ""
+    results = f"{results_dir.as_posix()}: {RESULT_FILES}{patients}"
+    for label, value in describe_run(trainer, costs, run_dir, results).items():
         log.info("  %-14s %s", label, value)
     log.info(
         "nothing was kept but the data folder's cache and downloaded weights; to train, leave out "
@@ -135,9 +137,7 @@ def _measure_steps(trainer: Trainer) -> float:
 # ---- the report
 
 
-def describe_run(
-    trainer: Trainer, costs: Costs, run_dir: Path, results_dir: Path
-) -> dict[str, str]:
+def describe_run(trainer: Trainer, costs: Costs, run_dir: Path, results: str) -> dict[str, str]:
     """Return what the run would use, by label."""
     config, record = trainer.config, trainer.record
     n_epochs, n_folds = trainer.options.epochs, config.data.folds
@@ -165,7 +165,7 @@ def describe_run(
         "time": f"about {format_time(epoch_s)} an epoch, {total}{folds}{patience}",
         "checkpoints": f"{', '.join(checkpoints)}{' in each fold' if n_folds else ''}",
         "run folder": f"{run_dir.as_posix()}: {subfolders}{RUN_FILES}{tensorboard}",
-        "results": f"{results_dir.as_posix()}: {RESULT_FILES}",
+        "results": results,
     }
 
 

@@ -208,7 +208,7 @@ def test_several_checkpoints_are_compared(trained: Run, capsys: pytest.CaptureFi
     assert list(rows) == ["first", "second", "ensemble"]
     alone = {name: read_metrics(trained.root, name) for name in ("first", "second")}
     for name, metrics in alone.items():
-        for key in ("accuracy", "accuracy_per_slice", "f1_macro"):
+        for key in ("accuracy", "accuracy_per_slice", "accuracy_per_patient", "f1_macro"):
             assert rows[name][key]["value"] == pytest.approx(metrics[key]["value"])
             assert rows[name][key]["ci95"] == pytest.approx(metrics[key]["ci95"])
         assert rows[name]["nll"] == pytest.approx(metrics["calibration"]["nll"])
@@ -217,7 +217,14 @@ def test_several_checkpoints_are_compared(trained: Run, capsys: pytest.CaptureFi
     values = [alone[name]["accuracy"]["value"] for name in ("first", "second")]
     assert pair["difference"] == pytest.approx(values[0] - values[1])
     assert report["comparison"]["spread"]["mean"] == pytest.approx(np.mean(values))
-    assert "by groups" in capsys.readouterr().out
+    by_patient = [alone[name]["accuracy_per_patient"]["value"] for name in ("first", "second")]
+    assert pair["per_patient"]["difference"] == pytest.approx(by_patient[0] - by_patient[1])
+    assert report["comparison"]["spread_per_patient"]["mean"] == pytest.approx(np.mean(by_patient))
+    printed = capsys.readouterr().out
+    assert "by groups" in printed
+    assert "first minus second, per patient: " in printed
+    assert ", per patient 0." in printed
+    assert f"{report['n_patients']} patients; majority-class" in printed
     # the ensemble is the mean of the calibrated probabilities
     tables = [
         read_predictions(name).sort_values("path", ignore_index=True)
@@ -233,6 +240,7 @@ def test_several_checkpoints_are_compared(trained: Run, capsys: pytest.CaptureFi
     assert "Output: the average of" in card
     assert f"<td>first minus second</td><td>{pair['difference']:+.4f} [" in page
     assert "standard deviation" in page
+    assert "<td>first minus second,\u00a0per patient</td>" in page
 
 
 def test_runs_are_compared_on_their_common_slices(trained: Run) -> None:

@@ -14,7 +14,9 @@ from reporting.model_card import write_model_card
 from reporting.wording import Context, describe_origin, list_limits
 from tests.support.builders import Run, read_metrics
 
-CONTEXT = Context("slices of there", "slices of here", "calibrated probabilities")
+CONTEXT = Context(
+    "slices of there", "slices of here", "Patients: known for all", "calibrated probabilities"
+)
 HOSTILE = "<script>alert('x')</script>"
 PUBLISHED = ["Glioma", "Menin", "Tumor"]
 CHECKPOINT: dict[str, Any] = {
@@ -45,6 +47,7 @@ def report(first_run: Run) -> dict[str, Any]:
     known = {
         "notes": [],
         "accuracy": {"value": 0.75, "ci95": [0.5, 0.875]},
+        "accuracy_per_patient": {"value": 0.625, "ci95": [0.25, 0.75]},
         "baselines": {"majority": 0.5, "brightness": 0.625},
     }
     return read_metrics(first_run.root, "first") | known
@@ -94,6 +97,8 @@ def test_the_page_states_metrics_baselines_and_limits(page: str) -> None:
         *("accuracy 0.7500 [", "brightness baseline 0.6250", "calibrated (temperature "),
         *("ECE without its bias 0", "if every group counts once", "AUGRC"),
         *("Prediction sets", "97.0%", "0.4000 [0.3000, 0.5000]", "slices of there"),
+        *("accuracy per patient 0.6250 [0.2500, 0.7500]", "Patients: known for all."),
+        *("recall per patient", "every patient counts once"),
     ):
         assert words in " ".join(text.split()), words
     assert all(re.search(r'alt="\w', image) for image in re.findall(r"<img[^>]*>", page))
@@ -107,6 +112,15 @@ def test_sections_without_content_are_left_out(tmp_path: Path, report: dict[str,
     assert "not calibrated" in page
     for words in ("Prediction sets", "95 % specificity", "Robustness", "Comparison", "<img"):
         assert words not in page
+
+
+def test_without_known_patients_nothing_is_stated_per_patient(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    report |= {"n_patients": 0, "accuracy_per_patient": {"value": None, "ci95": None}}
+    for text in (write_page(tmp_path, report), write_card(tmp_path, report)):
+        assert "per patient" not in text
+        assert "undefined" not in text
 
 
 def test_the_publisher_is_named_for_its_own_data_only() -> None:
@@ -128,6 +142,7 @@ def test_the_model_card(tmp_path: Path, report: dict[str, Any]) -> None:
         *("Output: calibrated probabilities, of Glioma, Menin", "| accuracy | 0.7500 ["),
         *("brightness baseline, accuracy | 0.6250 |", "majority-class baseline, accuracy | 0.5000"),
         *("Training data: slices of there", "Evaluation data: slices of here", "| Menin | "),
+        *("| accuracy per patient | 0.6250 [", "- Patients: known for all", "recall per patient |"),
         *("| ECE without its bias | 0", "(AUGRC; ", "if every group counts once"),
         *("Trained on 2 distinct images", "1 distinct val images; split by group", "SHA-256"),
     ):
@@ -158,10 +173,11 @@ def test_warnings_stand_above_the_metrics(tmp_path: Path, report: dict[str, Any]
 
 def test_names_in_the_card_stay_text(tmp_path: Path, report: dict[str, Any]) -> None:
     report["run"] = HOSTILE + "![x](http://a)"
-    report["per_class"]["A | B"] = report["per_class"].pop("Glioma")
+    for key in ("per_class", "recall_per_patient"):
+        report[key]["A | B"] = report[key].pop("Glioma")
     card = write_card(tmp_path, report)
     assert "\\![x\\](http://a)" in card
     assert "<script>" not in card
     row = next(line for line in card.splitlines() if line.startswith("| A"))
     assert "A \\| B" in row
-    assert row.replace("\\|", "").count("|") == 7
+    assert row.replace("\\|", "").count("|") == 9

@@ -77,6 +77,23 @@ def test_texts_of_the_confusion_matrix() -> None:
     assert {"75.0 %", "25.0 %", "100.0 %", "–"} <= set(texts)
 
 
+@pytest.mark.parametrize("n_runs", [1, 7])
+def test_accuracies_with_their_intervals(n_runs: int) -> None:
+    estimates = {f"run {number}": ESTIMATE for number in range(n_runs)}
+    units = {"accuracy": estimates, "accuracy per patient": estimates}
+    figure = plots.plot_accuracies(units, {"majority": 0.4, "brightness": 0.7})
+    texts = read_texts(figure)
+    assert {"accuracy", "accuracy per patient", "brightness baseline", f"run {n_runs - 1}"} <= set(
+        texts
+    )
+    assert texts.count("0.9000") == 2 * n_runs
+    [axes] = figure.axes
+    assert [line.get_xdata()[0] for line in axes.get_lines()[-2:]] == [0.4, 0.7]  # type: ignore[index]
+    bars = [bar for container in axes.collections for bar in container.get_segments()]  # type: ignore[attr-defined]
+    assert {tuple(bar[:, 0].round(6)) for bar in bars} == {(0.8, 0.95)}
+    assert min(figure.get_size_inches() * plots.DPI) >= 300
+
+
 def test_texts_of_curves_match_hand_worked_areas() -> None:
     classes = ["Glioma", "Menin", "Tumor"]
     roc = read_texts(plots.plot_roc_curves(PROBS, LABELS, classes))

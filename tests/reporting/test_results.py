@@ -1,7 +1,9 @@
 """metrics.json, predictions.csv and the folder that they are written to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -38,11 +40,12 @@ def test_metrics_have_every_key_of_the_contract(first_run: Run) -> None:
             "baselines",
             "environment",
             "augrc",
+            *("patients", "n_patients", "accuracy_per_patient", "recall_per_patient"),
             *FIGURES,
         ),
     }
     estimates = [
-        *(report[key] for key in (*FIGURES, "augrc")),
+        *(report[key] for key in (*FIGURES, "accuracy_per_patient", "augrc")),
         report["calibration"]["ece_debiased"],
         report["calibration"]["uncalibrated"]["ece_debiased"],
         report["conformal"]["coverage_by_group"]["by_class"]["Menin"],
@@ -83,6 +86,64 @@ def test_predictions_agree_with_the_metrics(first_run: Run) -> None:
     counts = pd.crosstab(table["label"], table["predicted"])
     counts = counts.reindex(index=CLASSES, columns=CLASSES, fill_value=0)
     assert counts.to_numpy().tolist() == report["confusion_matrix"]
+
+
+def test_patients_agree_with_the_predictions(first_run: Run) -> None:
+    folder = first_run.root / "results/first"
+    report = read_metrics(first_run.root, "first")
+    slices, patients = (pd.read_csv(folder / f"{name}.csv") for name in ("predictions", "patients"))
+    probs = [f"p_{name}" for name in CLASSES]
+    assert list(patients) == [
+        *("patient", "label", "predicted", "confidence", *probs, "n_slices", "n_slices_right"),
+    ]
+    by_patient = slices.groupby("patient")
+    assert np.allclose(patients[probs], by_patient[probs].mean(), atol=2e-6)
+    assert patients["n_slices"].tolist() == by_patient.size().tolist()
+    assert patients["n_slices_right"].sum() == (slices["label"] == slices["predicted"]).sum()
+    assert (patients[probs].idxmax(axis=1).str[2:] == patients["predicted"]).all()
+    accuracy = (patients["label"] == patients["predicted"]).mean()
+    assert accuracy == pytest.approx(report["accuracy_per_patient"]["value"])
+    assert (report["patients"], report["n_patients"]) == ("known", len(patients))
+
+
+def test_unknown_patients_are_stated(predicted: predictions.Predictions) -> None:
+    identity = {**IDENTITY, "data": "data", "environment": {}}
+    known = build_report(predicted, identity)
+    assert not find_notes(known)
+    folder = Path("results/first")
+    write_results(folder, known, predicted, 0)
+    assert "none of them is known to have a slice in the training" in read_both(folder)
+    rows = predicted.rows
+    n_named = int((rows["patient"] == rows["patient"].iloc[0]).sum())
+    one = rows["patient"].where(rows["patient"] == rows["patient"].iloc[0], "")
+    partly = replace(predicted, rows=rows.assign(patient=one))
+    report = build_report(partly, identity)
+    assert (report["patients"], report["n_patients"]) == ("partly known", 1)
+    [note] = find_notes(report)
+    assert note.startswith(f"Patients: known for {n_named} of {len(rows)} slices")
+    unknown = replace(predicted, rows=rows.assign(patient=""))
+    report = build_report(unknown, identity)
+    assert report["patients"] == "unknown"
+    assert report["accuracy_per_patient"] == {"value": None, "ci95": None}
+    write_results(folder, report, unknown, 0)
+    assert "patients.csv" not in list_files(folder)
+    text = read_both(folder)
+    assert text.count("Groups found in pictures are not patients: the accuracy on new") == 2
+    assert "per patient |" not in text
+    [note] = find_notes(build_report(unknown, identity | {"split": "all"}))
+    assert "the intervals are too narrow" in note
+    assert "new patients" not in note
+
+
+def find_notes(report: dict[str, Any]) -> list[str]:
+    """The notes on patients."""
+    return [note for note in report["notes"] if note.startswith(("Patients: ", "UNKNOWN"))]
+
+
+def read_both(folder: Path) -> str:
+    """The report and the model card without line breaks."""
+    texts = [(folder / name).read_text("utf-8") for name in ("report.html", "model_card.md")]
+    return " ".join(" ".join(texts).split())
 
 
 def test_a_prediction_set_joins_its_classes(predicted: predictions.Predictions) -> None:

@@ -30,8 +30,11 @@ ON_CPU = ("--device", "cpu", "--precision", "fp32")
 # ---- what a run leaves
 
 SESSION_FILES = {"config.json", "split.csv", "history.csv", "last.pt", "best.pt"}
-RESULT_FILES = {"metrics.json", "predictions.csv", "report.html", "model_card.md"}
+RESULT_FILES = {
+    *("metrics.json", "predictions.csv", "patients.csv", "report.html", "model_card.md"),
+}
 PLOTS = {
+    "accuracy.png",
     "confusion_matrix.png",
     "class_metrics.png",
     "roc.png",
