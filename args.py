@@ -253,6 +253,11 @@ class PrepareConfig:
         "group by pictures only, also where patients are known: to measure how much accuracy such "
         "a split gains",
     )
+    against: Path | None = option(
+        None,
+        "prepared folder to compare with: report copies of its slices, inherit their patients",
+        metavar="OTHER",
+    )
     phantom: int | None = option(
         None, "generate N phantoms instead of reading a source", low=6, high=1_000_000, metavar="N"
     )
@@ -360,6 +365,7 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         "examples:\n"
         "  python prepare.py brain_cancer_mri.zip\n"
         "  python prepare.py folder_of_class_folders --patients patients.csv\n"
+        "  python prepare.py other_hospital --data elsewhere --against data\n"
         "  python prepare.py --phantom 600",
     )
     add_options(parser, PrepareConfig)
@@ -368,6 +374,8 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         parser.error("give either a SOURCE (archive or folder) or --phantom N")
     if config.phantom is not None and (config.patients is not None or config.ignore_patients):
         parser.error("--patients and --ignore-patients need a SOURCE: phantoms have known patients")
+    if config.phantom is not None and config.against is not None:
+        parser.error("--against needs a SOURCE: phantoms are copies of nothing")
     if config.patients is not None and config.ignore_patients:
         parser.error("--patients and --ignore-patients contradict each other; give one of them")
     return config

@@ -26,8 +26,8 @@ def evaluate(config: args.EvaluateConfig) -> None:
     The folds of a run with --folds are pooled. Several checkpoints are compared, and the metrics
     are those of their ensemble.
     """
-    from evaluation import predictions, robustness
-    from reporting import results
+    from evaluation import predictions, robustness, training_copies
+    from reporting import results, run_metrics
 
     options: dict[str, Any] = {
         name: getattr(config, name) for name in ("device", "batch_size", "threads")
@@ -38,6 +38,7 @@ def evaluate(config: args.EvaluateConfig) -> None:
     ]
     names = [name_run(each.path, each.checkpoints[0]["run"]) for each in members]
     trained_on = Path(members[0].checkpoints[0]["data"])
+    members = [training_copies.mark_copies(each, config.data or trained_on) for each in members]
     identity: dict[str, Any] = {
         "run": "+".join(names),
         "checkpoint": " ".join(each.path.as_posix() for each in members),
@@ -52,7 +53,7 @@ def evaluate(config: args.EvaluateConfig) -> None:
         members = predictions.align(members)
         combined = predictions.average_predictions(members)
         report = results.build_report(combined, identity)
-        report["comparison"] = results.compare(members, names, combined)
+        report["comparison"] = run_metrics.compare_runs(members, names, combined)
     results_dir = RESULTS_DIR / name_results(config, identity["run"], trained_on)
     results.check_results_dir(results_dir, report)
     if config.stress:

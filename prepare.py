@@ -63,22 +63,35 @@ def _check_source(path: Path, data_dir: Path) -> Path:
 def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     """Copy a source's images into class folders; everything is checked before the first write."""
     from duplicates import finder
-    from preparation import audit, contact_sheets, ingest, layout, manifest, patients, sources
+    from preparation import (
+        against,
+        audit,
+        contact_sheets,
+        ingest,
+        layout,
+        manifest,
+        patients,
+        sources,
+    )
 
     images_dir, seed = data_dir / "Images", config.seed
     in_place = path.resolve() == images_dir.resolve()
+    other = against.load_other(config.against, data_dir) if config.against else None
     with sources.open_source(path, skip=None if in_place else data_dir) as source:
         planned = layout.plan_files(source.entries, path, in_place)
         layout.check_clashes(planned, manifest.list_images(data_dir), data_dir)
         facts, missing = ingest.measure_source(planned, path, data_dir)
         facts |= manifest.measure_present(data_dir, facts)
         names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned}
-        identified = patients.KnownPatients()
-        if not config.ignore_patients:
-            identified = patients.collect_patients(data_dir, facts, names, config.patients)
-        cache = data_dir / "cache" / "duplicates.npz"
+        named = patients.read_patients(config.patients, names) if config.patients else {}
+        cache = manifest.cache_path(data_dir)
         thumbnails, known = manifest.collect_thumbnails(facts), finder.load_duplicates(cache)
         duplicates = finder.find_duplicates(thumbnails, known)
+        copies = against.compare_with_other(facts, duplicates, other) if other else None
+        identified = patients.KnownPatients()
+        if not config.ignore_patients:
+            inherited = copies.inherit_patients() if copies else {}
+            identified = patients.collect_patients(data_dir, facts, named, inherited)
         earlier, earlier_splits = audit.read_audit(data_dir), audit.read_splits(data_dir)
         kept = earlier_splits if audit.keeps_splits(earlier, seed) else {}
         by_digest = (
@@ -112,6 +125,12 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     )
     if not is_unchanged or not sheets.is_dir():
         contact_sheets.draw_sheets(duplicates, thumbnails, frame, sheets)
+    if copies:
+        summary["against"] = against.write_comparison(copies, thumbnails, data_dir)
+    elif is_unchanged and "against" in earlier:
+        summary["against"] = earlier["against"]
+    else:
+        against.delete_comparison(data_dir)
     links_text = links.to_csv(index=False, lineterminator="\n")
     manifest.write_if_changed(data_dir / "CSV" / "links.csv", links_text)
     _write_tables(data_dir, frame, summary)
@@ -188,12 +207,14 @@ def _write_tables(data_dir: Path, frame: "pd.DataFrame", summary: dict[str, Any]
 
 def _print_summary(data_dir: Path, summary: dict[str, Any], next_command: str) -> None:
     """Print the audit and the next command, with the option that selects this data folder."""
+    from preparation import against
     from preparation.audit import describe_audit
     from preparation.manifest import manifest_path
 
     options = {DATA_DIR: "", PHANTOM_DIR: " --phantom"}
     next_command += options.get(data_dir, f" --data {quote(data_dir)}")
-    log.info("%s", "\n".join(describe_audit(summary)))
+    copies = against.describe(summary["against"]) if "against" in summary else []
+    log.info("%s", "\n".join([*describe_audit(summary), *copies]))
     log.info("listed in %s\nnext: %s\n%s", manifest_path(data_dir), next_command, NOTICE)
 
 

@@ -4,8 +4,9 @@ The input is thumbnails by sha256, the output links and clusters. The result doe
 labels, file names or the order of the slices.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -69,10 +70,15 @@ class Duplicates:
             dict(zip(self.digests, groups.tolist(), strict=True)),
         )
 
+    def restrict(self, digests: Iterable[str]) -> "Duplicates":
+        """Return the features and comparisons of some of the slices."""
+        chosen = sorted(digests)
+        rows = np.searchsorted(self.digests, chosen)
+        return Duplicates(chosen, self.features.take(rows), _translate(self, chosen))
+
     def to_frame(self, names: Mapping[str, str] | None = None) -> pd.DataFrame:
         """Return LINK_COLUMNS, one row for each link: digests or their names, score, transform."""
         links = self.links()
-        cosines, sines = links.matrices[:, 0, 0], links.matrices[:, 1, 0]  # times the zoom
         names = names or dict(zip(self.digests, self.digests, strict=True))
         images = np.array([names[digest] for digest in self.digests], dtype=object)
         return pd.DataFrame(
@@ -80,9 +86,7 @@ class Duplicates:
                 "first": images[links.pairs[:, 0]],
                 "second": images[links.pairs[:, 1]],
                 "score": links.scores,
-                "mirrored": links.pairs[:, 2],
-                "rotation_deg": np.degrees(np.arctan2(sines, cosines)).round(1),
-                "zoom": np.hypot(cosines, sines).round(3),
+                **links.describe_transforms(),
                 "kind": np.where(links.scores >= DUPLICATE_SCORE, "duplicate", "related"),
             }
         )
@@ -100,23 +104,28 @@ def find_duplicates(
     digests = sorted(thumbnails)
     if known is not None and known.digests == digests:
         return known
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # the thread pools of extraction and registration use the cores
-    try:
+    with one_opencv_thread():
         features = _gather_features(digests, thumbnails, known)
-        compared = no_pairs = Registrations(
-            np.zeros((0, 3), np.int64), np.zeros(0, np.int16), np.zeros((0, 2, 3), np.float32)
-        )
-        earlier = no_pairs if known is None else _translate(known, digests)
+        compared = Registrations.build_empty()
+        earlier = compared if known is None else _translate(known, digests)
         proposed = propose_pairs(features.words, len(load_vocabulary()))
         for _ in range(1 + TRANSITIVE_ROUNDS):
-            fresh = proposed[~_isin(proposed, compared.pairs)]
+            fresh = proposed[~isin(proposed, compared.pairs)]
             compared = compared.join(_compare(features, fresh, earlier))
             linked = compared.pairs[compared.scores >= GROUP_SCORE]
             proposed = propose_transitive_pairs(linked, len(digests))
+    return Duplicates(digests, features, compared)
+
+
+@contextlib.contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """Limit OpenCV to one thread: the thread pools of extraction and registration use the cores."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
     finally:
         cv2.setNumThreads(threads)
-    return Duplicates(digests, features, compared)
 
 
 def save_duplicates(duplicates: Duplicates, path: Path) -> None:
@@ -179,12 +188,12 @@ def _translate(known: Duplicates, digests: list[str]) -> Registrations:
 
 def _compare(features: Features, proposed: Pairs, earlier: Registrations) -> Registrations:
     """Register the proposed pairs, reusing earlier results."""
-    is_new = ~_isin(proposed, earlier.pairs)
+    is_new = ~isin(proposed, earlier.pairs)
     fresh = register_pairs(features, proposed[is_new])
-    return earlier.take(_isin(earlier.pairs, proposed)).join(fresh)
+    return earlier.take(isin(earlier.pairs, proposed)).join(fresh)
 
 
-def _isin(pairs: Pairs, others: Pairs) -> npt.NDArray[np.bool_]:
+def isin(pairs: Pairs, others: Pairs) -> npt.NDArray[np.bool_]:
     """Return which of the pairs are among the others."""
 
     def encode(rows: Pairs) -> npt.NDArray[np.int64]:

@@ -51,6 +51,20 @@ class Registrations:
         """Return a selection of the pairs."""
         return Registrations(self.pairs[chosen], self.scores[chosen], self.matrices[chosen])
 
+    @classmethod
+    def build_empty(cls) -> "Registrations":
+        """Return no pairs."""
+        return cls(np.zeros((0, 3), np.int64), np.zeros(0, np.int16), np.zeros((0, 2, 3), "f4"))
+
+    def describe_transforms(self) -> dict[str, npt.NDArray]:
+        """Return the columns `mirrored`, `rotation_deg` and `zoom` of tables of pairs."""
+        cosines, sines = self.matrices[:, 0, 0], self.matrices[:, 1, 0]  # times the zoom
+        return {
+            "mirrored": self.pairs[:, 2],
+            "rotation_deg": np.degrees(np.arctan2(sines, cosines)).round(1),
+            "zoom": np.hypot(cosines, sines).round(3),
+        }
+
 
 def register_pairs(
     features: Features, pairs: Pairs, min_matches: int = MIN_MATCHES

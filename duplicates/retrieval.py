@@ -30,16 +30,41 @@ def propose_pairs(words: npt.NDArray[np.int16], n_words: int) -> Pairs:
     if n_slices < 2:
         return np.zeros((0, 3), np.int64)
     vectors = _build_vectors(words, n_words)
-    n_taken = min(NEIGHBOURS, n_slices - 1)
-    half = n_words // 2
-    mirrored = np.concatenate([vectors[:, half:], vectors[:, :half]], axis=1)
+    return _propose_nearest(vectors, n_slices, 0, min(NEIGHBOURS, n_slices - 1))
+
+
+def propose_pairs_between(words: npt.NDArray[np.int16], n_first: int, n_words: int) -> Pairs:
+    """Return the nearest slices of a second set for each slice of a first set, mirrored or not.
+
+    Args:
+        words: Visual words of both sets [N, M], those of the first set in the first rows.
+        n_first: Size of the first set.
+        n_words: Size of the vocabulary, mirror images included.
+
+    Returns:
+        Distinct pairs of a row of the first set and a row of the second, sorted.
+    """
+    n_second = len(words) - n_first
+    if not n_first or not n_second:
+        return np.zeros((0, 3), np.int64)
+    vectors = _build_vectors(words, n_words)
+    return _propose_nearest(vectors, n_first, n_first, min(NEIGHBOURS, n_second))
+
+
+def _propose_nearest(
+    vectors: npt.NDArray[np.float32], n_rows: int, start: int, n_taken: int
+) -> Pairs:
+    """Return the nearest of the rows from `start` on for each of the first `n_rows` rows."""
+    others, half = vectors[start:], vectors.shape[1] // 2
+    mirrored = np.concatenate([others[:, half:], others[:, :half]], axis=1)
     found = []
-    for flip, others in ((0, vectors), (1, mirrored)):
-        for start in range(0, n_slices, ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + ROWS_AT_ONCE, n_slices))
-            similarity = vectors[rows] @ others.T  # [rows, N]
-            similarity[np.arange(len(rows)), rows] = -1
-            nearest = np.argpartition(-similarity, n_taken - 1, axis=1)[:, :n_taken]
+    for flip, candidates in ((0, others), (1, mirrored)):
+        for first in range(0, n_rows, ROWS_AT_ONCE):
+            rows = np.arange(first, min(first + ROWS_AT_ONCE, n_rows))
+            similarity = vectors[rows] @ candidates.T  # [rows, others]
+            own = rows[rows >= start]  # a slice is not its own neighbour
+            similarity[own - first, own - start] = -1
+            nearest = start + np.argpartition(-similarity, n_taken - 1, axis=1)[:, :n_taken]
             found.append(_order_pairs(np.repeat(rows, n_taken), nearest.ravel(), flip))
     return np.unique(np.concatenate(found), axis=0)
 

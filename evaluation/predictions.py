@@ -60,6 +60,8 @@ class Predictions:
         warnings: Shown above the metrics.
         member_slices: Each network with its own slices; empty for an ensemble.
         is_ensemble: Whether all checkpoints predicted every slice and their mean is taken.
+        n_training_slices: Distinct training slices among which copies of other data were searched;
+            None: no search.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class Predictions:
     warnings: list[str]
     member_slices: list[MemberSlices]
     is_ensemble: bool = False
+    n_training_slices: int | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -257,7 +260,7 @@ def average_predictions(members: Sequence[Predictions]) -> Predictions:
     Source: Lakshminarayanan et al. 2017, Simple and scalable predictive uncertainty estimation
     using deep ensembles.
     """
-    first = members[0]
+    first, searched = members[0], [member.n_training_slices for member in members]
     return replace(
         first,
         checkpoints=[checkpoint for member in members for checkpoint in member.checkpoints],
@@ -273,6 +276,7 @@ def average_predictions(members: Sequence[Predictions]) -> Predictions:
         warnings=list(dict.fromkeys(line for member in members for line in member.warnings)),
         member_slices=[],
         is_ensemble=True,
+        n_training_slices=None if None in searched else first.n_training_slices,
     )
 
 
@@ -313,12 +317,7 @@ def list_warnings(
         warnings.append(
             f"SEEN: the run was trained, or its best epoch chosen, on these {split} slices"
         )
-    elif split == "all" and not n_known:
-        warnings.append(
-            "OTHER DATA: no file is identical to a file of the run; it was not checked whether "
-            "slices are duplicates of slices of the run"
-        )
-    elif split == "all":
+    elif split == "all" and n_known:
         warnings.append(
             f"SEEN: {n_known} of these {len(table)} slices belong to the run; it was trained on "
             f"{n_train}"

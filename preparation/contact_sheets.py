@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from common.atomic_files import atomic_path
 from duplicates.finder import Duplicates
-from duplicates.registration import Registrations
+from duplicates.registration import Matrix, Registrations
 from duplicates.sift_features import THUMBNAIL_PX
 
 SHEETS = ("pairs_by_score.png", "largest_groups.png", "label_conflicts.png")
@@ -38,11 +38,11 @@ def draw_sheets(
     across = np.flatnonzero(ends[:, 0] != ends[:, 1])[:CONFLICTS_SHOWN]
 
     def draw(rows: Sequence[int]) -> list[Image.Image]:
-        return [_draw_pair(links, row, pictures, ends[row]) for row in rows]
+        return [_draw_link(links, row, pictures, ends[row]) for row in rows]
 
-    _save(folder / SHEETS[0], draw(_choose_by_score(links.scores)), columns=PAIRS_PER_BAND)
-    _save(folder / SHEETS[1], _draw_groups(thumbnails, frame), columns=1)
-    _save(folder / SHEETS[2], draw(across.tolist()), columns=2)
+    save_sheet(folder / SHEETS[0], draw(_choose_by_score(links.scores)), columns=PAIRS_PER_BAND)
+    save_sheet(folder / SHEETS[1], _draw_groups(thumbnails, frame), columns=1)
+    save_sheet(folder / SHEETS[2], draw(across.tolist()), columns=2)
 
 
 def _choose_by_score(scores: npt.NDArray[np.int16]) -> list[int]:
@@ -59,19 +59,31 @@ def _spread(n_items: int, n_chosen: int) -> npt.NDArray[np.intp]:
     return np.linspace(0, n_items - 1, min(n_chosen, n_items)).round().astype(int)
 
 
-def _draw_pair(
+def _draw_link(
     links: Registrations, row: int, pictures: Sequence[Bytes], labels: Sequence[str]
 ) -> Image.Image:
-    """Draw the first slice moved onto the second, the second, and their magenta-green overlay."""
     first, second, mirrored = links.pairs[row]
-    start = np.ascontiguousarray(pictures[first][:, :: -1 if mirrored else 1])
+    note = ", mirrored" if mirrored else ""
+    title = f"score {links.scores[row]}{note}: {labels[0]} / {labels[1]}"
+    return draw_pair(
+        pictures[first], pictures[second], links.matrices[row], mirrored=mirrored > 0, title=title
+    )
+
+
+def draw_pair(
+    first: Bytes, second: Bytes, matrix: Matrix, *, mirrored: bool, title: str
+) -> Image.Image:
+    """Draw the first slice moved onto the second, the second, and their magenta-green overlay.
+
+    `matrix` maps the first thumbnail, mirrored or not, to the second.
+    """
+    start = np.ascontiguousarray(first[:, :: -1 if mirrored else 1])
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    moved = _brighten(np.asarray(cv2.warpAffine(start, links.matrices[row], size), np.uint8))
-    fixed = _brighten(pictures[second])
+    moved = _brighten(np.asarray(cv2.warpAffine(start, matrix, size), np.uint8))
+    fixed = _brighten(second)
     both = np.stack([moved, fixed, moved], axis=-1)
     picture = np.concatenate([_to_rgb(moved), _to_rgb(fixed), both], axis=1)
-    note = ", mirrored" if mirrored else ""
-    return _add_title(picture, f"score {links.scores[row]}{note}: {labels[0]} / {labels[1]}")
+    return _add_title(picture, title)
 
 
 def _draw_groups(thumbnails: Mapping[str, Bytes], frame: pd.DataFrame) -> list[Image.Image]:
@@ -109,7 +121,7 @@ def _add_title(picture: Bytes, title: str) -> Image.Image:
     return image
 
 
-def _save(path: Path, pictures: Sequence[Image.Image], columns: int) -> None:
+def save_sheet(path: Path, pictures: Sequence[Image.Image], columns: int) -> None:
     """Write pictures of equal size as one sheet, or delete the file if there are none."""
     if not pictures:
         path.unlink(missing_ok=True)

@@ -68,6 +68,11 @@ def manifest_path(data_dir: Path) -> Path:
     return data_dir / "CSV" / "images.csv"
 
 
+def cache_path(data_dir: Path) -> Path:
+    """Return the path of the result of a data folder's duplicate search."""
+    return data_dir / "cache" / "duplicates.npz"
+
+
 def list_images(data_dir: Path) -> list[str]:
     """List the images of data_dir/Images/<Class>/, relative to data_dir in POSIX form, sorted."""
     files = (path for path in (data_dir / "Images").glob("*/*") if path.is_file())

@@ -13,9 +13,9 @@ from preparation.published import find_published_patients
 
 _PSEUDONYM = re.compile(f"p[0-9a-f]{{{DIGEST_DIGITS}}}")  # of imaging.dicom.hash_patient
 
-# sources of a patient; the earlier manifest remembers what a table told
-TABLE, PUBLISHED, DICOM = (
-    "a table of patients",
+# sources of a patient; the earlier manifest remembers what was given
+GIVEN, PUBLISHED, DICOM = (
+    "--patients or --against",
     "the table of the published data set",
     "the PatientID of DICOM files",
 )
@@ -39,17 +39,19 @@ class KnownPatients:
 def collect_patients(
     data_dir: Path,
     facts: Mapping[str, ImageFacts],
-    source_names: Mapping[str, str],
-    table: Path | None,
+    named: Mapping[str, str],
+    inherited: Mapping[str, str],
 ) -> KnownPatients:
     """Collect the known patients of the images of a data folder.
+
+    The table of --patients takes precedence over --against, that over the earlier manifest, that
+    over the published table, and that over DICOM files.
 
     Args:
         data_dir: The data folder, for its earlier manifest.
         facts: `ImageFacts` by path below the data folder.
-        source_names: The names inside the source by path, for `read_patients`.
-        table: The CSV of --patients. It takes precedence over the earlier manifest, that over the
-            published table, and that over DICOM files.
+        named: Patients by path in the table of --patients, from `read_patients`.
+        inherited: Patients by path of the copies of another folder's slices.
     """
     is_before = manifest_path(data_dir).is_file()
     earlier = _read_earlier(data_dir, facts) if is_before else {}
@@ -59,7 +61,7 @@ def collect_patients(
         PUBLISHED: {
             path: published[fact.sha256] for path, fact in facts.items() if fact.sha256 in published
         },
-        TABLE: earlier | (read_patients(table, source_names) if table else {}),
+        GIVEN: {**earlier, **inherited, **named},
     }
     patients: dict[str, str] = {}
     for found in by_source.values():
@@ -73,7 +75,7 @@ def collect_patients(
 
 
 def _read_earlier(data_dir: Path, facts: Mapping[str, ImageFacts]) -> dict[str, str]:
-    """Return the patients in the earlier manifest, except pseudonyms, which are read again."""
+    """Return the patients in the earlier manifest, except of DICOM files, which are read again."""
     try:
         rows = read_table(manifest_path(data_dir), ("path", "patient"), "give --patients again")
     except UserError as error:
@@ -83,7 +85,8 @@ def _read_earlier(data_dir: Path, facts: Mapping[str, ImageFacts]) -> dict[str, 
     return {
         path: name
         for path, name in known.items()
-        if path in facts and name and not _PSEUDONYM.fullmatch(name)
+        if path in facts and name
+        if not (facts[path].patient and _PSEUDONYM.fullmatch(name))
     }
 
 

@@ -1,7 +1,6 @@
 """Build the content of metrics.json and write the files of results/RUN."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import atomic_files
-from evaluation import calibration, comparison, conformal, metrics, patients
+from evaluation import calibration, conformal, patients, training_copies
 from evaluation.intervals import describe
 from evaluation.predictions import LEAKY_SPLIT, PHANTOM, Predictions, describe_leak
 from helper import UserError
@@ -20,17 +19,17 @@ from preparation.audit import describe_audit, read_audit
 from reporting import galleries, plots, uncertainty_plots
 from reporting.html_report import write_report
 from reporting.model_card import write_model_card
+from reporting.run_metrics import compute_run_metrics, get_ids
 from reporting.wording import (
-    HEADLINE,
     Context,
     describe_origin,
     describe_patients,
+    format_estimate,
     list_headline,
     list_limits,
 )
 
 METRICS_SCHEMA = 1
-ENSEMBLE = "ensemble"
 
 
 # ---- metrics.json
@@ -45,13 +44,14 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
     """
     calibrated, checkpoints = predictions.calibrated, predictions.checkpoints
     labels, classes = predictions.labels, predictions.classes
-    ids = _get_ids(predictions)
+    ids = get_ids(predictions)
     groups = ids[2]
-    computed = _compute_metrics(predictions, ids)
+    computed = compute_run_metrics(predictions, ids)
     fitted = [each["calibration"] for each in checkpoints if each.get("calibration")]
     # an average of calibrated probabilities has no temperature
     is_fitted = len(fitted) == len(checkpoints) and not predictions.is_ensemble
     temperature = float(np.mean([each["temperature"] for each in fitted])) if is_fitted else None
+    copies = training_copies.summarise(predictions)
     report = {
         "schema": METRICS_SCHEMA,
         **{key: identity[key] for key in ("run", "checkpoint", "data", "split")},
@@ -66,11 +66,13 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
         "review": None,
         "operating_points": None,
         "baselines": predictions.baselines,
+        "copies_of_training": copies,
         "provenance": _describe_provenance(checkpoints),
         "environment": identity["environment"],
         "notes": [
             *predictions.warnings,
             *describe_leak(predictions),
+            *_describe_copies(copies),
             *computed["notes"],
             *_describe_majority(predictions),
             *_describe_calibration(predictions, fitted),
@@ -90,25 +92,25 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
     return report
 
 
-def _get_ids(predictions: Predictions) -> list[np.ndarray]:
-    """Return patient [N], duplicate set [N] and group [N] of the slices."""
-    return [predictions.rows[name].to_numpy() for name in ("patient", "duplicate_set", "group")]
-
-
-def _compute_metrics(predictions: Predictions, ids: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Compute the metrics by image, duplicate set and patient, with the ids of `_get_ids`."""
-    probs, labels, classes = predictions.calibrated.probs, predictions.labels, predictions.classes
-    patient, duplicate_set, group = ids
-    return {
-        **metrics.compute_metrics(probs, labels, duplicate_set, group, classes),
-        **patients.compute_patient_metrics(probs, labels, patient, group, classes),
-    }
-
-
 def _describe_patients(predictions: Predictions, report: Mapping[str, Any]) -> str:
     """Return the sentence on the patients of the slices."""
     n_known = int((predictions.rows["patient"] != "").sum())
     return describe_patients(report, n_known, int(predictions.related.sum()))
+
+
+def _describe_copies(copies: dict[str, Any] | None) -> list[str]:
+    """Return a note on copies of training slices among other data, if they were searched for."""
+    if copies is None:
+        return []
+    n, n_checked, n_training = (copies[key] for key in ("n", "n_checked", "n_training_slices"))
+    searched = f"{n_checked} slices that are not of the run, against {n_training} training slices"
+    if not n:
+        return [f"OTHER DATA: no copy of a training slice was found ({searched})"]
+    without = format_estimate(copies["accuracy_without"])
+    return [
+        f"OTHER DATA: {n} copies of training slices were found ({searched}); accuracy of the "
+        f"others: {without}; prepare.py --against lists the copies"
+    ]
 
 
 def _describe_provenance(checkpoints: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -179,59 +181,6 @@ def _format_range(counts: Sequence[int]) -> str:
     return f"{least}" if least == most else f"{least} to {most}"
 
 
-def compare(
-    members: Sequence[Predictions], names: Sequence[str], ensemble: Predictions
-) -> dict[str, Any]:
-    """Compare several runs and their ensemble on the same slices.
-
-    Returns:
-        `rows` with the accuracies and macro-F1 (each with interval), ECE (also without its bias,
-        with interval) and NLL; `pairs` with the difference of accuracies, its interval and tests by
-        groups and by slices, and the same `per_patient`; `spread` and `spread_per_patient` of
-        accuracy over the members. What is per patient is null if no patient is known.
-
-    Raises:
-        UserError: Two runs have the same name.
-    """
-    for name in names:
-        if name == ENSEMBLE or names.count(name) > 1:
-            raise UserError(
-                f"more than one of the runs to compare is called {name}; give each run once, and "
-                "train each with its own --name"
-            )
-    compared = {**dict(zip(names, members, strict=True)), ENSEMBLE: ensemble}
-    ids = patient, duplicate_set, group = _get_ids(ensemble)
-    rows, by_patient = [], {}
-    for name, member in compared.items():
-        probs, labels = member.calibrated.probs, member.labels
-        computed = _compute_metrics(member, ids)
-        errors = calibration.compute_calibration(probs, labels, group)
-        by_patient[name] = patients.aggregate_by_patient(probs, labels, patient, group)
-        rows.append(
-            {
-                "run": name,
-                **{key: computed[key] for key in HEADLINE},
-                **{key: errors[key] for key in ("ece", "ece_debiased", "ece_classwise", "nll")},
-            }
-        )
-    pairs = [
-        {
-            "first": first,
-            "second": second,
-            **comparison.compare_paired(
-                compared[first].correct, compared[second].correct, duplicate_set, group
-            ),
-            "per_patient": comparison.compare_patients(by_patient[first], by_patient[second]),
-        }
-        for first, second in itertools.combinations(compared, 2)
-    ]
-    spreads = {
-        name: comparison.compute_spread([row[key]["value"] for row in rows[:-1]])
-        for name, key in (("spread", "accuracy"), ("spread_per_patient", "accuracy_per_patient"))
-    }
-    return {"rows": rows, "pairs": pairs, **spreads}
-
-
 # ---- files
 
 
@@ -294,7 +243,7 @@ def write_results(
 
 def _write_patients(path: Path, predictions: Predictions) -> None:
     """Write patients.csv if a patient is known; otherwise remove one of an earlier evaluation."""
-    patient, _, group = _get_ids(predictions)
+    patient, _, group = get_ids(predictions)
     probs, labels = predictions.calibrated.probs, predictions.labels
     found = patients.aggregate_by_patient(probs, labels, patient, group)
     if not len(found.patients):

@@ -14,6 +14,7 @@ from common.portable_names import quote
 from helper import UserError, log
 from preparation import integrity
 from runs import lifecycle
+from runs.training_features import save_training_features
 from training import distributed
 
 
@@ -104,6 +105,8 @@ def _train_folds(
                     raise
                 line = atomic_files.describe_os_error(error.__cause__)
                 raise UserError(f"fold {fold}: {line} with --resume {quote(run_dir)}") from error
+        if distributed.is_main_process():
+            save_training_features(config, tables, run_dir)
 
 
 def _train_fold(

@@ -25,6 +25,7 @@ from modeling import checkpoint, precision
 from modeling.weights import build_initial_model, describe_start
 from preparation import integrity
 from runs.post_hoc import fit_post_hoc
+from runs.training_features import save_training_features
 from trainer import Trainer
 from training import distributed, progressive_resizing
 from training.augmentation import Augmentation, choose_resampling
@@ -207,9 +208,13 @@ def resume_run(run_dir: Path, device: torch.device) -> None:
 
 def _was_never_saved(run_dir: Path) -> bool:
     """Return whether a single run was killed before its first checkpoint."""
-    is_fold = (run_dir.parent / "config.json").is_file()  # its splits are in the folder above
     saved = any((run_dir / name).exists() for name in ("last.pt", "best.pt", "history.csv"))
-    return (run_dir / "config.json").is_file() and not is_fold and not saved
+    return (run_dir / "config.json").is_file() and not _is_fold(run_dir) and not saved
+
+
+def _is_fold(run_dir: Path) -> bool:
+    """Return whether a run is one of a cross-validation: its splits are in the folder above."""
+    return (run_dir.parent / "config.json").is_file()
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -324,6 +329,8 @@ def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = 
         trainer.fit()
         if distributed.is_main_process():
             trainer.retry(lambda: fit_post_hoc(run_dir / "best.pt", trainer, table))
+            if not _is_fold(run_dir):
+                save_training_features(trainer.config, [table], run_dir)
     except KeyboardInterrupt as error:
         steps = f" and {trainer.saved_steps} of {trainer.steps_per_epoch} steps"
         raise type(error)(

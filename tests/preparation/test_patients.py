@@ -10,8 +10,8 @@ from preparation import published as published_table
 from preparation.manifest import ImageFacts, manifest_path
 from preparation.patients import (
     DICOM,
+    GIVEN,
     PUBLISHED,
-    TABLE,
     collect_patients,
     read_patients,
 )
@@ -69,21 +69,33 @@ def test_a_table_overrides_earlier_patients_and_these_override_dicom(tmp_path: P
     )
     table = write_table(tmp_path / "patients.csv", f"path,patient\n{third},dora\n")
     expected = {first: "anna", second: PSEUDONYMS[1], third: "dora"}
-    known = collect_patients(tmp_path, facts, NAMES, table)
+    known = collect_patients(tmp_path, facts, read_patients(table, NAMES), {})
     assert known.patients == expected
-    assert known.sources == {TABLE: 2, DICOM: 1}
+    assert known.sources == {GIVEN: 2, DICOM: 1}
+
+
+def test_inherited_patients_override_earlier_ones_and_are_remembered(tmp_path: Path) -> None:
+    first, second, third = NAMES
+    facts = make_facts("", "", PSEUDONYMS[1])
+    write_table(manifest_path(tmp_path), f"path,patient\n{first},anna\n{second},ben\n")
+    inherited = {first: PSEUDONYMS[0], second: "carl"}
+    known = collect_patients(tmp_path, facts, {second: "dora"}, inherited)
+    assert known.patients == {first: PSEUDONYMS[0], second: "dora", third: PSEUDONYMS[1]}
+    rows = "".join(f"{path},{patient}\n" for path, patient in known.patients.items())
+    write_table(manifest_path(tmp_path), f"path,patient\n{rows}")
+    assert collect_patients(tmp_path, facts, {}, {}).patients == known.patients
 
 
 def test_an_unusable_manifest_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_table(manifest_path(tmp_path), "path,group\n")
-    assert not collect_patients(tmp_path, make_facts("", "", ""), NAMES, None).patients
+    assert not collect_patients(tmp_path, make_facts("", "", ""), {}, {}).patients
     assert "give --patients again" in caplog.text
 
 
 def test_one_patient_id_in_all_files_is_ignored(tmp_path: Path) -> None:
-    assert not collect_patients(tmp_path, make_facts(*[PSEUDONYMS[0]] * 3), NAMES, None).patients
+    assert not collect_patients(tmp_path, make_facts(*[PSEUDONYMS[0]] * 3), {}, {}).patients
     facts = make_facts(PSEUDONYMS[0], PSEUDONYMS[0], "")
-    assert len(collect_patients(tmp_path, facts, NAMES, None).patients) == 2
+    assert len(collect_patients(tmp_path, facts, {}, {}).patients) == 2
 
 
 def make_studies(*studies: str) -> dict[str, ImageFacts]:
@@ -97,13 +109,16 @@ def test_studies_are_kept_for_images_without_a_patient(tmp_path: Path) -> None:
     first, second, third = NAMES
     facts = make_studies("s1", "s1", "s2")
     studies = {first: "s1", second: "s1", third: "s2"}
-    assert collect_patients(tmp_path, facts, NAMES, None).studies == studies
+    assert collect_patients(tmp_path, facts, {}, {}).studies == studies
     table = write_table(tmp_path / "patients.csv", f"path,patient\n{first},anna\n")
-    assert set(collect_patients(tmp_path, facts, NAMES, table).studies) == {second, third}
+    assert set(collect_patients(tmp_path, facts, read_patients(table, NAMES), {}).studies) == {
+        second,
+        third,
+    }
 
 
 def test_one_study_in_all_files_is_ignored(tmp_path: Path) -> None:
-    assert not collect_patients(tmp_path, make_studies("s1", "s1", "s1"), NAMES, None).studies
+    assert not collect_patients(tmp_path, make_studies("s1", "s1", "s1"), {}, {}).studies
 
 
 def test_published_files_are_recognised_and_a_table_overrides_them(tmp_path: Path) -> None:
@@ -114,13 +129,13 @@ def test_published_files_are_recognised_and_a_table_overrides_them(tmp_path: Pat
         path: ImageFacts(digest, 8, 8, 1.0, "L")
         for path, digest in zip(NAMES, digests, strict=True)
     }
-    known = collect_patients(tmp_path, facts, NAMES, None)
+    known = collect_patients(tmp_path, facts, {}, {})
     assert known.patients == {first: published["patient"][0], second: published["patient"][1]}
     assert known.sources == {PUBLISHED: 2}
     table = write_table(tmp_path / "patients.csv", f"path,patient\n{second},anna\n")
-    known = collect_patients(tmp_path, facts, NAMES, table)
+    known = collect_patients(tmp_path, facts, read_patients(table, NAMES), {})
     assert known.patients[second] == "anna"
-    assert known.sources == {TABLE: 1, PUBLISHED: 1}
+    assert known.sources == {GIVEN: 1, PUBLISHED: 1}
 
 
 def test_the_published_table_is_complete() -> None:

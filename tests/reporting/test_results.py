@@ -38,6 +38,7 @@ def test_metrics_have_every_key_of_the_contract(first_run: Run) -> None:
             "operating_points",
             "provenance",
             "baselines",
+            "copies_of_training",
             "environment",
             "augrc",
             *("patients", "n_patients", "accuracy_per_patient", "recall_per_patient"),

@@ -1,0 +1,41 @@
+"""Compare the slices of two sets: find slices of the first that are copies of the second's."""
+
+import numpy as np
+
+from duplicates.clustering import GROUP_SCORE
+from duplicates.finder import TRANSITIVE_ROUNDS, Duplicates, isin, one_opencv_thread
+from duplicates.registration import Registrations, register_pairs
+from duplicates.retrieval import propose_pairs_between, propose_transitive_pairs
+from duplicates.sift_features import Features, load_vocabulary
+
+
+def compare_sets(first: Duplicates, second: Duplicates) -> Registrations:
+    """Register pairs of a slice of the first set and one of the second that may show one slice.
+
+    The candidates are the nearest slices of the second set for each slice of the first, and pairs
+    that are both linked to a third slice of either set.
+
+    Returns:
+        The pairs [row in `first`, row in `second`, 1 if the first is mirrored], sorted.
+    """
+    n_first, n_all = len(first.digests), len(first.digests) + len(second.digests)
+    features = Features(
+        *(
+            np.concatenate([getattr(first.features, name), getattr(second.features, name)])
+            for name in Features.__dataclass_fields__
+        )
+    )
+    offset = np.array([n_first, n_first, 0])
+    inside = np.concatenate([first.links().pairs, second.links().pairs + offset])
+    compared = Registrations.build_empty()
+    proposed = propose_pairs_between(features.words, n_first, len(load_vocabulary()))
+    with one_opencv_thread():
+        for _ in range(1 + TRANSITIVE_ROUNDS):
+            fresh = proposed[~isin(proposed, compared.pairs)]
+            compared = compared.join(register_pairs(features, fresh))
+            linked = compared.pairs[compared.scores >= GROUP_SCORE]
+            proposed = propose_transitive_pairs(np.concatenate([inside, linked]), n_all)
+            is_between = (proposed[:, 0] < n_first) & (proposed[:, 1] >= n_first)
+            proposed = proposed[is_between]
+    pairs = compared.pairs - np.array([0, n_first, 0])
+    return Registrations(pairs, compared.scores, compared.matrices)
