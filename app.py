@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import helper
-from args import debug_option, device_option, threads_option
+from args import calibration_option, debug_option, device_option, threads_option
 from common.cli import add_options, argument, build_parser, fill_dataclass, option
 from helper import log
 from webapp import request_filter, server
@@ -18,13 +18,17 @@ class AppConfig:
     """Checkpoints and address of app.py."""
 
     checkpoints: tuple[Path, ...] = argument(
-        "session/RUN/best.pt; several are averaged", metavar="CHECKPOINT", several=True
+        "session/RUN/best.pt, or session/RUN; one with --folds is one ensemble; several are "
+        "averaged",
+        metavar="CHECKPOINT_OR_RUN",
+        several=True,
     )
     host: str = option("127.0.0.1", "address of the page", metavar="ADDRESS")
     port: int = option(7860, "port of the page", low=1, high=65535, metavar="N")
     data: Path | None = option(
         None, "folder of the training slices (default: the run's own)", metavar="DIR"
     )
+    calibration: Path | None = calibration_option()
     device: str = device_option()
     threads: int = threads_option()
     debug: bool = debug_option()
@@ -34,12 +38,13 @@ def parse_args(argv: Sequence[str] | None = None) -> AppConfig:
     """Parse the command line of app.py; exit like `args.parse_train` on errors."""
     parser = build_parser(
         "app.py",
-        "CHECKPOINT [MORE.pt …] [options]",
+        "CHECKPOINT_OR_RUN [MORE …] [options]",
         "Serve a local web page that predicts dropped slices: probabilities, prediction set, heat "
         "map, nearest training slices. Slices go from the browser to this program only; with "
         "--host they cross the network unencrypted.",
         "examples:\n"
         "  python app.py session/RUN/best.pt\n"
+        "  python app.py session/RUN\n"
         "  python app.py session/RUN/best.pt --port 8000",
     )
     add_options(parser, AppConfig)
@@ -67,7 +72,9 @@ def serve(config: AppConfig) -> None:
         from inference.predictor import load_predictor
         from webapp import page_content
 
-        predictor = load_predictor(config.checkpoints, config.device, config.threads)
+        predictor = load_predictor(
+            config.checkpoints, config.device, config.threads, config.calibration
+        )
         training = page_content.find_training(predictor, config.data)
         server.warm_up(predictor)
         is_local = request_filter.is_local(config.host)

@@ -1,4 +1,4 @@
-"""Options of main.py, evaluate.py and prepare.py, and their parsers.
+"""Options of main.py and evaluate.py, and their parsers.
 
 Each group of options is a frozen dataclass; a field states its default, help, choices and range.
 Imports no heavy package, so that `--help` is quick.
@@ -39,6 +39,12 @@ def threads_option(purpose: str = "") -> Any:
     """Return the field of `--threads`; `purpose` follows "CPU threads" in its help."""
     words = f"CPU threads{purpose}; 0: as many as there are cores"
     return option(0, words, low=0, high=1024, metavar="N")
+
+
+def calibration_option() -> Any:
+    """Return the field of `--calibration`."""
+    words = "calibration that evaluate.py --recalibrate wrote (default: that of the run)"
+    return option(None, words, metavar="FILE")
 
 
 def debug_option() -> Any:
@@ -205,8 +211,8 @@ class EvaluateConfig:
     """Checkpoints, data and output."""
 
     checkpoints: tuple[Path, ...] = argument(
-        "session/RUN/best.pt, or session/RUN of a run with --folds; several are compared",
-        metavar="CHECKPOINT",
+        "session/RUN/best.pt, or session/RUN, also of a run with --folds; several are compared",
+        metavar="CHECKPOINT_OR_RUN",
         several=True,
     )
     data: Path | None = option(
@@ -217,6 +223,13 @@ class EvaluateConfig:
     )
     name: str | None = option(
         None, "folder under results/ (default: the run's)", metavar="RUN", pattern=PLAIN_NAME
+    )
+    calibration: Path | None = calibration_option()
+    recalibrate: Path | None = option(
+        None,
+        "fit temperature and thresholds to the labelled slices of this folder that prepare.py "
+        "wrote, print what changes and write session/RUN/calibration-DIR.json",
+        metavar="DIR",
     )
     stress: bool = option(
         False, "also evaluate rotated, blurred, blanked … slices and report the drop in accuracy"
@@ -231,38 +244,6 @@ class EvaluateConfig:
 
 
 # ---- prepare.py
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Source, destination and split of prepare.py."""
-
-    source: Path | None = argument(
-        "the downloaded .zip, .tar or .tar.gz archive, or a folder of class folders",
-        metavar="SOURCE",
-        optional=True,
-    )
-    data: Path | None = option(
-        None, "folder to write (default: data; data/phantom for phantoms)", metavar="DIR"
-    )
-    patients: Path | None = option(
-        None, "CSV of known patients with the columns path,patient", metavar="FILE"
-    )
-    ignore_patients: bool = option(
-        False,
-        "group by pictures only, also where patients are known: to measure how much accuracy such "
-        "a split gains",
-    )
-    against: Path | None = option(
-        None,
-        "prepared folder to compare with: report copies of its slices, inherit their patients",
-        metavar="OTHER",
-    )
-    phantom: int | None = option(
-        None, "generate N phantoms instead of reading a source", low=6, high=1_000_000, metavar="N"
-    )
-    seed: int = option(0, "seed of the phantoms and of the split", low=0, metavar="N")
-    debug: bool = debug_option()
 
 
 # ---- parsers
@@ -338,7 +319,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
     """Parse the command line of evaluate.py; exit like `parse_train`."""
     parser = build_parser(
         "evaluate.py",
-        "CHECKPOINT [MORE …] [options]",
+        "CHECKPOINT_OR_RUN [MORE …] [options]",
         "Evaluate a checkpoint: metrics.json, predictions.csv, plots and report.html under "
         "results/RUN. Several checkpoints are compared on the slices that they share, together "
         "with their ensemble.",
@@ -346,36 +327,18 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
         "  python evaluate.py session/RUN/best.pt\n"
         "  python evaluate.py session/RUN/best.pt --stress\n"
         "  python evaluate.py session/A/best.pt session/B/best.pt\n"
-        "  python evaluate.py session/RUN/best.pt --data elsewhere --split all",
+        "  python evaluate.py session/RUN/best.pt --data elsewhere --split all\n"
+        "  python evaluate.py session/RUN --recalibrate elsewhere",
     )
     add_options(parser, EvaluateConfig)
-    config = fill_dataclass(EvaluateConfig, vars(parser.parse_args(argv)))
+    given = vars(parser.parse_args(argv))
+    config = fill_dataclass(EvaluateConfig, given)
     if config.stress and len(config.checkpoints) > 1:
-        parser.error("--stress evaluates one run; give one CHECKPOINT")
-    return config
-
-
-def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
-    """Parse the command line of prepare.py; exit like `parse_train`."""
-    parser = build_parser(
-        "prepare.py",
-        "(SOURCE | --phantom N) [options]",
-        "Copy slices to data/Images/<Class>/, find duplicates, split the data and list it in "
-        "data/CSV/images.csv.",
-        "examples:\n"
-        "  python prepare.py brain_cancer_mri.zip\n"
-        "  python prepare.py folder_of_class_folders --patients patients.csv\n"
-        "  python prepare.py other_hospital --data elsewhere --against data\n"
-        "  python prepare.py --phantom 600",
-    )
-    add_options(parser, PrepareConfig)
-    config = fill_dataclass(PrepareConfig, vars(parser.parse_args(argv)))
-    if (config.source is None) == (config.phantom is None):
-        parser.error("give either a SOURCE (archive or folder) or --phantom N")
-    if config.phantom is not None and (config.patients is not None or config.ignore_patients):
-        parser.error("--patients and --ignore-patients need a SOURCE: phantoms have known patients")
-    if config.phantom is not None and config.against is not None:
-        parser.error("--against needs a SOURCE: phantoms are copies of nothing")
-    if config.patients is not None and config.ignore_patients:
-        parser.error("--patients and --ignore-patients contradict each other; give one of them")
+        parser.error("--stress evaluates one run; give one CHECKPOINT_OR_RUN")
+    if config.recalibrate is not None:
+        fixed = {"checkpoints", "recalibrate", "name", "batch_size", "device", "threads", "debug"}
+        if extra := sorted(set(given) - fixed):
+            parser.error(
+                f"--recalibrate fits all slices of its folder; leave out {name_flag(extra[0])}"
+            )
     return config

@@ -7,7 +7,8 @@ from typing import Any
 
 import args
 import helper
-from helper import log
+from common.portable_names import quote
+from helper import UserError, log
 
 RESULTS_DIR = Path("results")
 
@@ -26,14 +27,20 @@ def evaluate(config: args.EvaluateConfig) -> None:
     The folds of a run with --folds are pooled. Several checkpoints are compared, and the metrics
     are those of their ensemble.
     """
-    from evaluation import predictions, robustness, training_copies
+    if config.recalibrate is not None:
+        recalibrate(config, config.recalibrate)
+        return
+    from evaluation import ensembles, predictions, robustness, training_copies
     from reporting import results, run_metrics
 
     options: dict[str, Any] = {
         name: getattr(config, name) for name in ("device", "batch_size", "threads")
     }
+    is_one = len(config.checkpoints) == 1
     members = [
-        predictions.predict_run(path, config.split, config.data, **options)
+        predictions.predict_run(
+            path, config.split, config.data, config.calibration if is_one else None, **options
+        )
         for path in config.checkpoints
     ]
     names = [name_run(each.path, each.checkpoints[0]["run"]) for each in members]
@@ -50,17 +57,44 @@ def evaluate(config: args.EvaluateConfig) -> None:
         [combined] = members
         report = results.build_report(combined, identity)
     else:
-        members = predictions.align(members)
-        combined = predictions.average_predictions(members)
+        members = ensembles.align(members)
+        combined = ensembles.average_predictions(members, config.calibration)
         report = results.build_report(combined, identity)
         report["comparison"] = run_metrics.compare_runs(members, names, combined)
     results_dir = RESULTS_DIR / name_results(config, identity["run"], trained_on)
     results.check_results_dir(results_dir, report)
+    if config.stress and combined.is_ensemble:
+        raise UserError(
+            "--stress changes the slices of one network each; leave it out, or give one best.pt"
+        )
     if config.stress:
         report["stress"] = robustness.run_stress(combined, config.batch_size)
         report["notes"] = [*robustness.describe_shortcut(report["stress"]), *report["notes"]]
     results.write_results(results_dir, report, combined, config.gallery)
     print_summary(report, results_dir)
+
+
+def recalibrate(config: args.EvaluateConfig, data: Path) -> None:
+    """Fit the calibration to labelled slices of another source, write it and print what changes.
+
+    Raises:
+        UserError: The file exists, the slices belong to the run, or they are too few.
+    """
+    from evaluation import recalibration
+
+    name = config.name or data.resolve().name
+    first = config.checkpoints[0]
+    file = (first if first.is_dir() else first.parent) / f"calibration-{name}.json"
+    if file.exists():
+        raise UserError(f"{file} exists; choose another --name, or delete it")
+    options: dict[str, Any] = {
+        key: getattr(config, key) for key in ("device", "batch_size", "threads")
+    }
+    for line in recalibration.recalibrate(config.checkpoints, data, file, **options):
+        log.info("%s", line)
+    log.info("%s", helper.NOTICE)
+    runs = " ".join(map(quote, config.checkpoints))
+    log.info("use it: python predict.py %s PATH --calibration %s", runs, quote(file))
 
 
 def name_run(path: Path, run: str) -> str:
@@ -71,12 +105,13 @@ def name_run(path: Path, run: str) -> str:
 
 
 def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str:
-    """Return the folder under results/; other data and other splits get folders of their own."""
+    """Return the folder under results/; other data, splits and calibrations get their own."""
     name = config.name or run
     data_dir = config.data or trained_on
     if data_dir.resolve() != trained_on.resolve():
         name = f"{name}-on-{data_dir.resolve().name}"
-    return name if config.split == "test" else f"{name}-{config.split}"
+    name = name if config.split == "test" else f"{name}-{config.split}"
+    return f"{name}-{config.calibration.stem}" if config.calibration else name
 
 
 def print_summary(report: dict[str, Any], results_dir: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import helper
-from args import debug_option, threads_option
+from args import calibration_option, debug_option, threads_option
 from common import atomic_files
 from common.cli import add_options, argument, build_parser, fill_dataclass, option
 from helper import UserError, log
@@ -18,9 +18,13 @@ TIMED_SLICES = 32
 class ExportConfig:
     """Input, output and precision of export.py."""
 
-    checkpoint: Path = argument("session/RUN/best.pt", metavar="CHECKPOINT")
+    checkpoint: Path = argument(
+        "session/RUN/best.pt, or session/RUN; one with --folds is one ensemble",
+        metavar="CHECKPOINT_OR_RUN",
+    )
     out: Path = option(Path("model.onnx"), "the file to write", metavar="FILE")
     overwrite: bool = option(False, "replace an existing file")
+    calibration: Path | None = calibration_option()
     precision: str = option(
         "fp32",
         "arithmetic of the network; int8 is faster on CPUs with instructions for it, and its lost "
@@ -41,12 +45,14 @@ def parse_args(argv: Sequence[str] | None = None) -> ExportConfig:
     """Parse the command line of export.py; exit like `args.parse_train` on errors."""
     parser = build_parser(
         "export.py",
-        "CHECKPOINT [options]",
-        "Write a checkpoint as one ONNX file that does not need this program. It takes grey images "
-        "of any size and orientation and returns calibrated probabilities and prediction sets. It "
-        "is kept only if onnxruntime gives the same predictions as this program.",
+        "CHECKPOINT_OR_RUN [options]",
+        "Write a checkpoint, or the ensemble of all folds of a run, as one ONNX file that does not "
+        "need this program. It takes grey images of any size and orientation and returns "
+        "calibrated probabilities and prediction sets. It is kept only if onnxruntime gives the "
+        "same predictions as this program.",
         "examples:\n"
         "  python export.py session/RUN/best.pt\n"
+        "  python export.py session/RUN\n"
         "  python export.py session/RUN/best.pt --out brain.onnx --overwrite",
     )
     add_options(parser, ExportConfig)
@@ -74,18 +80,22 @@ def export(config: ExportConfig) -> None:
     from onnx_export import exporter, int8, parity, validation
 
     exporter.check_packages()
-    predictor = load_predictor([config.checkpoint], "cpu", config.threads)
+    predictor = load_predictor([config.checkpoint], "cpu", config.threads, config.calibration)
+    if config.precision == "int8" and len(predictor.members) > 1:
+        raise UserError(
+            "--precision int8 takes one network; leave it out, or name the best.pt of one fold"
+        )
     for line in predictor.list_warnings():
         log.info("note: %s", line)
     member, threads = predictor.members[0], helper.set_threads(config.threads)
     slices = validation.find_slices(member.checkpoint, config.data)
     images, origin = slices.read_checked()
-    metadata = exporter.build_metadata(member)
+    metadata = exporter.build_metadata(predictor)
     with atomic_files.atomic_path(config.out) as temporary:
-        exporter.write_onnx(temporary, exporter.build_graph(member), metadata)
+        exporter.write_onnx(temporary, exporter.build_graph(predictor), metadata)
         sessions = {"fp32": exporter.open_onnx(temporary, threads)}
         difference = parity.compare(predictor, sessions["fp32"], parity.vary(images))
-        sets = " and prediction sets" if member.checkpoint.get("calibration") else ""
+        sets = " and prediction sets" if predictor.fitted.has_sets else ""
         log.info(
             "fp32 checked on %d %s, rotated, mirrored and cropped: the same labels%s, "
             "probabilities differ by %.1e at most",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import helper
-from args import debug_option, device_option, threads_option
+from args import calibration_option, debug_option, device_option, threads_option
 from common import atomic_files
 from common.cli import add_options, argument, build_parser, fill_dataclass, option
 from helper import UserError, log
@@ -18,8 +18,8 @@ class PredictConfig:
     """Input, output and device of predict.py."""
 
     paths: tuple[Path, ...] = argument(
-        "session/RUN/best.pt, or several for an ensemble, then files and folders of JPEG, PNG, "
-        "TIFF, BMP or DICOM",
+        "session/RUN/best.pt or session/RUN, or several for an ensemble, then files and folders of "
+        "JPEG, PNG, TIFF, BMP or DICOM",
         metavar="PATH",
         several=True,
     )
@@ -32,14 +32,15 @@ class PredictConfig:
         "also save each image with its heat map there; takes seconds an image on a CPU",
         metavar="DIR",
     )
+    calibration: Path | None = calibration_option()
     device: str = device_option()
     threads: int = threads_option()
     debug: bool = debug_option()
 
     @property
     def checkpoints(self) -> tuple[Path, ...]:
-        """The leading .pt files."""
-        return tuple(itertools.takewhile(lambda path: path.suffix == ".pt", self.paths))
+        """The leading .pt files and folders of runs."""
+        return tuple(itertools.takewhile(_is_checkpoint, self.paths))
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -47,22 +48,32 @@ class PredictConfig:
         return self.paths[len(self.checkpoints) :]
 
 
+def _is_checkpoint(path: Path) -> bool:
+    """Return whether a path names a checkpoint or the folder of a run, and no images."""
+    return path.suffix == ".pt" or (path / "config.json").is_file()
+
+
 def parse_args(argv: Sequence[str] | None = None) -> PredictConfig:
     """Parse the command line of predict.py; exit like `args.parse_train` on errors."""
     parser = build_parser(
         "predict.py",
-        "CHECKPOINT [MORE.pt …] PATH… [options]",
+        "CHECKPOINT_OR_RUN [MORE …] PATH… [options]",
         "Predict images and DICOM series: a row for each with calibrated probabilities, prediction "
         "set, needs_review (a human should check it) and out_of_distribution (the image differs "
-        "from the training images). Several checkpoints are averaged.",
+        "from the training images). Several checkpoints are averaged; session/RUN of a run with "
+        "--folds is one ensemble.",
         "examples:\n"
         "  python predict.py session/RUN/best.pt slices/\n"
+        "  python predict.py session/RUN slices/\n"
         "  python predict.py session/RUN/best.pt study/ --out study.jsonl --heatmaps maps/",
     )
     add_options(parser, PredictConfig)
     config = fill_dataclass(PredictConfig, vars(parser.parse_args(argv)))
     if not config.checkpoints:
-        parser.error(f"{config.paths[0]} is not a checkpoint; name session/RUN/best.pt first")
+        parser.error(
+            f"{config.paths[0]} is not a checkpoint or run; name session/RUN/best.pt or "
+            "session/RUN first"
+        )
     if not config.images:
         parser.error("name images or folders after the checkpoint")
     return config
@@ -88,7 +99,9 @@ def predict(config: PredictConfig) -> None:
     output_table.check_output(config.out, config.overwrite)
     files = image_stream.find_files(config.images, exclude=config.heatmaps)
     files = itertools.chain([next(files)], files)  # without any file no table is written
-    predictor = load_predictor(config.checkpoints, config.device, config.threads)
+    predictor = load_predictor(
+        config.checkpoints, config.device, config.threads, config.calibration
+    )
     for line in predictor.list_warnings():
         log.info("note: %s", line)
     notes = output_table.describe_table(predictor)

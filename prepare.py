@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from args import DATA_DIR, PHANTOM_DIR, PrepareConfig, parse_prepare
+from args import DATA_DIR, PHANTOM_DIR
 from common import atomic_files
 from common.portable_names import quote
 from helper import NOTICE, UserError, log, run_command
+from preparation.options import PrepareConfig, parse_prepare
 
 if TYPE_CHECKING:  # imported late, so that --help and errors of the command line are quick
     from collections.abc import Iterator, Mapping

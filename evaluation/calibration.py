@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 from scipy.stats import rankdata
 
 from evaluation.conformal import ALPHA, fit_prediction_sets
@@ -85,7 +85,7 @@ def fit_calibration(
     The best epoch was chosen on the same slices, so the results are slightly optimistic.
 
     Args:
-        logits: [N, K] of the val slices.
+        logits: [N, K] of the val slices, or [M, N, K] of M networks of an ensemble.
         labels: [N] class ids.
         groups: [N] ids; prediction sets use one slice of each group.
         classes: K names.
@@ -98,7 +98,7 @@ def fit_calibration(
         `n_groups`.
     """
     temperature = fit_temperature(logits, labels, groups)
-    probs = softmax(logits / temperature)
+    probs = average_softmax(logits, temperature)
     thresholds, counts = fit_prediction_sets(probs, labels, groups)
     confidence = probs.max(axis=1)
     return {
@@ -122,14 +122,16 @@ def fit_calibration(
 
 
 def apply_calibration(calibration: dict[str, Any] | None, logits: FloatArray) -> Calibrated:
-    """Compute calibrated probabilities and prediction sets from logits [N, K].
+    """Compute calibrated probabilities and prediction sets from logits [N, K] or [M, N, K].
 
     A prediction set may be empty. Without `calibration` (result of `fit_calibration`) the
-    probabilities are plain softmax.
+    probabilities are plain softmax. One without `conformal` has a temperature only.
     """
     if calibration is None:
-        return Calibrated(softmax(logits))
-    probs = softmax(logits / calibration["temperature"])
+        return Calibrated(average_softmax(logits))
+    probs = average_softmax(logits, calibration["temperature"])
+    if "conformal" not in calibration:
+        return Calibrated(probs)
     thresholds = calibration["conformal"]["thresholds"].values()
     points = calibration["operating_points"].values()
     return Calibrated(
@@ -141,6 +143,29 @@ def apply_calibration(calibration: dict[str, Any] | None, logits: FloatArray) ->
     )
 
 
+def average_softmax(
+    logits: FloatArray, temperature: float | Sequence[float] = 1.0
+) -> NDArray[np.float64]:
+    """Average the probabilities of networks over the networks.
+
+    Args:
+        logits: [N, K] of one network, or [M, N, K].
+        temperature: Divisor of the logits, one for all networks or one for each.
+
+    Returns:
+        [N, K].
+    """
+    members = _stack_members(logits).astype(np.float64)
+    divisors = np.broadcast_to(temperature, len(members))
+    parts = [softmax(each / divisor) for each, divisor in zip(members, divisors, strict=True)]
+    return np.mean(parts, axis=0)
+
+
+def _stack_members(logits: FloatArray) -> FloatArray:
+    """Return logits of one network [N, K] as [1, N, K]; [M, N, K] is unchanged."""
+    return logits.reshape(-1, *logits.shape[-2:])
+
+
 def fit_temperature(logits: FloatArray, labels: IntArray, groups: NDArray[Any]) -> float:
     """Fit the divisor of logits, the mode of its posterior; above 1 lowers the confidence.
 
@@ -149,14 +174,18 @@ def fit_temperature(logits: FloatArray, labels: IntArray, groups: NDArray[Any]) 
     one observation among as many as there are groups, and it keeps the temperature above zero if
     val has no error. `experiments.calibration_bias` compares it with other methods.
 
+    Logits of several networks, [M, N, K], have one temperature, and the likelihood is that of their
+    mean probability.
+
     Source: Guo et al. 2017, On calibration of modern neural networks.
     """
-    weights, logits = weigh_by_group(groups), logits.astype(np.float64)
+    weights, members = weigh_by_group(groups), _stack_members(logits).astype(np.float64)
     rows = np.arange(len(labels))
 
     def compute_loss(log_temperature: float) -> float:
-        own = log_softmax(logits / math.exp(log_temperature), axis=1)[rows, labels]
-        return float(-weights @ own) + (log_temperature / PRIOR_DEVIATION) ** 2 / 2
+        own = log_softmax(members / math.exp(log_temperature), axis=2)[:, rows, labels]  # [M, N]
+        log_probs = logsumexp(own, axis=0) - math.log(len(members))
+        return float(-weights @ log_probs) + (log_temperature / PRIOR_DEVIATION) ** 2 / 2
 
     bounds = tuple(math.log(value) for value in TEMPERATURES)
     found = minimize_scalar(compute_loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ MIN_DEVIATION = 1e-6
 MAX_DEVIATIONS = 30.0  # limits the effect of a channel that is constant in training
 
 Embeddings = NDArray[np.float32]
+Neighbours = tuple[tuple[str, str], ...]  # sha256 and class, the nearest first
+REFERENCE_KEYS = {"sha256", "labels", "embeddings", "threshold", "mean", "deviation", "statistics"}
 
 
 def find_nearest(reference: Embeddings, embeddings: Embeddings) -> NDArray[np.int64]:
@@ -86,12 +89,16 @@ def fit_threshold(distances: NDArray[np.float64], groups: NDArray[np.str_]) -> f
 
 @dataclass(frozen=True)
 class OODDetector:
-    """Standardised training statistics [M, D], their mean and deviation [D], and the threshold."""
+    """Standardised training statistics [M, D], their mean and deviation [D], and the threshold.
+
+    `val_distances` [N] of the val slices are multiples of the threshold.
+    """
 
     statistics: Embeddings
     mean: NDArray[np.float32]
     deviation: NDArray[np.float32]
     threshold: float
+    val_distances: NDArray[np.float64]
 
 
 def fit_ood_detector(train: Embeddings, val: Embeddings, groups: NDArray[np.str_]) -> OODDetector:
@@ -106,4 +113,35 @@ def fit_ood_detector(train: Embeddings, val: Embeddings, groups: NDArray[np.str_
     # rounded as in the checkpoint, so that the threshold matches distances computed from it
     statistics = standardise(train, mean, deviation).astype(np.float16).astype(np.float32)
     distances = compute_distances(statistics, standardise(val, mean, deviation))
-    return OODDetector(statistics, mean, deviation, fit_threshold(distances, groups))
+    threshold = fit_threshold(distances, groups)
+    return OODDetector(statistics, mean, deviation, threshold, distances / threshold)
+
+
+class Reference:
+    """The features of the training slices that a checkpoint stores instead of their pixels."""
+
+    def __init__(self, stored: dict[str, Any]) -> None:
+        self.rows = list(zip(stored["sha256"], stored["labels"], strict=True))
+        self._threshold = stored["threshold"]
+        self._embeddings, self._statistics, self._mean, self._deviation = (
+            stored[key].float().numpy() for key in ("embeddings", "statistics", "mean", "deviation")
+        )
+
+    def compute_distances(self, statistics: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return OOD distances [N] of statistics [N, D] in multiples of the threshold."""
+        scaled = standardise(statistics, self._mean, self._deviation)
+        return compute_distances(self._statistics, scaled) / self._threshold
+
+    def find_nearest(self, embeddings: NDArray[np.float32]) -> list[Neighbours]:
+        """Return the nearest training slices of each embedding [N, D]."""
+        found = find_nearest(self._embeddings, embeddings)
+        return [tuple(self.rows[row] for row in rows) for rows in found]
+
+
+def measure_distances(
+    stored: dict[str, Any] | None, statistics: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return distances [N] by the reference that a checkpoint stores; NaN if it has none."""
+    if stored is None:
+        return np.full(len(statistics), np.nan)
+    return Reference(stored).compute_distances(statistics)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from evaluation import baselines, corruptions, intervals
-from evaluation.predictions import Predictions
+from evaluation.ensembles import Predictions
 from imaging.brightness import compute_brightness_statistics
 from modeling import forward
 

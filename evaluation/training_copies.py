@@ -14,8 +14,8 @@ from common.portable_names import quote
 from duplicates.clustering import STRONG_SCORE
 from duplicates.finder import Duplicates, load_duplicates
 from duplicates.set_comparison import compare_sets
+from evaluation.ensembles import Predictions
 from evaluation.intervals import describe, estimate_ratio
-from evaluation.predictions import Predictions
 from helper import UserError
 from preparation.manifest import cache_path
 

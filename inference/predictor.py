@@ -16,19 +16,18 @@ from threadpoolctl import ThreadpoolController
 
 import helper
 import model
-from common.portable_names import quote
-from evaluation import calibration, ood
+from evaluation import calibration, fitted
+from evaluation.fitted import Fitted
+from evaluation.ood import REFERENCE_KEYS, Neighbours, Reference
 from explanation import heatmaps
 from helper import UserError
 from imaging.grayscale import Pixels, resize_grey, shrink_grey
 from imaging.orientation import Orientation, apply_orientation, find_orientation, map_back
-from modeling import activation_stats, forward
+from modeling import activation_stats, forward, members
 from modeling import checkpoint as checkpoints
 from modeling.precision import keep_freed_memory
 
 DISPLAY_PX = 1024  # longest side of an image that is kept for display
-REFERENCE_KEYS = {"sha256", "labels", "embeddings", "threshold", "mean", "deviation", "statistics"}
-Neighbours = tuple[tuple[str, str], ...]  # sha256 and class, the nearest first
 
 
 @dataclass(frozen=True)
@@ -73,46 +72,30 @@ class Member:
         return copy.deepcopy(self.network)
 
     @functools.cached_property
-    def reference(self) -> "Reference | None":
+    def reference(self) -> Reference | None:
         """The features of the training slices; None if the checkpoint has none."""
         stored = self.checkpoint.get("reference")
         return None if stored is None else Reference(stored)
 
 
-class Reference:
-    """The features of the training slices that a checkpoint stores instead of their pixels."""
-
-    def __init__(self, stored: dict[str, Any]) -> None:
-        self.rows = list(zip(stored["sha256"], stored["labels"], strict=True))
-        self._threshold = stored["threshold"]
-        self._embeddings, self._statistics, self._mean, self._deviation = (
-            stored[key].float().numpy() for key in ("embeddings", "statistics", "mean", "deviation")
-        )
-
-    def compute_distances(self, statistics: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return OOD distances [N] of statistics [N, D] in multiples of the threshold."""
-        scaled = ood.standardise(statistics, self._mean, self._deviation)
-        return ood.compute_distances(self._statistics, scaled) / self._threshold
-
-    def find_nearest(self, embeddings: NDArray[np.float32]) -> list[Neighbours]:
-        """Return the nearest training slices of each embedding [N, D]."""
-        found = ood.find_nearest(self._embeddings, embeddings)
-        return [tuple(self.rows[row] for row in rows) for rows in found]
-
-
 class _MemberOutput(NamedTuple):
-    """Calibrated outputs, distances [N] (NaN if unknown) and neighbours of one network."""
+    """Logits [N, K], distances [N] (NaN if unknown) and neighbours of one network."""
 
-    calibrated: calibration.Calibrated
+    logits: NDArray[np.float32]
     distances: NDArray[np.float64]
     nearest: list[Neighbours]
 
 
 class SlicePredictor:
-    """Predicts images with the average of networks of the same classes; thread-safe."""
+    """Predicts images with the average of networks of the same classes; thread-safe.
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.members = list(members)
+    Args:
+        members: The networks.
+        fitted: What was fitted for their average.
+    """
+
+    def __init__(self, members: Sequence[Member], fitted: Fitted) -> None:
+        self.members, self.fitted = list(members), fitted
         self.classes: list[str] = list(members[0].checkpoint["classes"])
         self._pools = ThreadpoolController()
         # else forward hooks would also record other threads' passes
@@ -136,10 +119,11 @@ class SlicePredictor:
             warnings.append("PHANTOM: trained on generated slices; not valid for patients")
         if any(each["config"]["data"]["split_by"] == "image" for each in saved):
             warnings.append("LEAKY SPLIT: its metrics were measured on duplicates of training data")
-        if any(each.get("calibration") is None for each in saved):
+        has_sets, source = self.fitted.has_sets, self.fitted.source
+        if not has_sets and any(each.get("calibration") is None for each in saved):
             warnings.append("NOT CALIBRATED: plain softmax, no prediction sets, no review flags")
-        elif len(saved) > 1:
-            warnings.append("ENSEMBLE: no prediction sets and no review flags, none were fitted")
+        elif not has_sets:
+            warnings.append(f"ENSEMBLE: no prediction sets and no review flags: {source}")
         if any(each.get("reference") is None for each in saved):
             warnings.append("NO OOD DETECTION: out-of-distribution images are not marked")
         return warnings
@@ -166,21 +150,24 @@ class SlicePredictor:
     def predict(self, slices: Sequence[PreprocessedSlice]) -> list[Prediction]:
         """Predict slices in one forward pass for each network.
 
-        The probabilities and OOD distances of several networks are averaged; prediction sets were
-        not fitted to the average and are None.
+        The probabilities and OOD distances of several networks are averaged.
 
         Raises:
             UserError: A network returns logits that are NaN or infinite.
         """
         with self._predict_lock:
             outputs = [self._predict_member(member, slices) for member in self.members]
-        first = outputs[0]
-        probs = np.mean([output.calibrated.probs for output in outputs], axis=0)
+        logits = np.stack([output.logits for output in outputs])  # [M, B, K]
+        calibrated = calibration.apply_calibration(self.fitted.calibration, logits)
         distances = np.mean([output.distances for output in outputs], axis=0)
-        sets = first.calibrated.prediction_sets if len(outputs) == 1 else None
+        distances /= self.fitted.ood_threshold
+        sets = calibrated.prediction_sets
         return [
             self._build_prediction(
-                probs[row], None if sets is None else sets[row], distances[row], first.nearest[row]
+                calibrated.probs[row],
+                None if sets is None else sets[row],
+                distances[row],
+                outputs[0].nearest[row],
             )
             for row in range(len(slices))
         ]
@@ -212,15 +199,14 @@ class SlicePredictor:
                 f"{member.path}: its logits are NaN or infinite; use another checkpoint or train "
                 "again with a lower learning rate"
             )
-        calibrated = calibration.apply_calibration(member.checkpoint.get("calibration"), logits)
         if member.reference is None:
             unknown = np.full(len(slices), np.nan)
-            return _MemberOutput(calibrated, unknown, [()] * len(slices))
+            return _MemberOutput(logits, unknown, [()] * len(slices))
         # more BLAS threads would still spin when torch's threads start the next pass
         with self._pools.limit(limits=1, user_api="blas"):
             distances = member.reference.compute_distances(stats.collect().numpy())
             nearest = member.reference.find_nearest(embeddings)
-        return _MemberOutput(calibrated, distances, nearest)
+        return _MemberOutput(logits, distances, nearest)
 
     def _stack(self, member: Member, slices: Sequence[PreprocessedSlice]) -> torch.Tensor:
         """Return slices as uint8 [B, 1, S, S] on the device, S of the member."""
@@ -252,43 +238,43 @@ class SlicePredictor:
         )
 
 
-def load_predictor(paths: Sequence[Path], device: str = "auto", threads: int = 0) -> SlicePredictor:
-    """Load checkpoints for prediction.
+def load_predictor(
+    paths: Sequence[Path], device: str = "auto", threads: int = 0, file: Path | None = None
+) -> SlicePredictor:
+    """Load runs for prediction; their networks are averaged.
 
     Args:
-        paths: best.pt of one run, or of several runs with the same classes.
+        paths: best.pt or the folder of a run, also of one with --folds; or several.
         device: As for `--device`.
         threads: CPU threads; 0: one for each core.
+        file: Calibration to use instead of those of the runs.
 
     Raises:
-        UserError: A file is not a checkpoint of a run, no epoch is finished, or classes differ.
+        UserError: A file is not a checkpoint of a run, no epoch is finished, a fold or calibration
+            is missing, or classes differ.
     """
     keep_freed_memory()
     # for all threads: one that leaves `disable_tf32` would allow TF32 to another that is inside
     torch.backends.cudnn.allow_tf32 = False
     helper.set_threads(threads)
-    members: list[Member] = []
-    for path in paths:
-        checkpoint = checkpoints.load_run(path)
-        if not checkpoint["best"]:
-            raise UserError(
-                f"{path}: no epoch is finished; continue with "
-                f"python main.py --resume {quote(path.parent)}"
-            )
-        if members and checkpoint["classes"] != members[0].checkpoint["classes"]:
-            first, other = (
-                ", ".join(each["classes"]) for each in (members[0].checkpoint, checkpoint)
-            )
-            raise UserError(
-                f"{path} has the classes {other}, {paths[0]} has {first}; give checkpoints of the "
-                "same classes"
-            )
+    listed = [members.list_checkpoints(path) for path in paths]
+    runs = [
+        fitted.Run(path if members.is_folds(path) else each[0], list(map(members.load_best, each)))
+        for path, each in zip(paths, listed, strict=True)
+    ]
+    files = [path for each in listed for path in each]
+    loaded = [checkpoint for run in runs for checkpoint in run.checkpoints]
+    members.check_classes(files, loaded)
+    found = fitted.find_fitted(runs, file)
+    on_device = helper.resolve_device(device)
+    networks: list[Member] = []
+    for path, checkpoint in zip(files, loaded, strict=True):
         missing = REFERENCE_KEYS - set(checkpoint.get("reference") or REFERENCE_KEYS)
         if missing:
             raise UserError(
                 f"{path}: its OOD reference lacks {', '.join(sorted(missing))}; train again with "
                 "this version"
             )
-        network = checkpoints.restore_model(checkpoint, path).to(helper.resolve_device(device))
-        members.append(Member(path, network.eval(), checkpoint))
-    return SlicePredictor(members)
+        network = checkpoints.restore_model(checkpoint, path).to(on_device)
+        networks.append(Member(path, network.eval(), checkpoint))
+    return SlicePredictor(networks, found)

@@ -1,6 +1,7 @@
 """Save, load and check checkpoints: tensors and plain values, no code."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,14 @@ def load_run(path: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     _check(checkpoint, RUN_TYPES, RUN_RULES, path)
     return checkpoint
+
+
+def hash_weights(checkpoint: dict[str, Any]) -> str:
+    """Return the SHA-256 of the names and values of a checkpoint's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint["weights"].items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check(checkpoint: dict[str, Any], types: Types, rules: dict[str, Rule], path: Path) -> None:

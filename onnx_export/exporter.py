@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import helper
 from helper import UserError, first_line
 from imaging.grayscale import Pixels
-from inference.predictor import Member
+from inference.predictor import SlicePredictor
 from onnx_export.preprocessing_graph import PreprocessingGraph
 from reporting import wording
 
@@ -43,39 +43,51 @@ def check_packages() -> None:
         )
 
 
-def build_graph(member: Member) -> PreprocessingGraph:
-    """Return the network with preprocessing and calibration; plain softmax if not calibrated."""
-    fitted = member.checkpoint.get("calibration") or {"temperature": 1.0}
-    return PreprocessingGraph(member.network, fitted["temperature"], list_thresholds(member)).eval()
+def build_graph(predictor: SlicePredictor) -> PreprocessingGraph:
+    """Return the networks with preprocessing and calibration; plain softmax if not calibrated."""
+    networks = [member.network for member in predictor.members]
+    temperature = (predictor.fitted.calibration or {"temperature": 1.0})["temperature"]
+    return PreprocessingGraph(networks, temperature, list_thresholds(predictor)).eval()
 
 
-def list_thresholds(member: Member) -> list[float] | None:
-    """Return for each class the least probability in a prediction set; None if not calibrated."""
-    fitted = member.checkpoint.get("calibration")
-    return fitted and [value or 0.0 for value in fitted["conformal"]["thresholds"].values()]
+def list_thresholds(predictor: SlicePredictor) -> list[float] | None:
+    """Return for each class the least probability in a prediction set; None if none was fitted."""
+    if not predictor.fitted.has_sets:
+        return None
+    assert predictor.fitted.calibration is not None
+    thresholds = predictor.fitted.calibration["conformal"]["thresholds"]
+    return [value or 0.0 for value in thresholds.values()]
 
 
-def build_metadata(member: Member) -> dict[str, str]:
-    """Return the metadata of the file; values other than text are JSON."""
-    checkpoint, fitted = member.checkpoint, member.checkpoint.get("calibration") or {}
-    conformal = fitted.get("conformal", {})
-    classes, phantom = checkpoint["classes"], checkpoint["phantom"]
-    split_by = checkpoint["config"]["data"]["split_by"]
+def build_metadata(predictor: SlicePredictor) -> dict[str, str]:
+    """Return the metadata of the file; values other than text are JSON.
+
+    An entry that differs between the networks lists the values of all of them.
+    """
+    fitted, has_sets = predictor.fitted.calibration or {}, predictor.fitted.has_sets
+    conformal, checkpoint = fitted.get("conformal", {}), predictor.members[0].checkpoint
+    classes, phantom = checkpoint["classes"], predictor.is_phantom
+    splits = [each.checkpoint["config"]["data"]["split_by"] for each in predictor.members]
+    sets = f"; {SETS}: bool [batch, classes], classes that cannot be ruled out" if has_sets else ""
     values: dict[str, Any] = {
         "classes": classes,
-        "run": checkpoint["run"],
-        "model": checkpoint["model"],
-        "image_size": member.image_size,
+        "run": _join(each.checkpoint["run"] for each in predictor.members),
+        "networks": len(predictor.members),
+        "model": _join(each.checkpoint["model"] for each in predictor.members),
+        "image_size": _join(each.image_size for each in predictor.members),
         "calibrated": bool(fitted),
+        "fitted_on": predictor.fitted.source,
         "temperature": fitted.get("temperature", 1.0),
         "conformal_alpha": conformal.get("alpha"),
         "conformal_thresholds": conformal.get("thresholds"),
         "data": wording.describe_origin(Path(checkpoint["data"]).name, classes, phantom),
         "phantom": phantom,
-        "split_by": split_by,
-        "leaky_split": split_by == "image",
+        "split_by": _join(splits),
+        "leaky_split": "image" in splits,
         "precision": "fp32",
-        "checkpoint_sha256": hashlib.sha256(member.path.read_bytes()).hexdigest(),
+        "checkpoint_sha256": _join(
+            hashlib.sha256(each.path.read_bytes()).hexdigest() for each in predictor.members
+        ),
         "commit_of_training": checkpoint["environment"]["commit"],
         "commit_of_export": helper.read_commit(),
         "input": (
@@ -84,7 +96,7 @@ def build_metadata(member: Member) -> dict[str, str]:
         ),
         "outputs": f"{PROBABILITIES}: fp32 [batch, classes], "
         + ("calibrated" if fitted else "plain softmax, not calibrated")
-        + (f"; {SETS}: bool [batch, classes], classes that cannot be ruled out" if fitted else ""),
+        + sets,
         "limits": "Out-of-distribution images are not detected.",
         "notice": helper.NOTICE,
     }
@@ -92,6 +104,10 @@ def build_metadata(member: Member) -> dict[str, str]:
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for key, value in values.items()
     }
+
+
+def _join(values: Iterable[str | int]) -> str:
+    return " ".join(dict.fromkeys(map(str, values)))
 
 
 def write_onnx(path: Path, graph: PreprocessingGraph, metadata: dict[str, str]) -> None:

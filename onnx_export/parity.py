@@ -52,8 +52,7 @@ def compare(
     Raises:
         UserError: A difference exceeds TOLERANCE, or a label or a prediction set differs.
     """
-    member = predictor.members[0]
-    thresholds = exporter.list_thresholds(member)
+    thresholds = exporter.list_thresholds(predictor)
     largest, n_wrong = 0.0, 0
     for _, batch in batch_by_shape(images):
         predictions = predictor.predict([predictor.preprocess(pixels) for pixels in batch])
@@ -71,9 +70,10 @@ def compare(
         n_wrong += int((~is_right).sum())
     if n_wrong:
         raise UserError(
-            f"{member.path}: onnxruntime and this program differ on {n_wrong} of {len(images)} "
-            f"images, by {largest:.1e} at most in a probability (allowed: {TOLERANCE:.0e}); "
-            "nothing is written; try other versions of the packages in requirements-export.txt"
+            f"{predictor.members[0].path}: onnxruntime and this program differ on {n_wrong} of "
+            f"{len(images)} images, by {largest:.1e} at most in a probability (allowed: "
+            f"{TOLERANCE:.0e}); nothing is written; try other versions of the packages in "
+            "requirements-export.txt"
         )
     return largest
 

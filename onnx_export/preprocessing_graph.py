@@ -1,12 +1,14 @@
-"""Preprocessing, network and calibration as one graph of tensor operations.
+"""Preprocessing, networks and calibration as one graph of tensor operations.
 
 It repeats `imaging.orientation` and `imaging.grayscale` for a batch. Orientation sums are integers,
 and the weights of Pillow's resize have 22 fractional bits, which fp64 adds exactly: the grey levels
 of the squares are identical.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,29 +19,41 @@ MIN_SUM = 1e-9
 
 
 class PreprocessingGraph(nn.Module):
-    """A network with its preprocessing and calibration.
+    """Networks with their preprocessing and calibration; their probabilities are averaged.
 
     Args:
-        network: In eval mode.
-        temperature: Divisor of the logits.
+        networks: In eval mode.
+        temperature: Divisor of the logits, one for all networks or one for each.
         thresholds: For each class the least probability in a prediction set; None: no sets.
     """
 
     thresholds: Tensor | None
 
     def __init__(
-        self, network: Classifier, temperature: float, thresholds: list[float] | None
+        self,
+        networks: Sequence[Classifier],
+        temperature: float | Sequence[float],
+        thresholds: list[float] | None,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.temperature = temperature
+        self.networks = nn.ModuleList(networks)
+        self.sizes_px = [network.preprocess.image_size for network in networks]
+        self.temperatures = np.broadcast_to(temperature, len(networks)).tolist()
         self.register_buffer("thresholds", None if thresholds is None else torch.tensor(thresholds))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Map uint8 [B, 1, H, W] to probabilities [B, K] and, if any, sets as bool [B, K]."""
-        squares = orient_and_letterbox_batch(images.squeeze(1), self.network.preprocess.image_size)
-        logits = self.network(squares.unsqueeze(1) / 255)
-        probs = torch.softmax(logits / self.temperature, dim=1)
+        squares = {
+            size_px: orient_and_letterbox_batch(images.squeeze(1), size_px).unsqueeze(1) / 255
+            for size_px in sorted(set(self.sizes_px))
+        }
+        parts = [
+            torch.softmax(network(squares[size_px]) / temperature, dim=1)
+            for network, size_px, temperature in zip(
+                self.networks, self.sizes_px, self.temperatures, strict=True
+            )
+        ]
+        probs = torch.stack(parts).mean(dim=0) if len(parts) > 1 else parts[0]
         return (probs,) if self.thresholds is None else (probs, probs >= self.thresholds)
 
 

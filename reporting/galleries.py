@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from evaluation.predictions import Predictions
+from evaluation.ensembles import Predictions
 from explanation import heatmaps
 from modeling.forward import to_unit_range
 from reporting.plots import build_figure

@@ -1,6 +1,5 @@
 """Build the content of metrics.json and write the files of results/RUN."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,11 @@ from matplotlib.figure import Figure
 
 from common import atomic_files
 from evaluation import calibration, conformal, patients, training_copies
+from evaluation.ensembles import Predictions
 from evaluation.intervals import describe
-from evaluation.predictions import LEAKY_SPLIT, PHANTOM, Predictions, describe_leak
+from evaluation.predictions import LEAKY_SPLIT, PHANTOM, describe_leak
 from helper import UserError
+from modeling.checkpoint import hash_weights
 from preparation.audit import describe_audit, read_audit
 from reporting import galleries, plots, uncertainty_plots
 from reporting.html_report import write_report
@@ -42,15 +43,12 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
         predictions: Of one run, pooled folds or an ensemble.
         identity: `run`, `checkpoint`, `data`, `split` and `environment`.
     """
-    calibrated, checkpoints = predictions.calibrated, predictions.checkpoints
+    calibrated, fitted = predictions.calibrated, predictions.calibrations
     labels, classes = predictions.labels, predictions.classes
     ids = get_ids(predictions)
     groups = ids[2]
     computed = compute_run_metrics(predictions, ids)
-    fitted = [each["calibration"] for each in checkpoints if each.get("calibration")]
-    # an average of calibrated probabilities has no temperature
-    is_fitted = len(fitted) == len(checkpoints) and not predictions.is_ensemble
-    temperature = float(np.mean([each["temperature"] for each in fitted])) if is_fitted else None
+    temperature = float(np.mean([each["temperature"] for each in fitted])) if fitted else None
     copies = training_copies.summarise(predictions)
     report = {
         "schema": METRICS_SCHEMA,
@@ -67,7 +65,7 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
         "operating_points": None,
         "baselines": predictions.baselines,
         "copies_of_training": copies,
-        "provenance": _describe_provenance(checkpoints),
+        "provenance": _describe_provenance(predictions.checkpoints),
         "environment": identity["environment"],
         "notes": [
             *predictions.warnings,
@@ -75,7 +73,7 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
             *_describe_copies(copies),
             *computed["notes"],
             *_describe_majority(predictions),
-            *_describe_calibration(predictions, fitted),
+            *_describe_calibration(predictions),
         ],
     }
     if report["patients"] != patients.KNOWN:
@@ -115,48 +113,43 @@ def _describe_copies(copies: dict[str, Any] | None) -> list[str]:
 
 def _describe_provenance(checkpoints: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Return the SHA-256 of the splits, and of names and values of the weights."""
-    digests = []
-    for checkpoint in checkpoints:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(checkpoint["weights"].items()):
-            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-        digests.append(digest.hexdigest())
+    digests = [hash_weights(checkpoint) for checkpoint in checkpoints]
     splits = dict.fromkeys(checkpoint["fingerprint"] for checkpoint in checkpoints)
     return {"split_sha256": " ".join(splits), "weights_sha256": " ".join(digests)}
 
 
-def _describe_calibration(predictions: Predictions, fitted: Sequence[dict[str, Any]]) -> list[str]:
+def _describe_calibration(predictions: Predictions) -> list[str]:
     """Return notes on the limits of the calibration."""
-    n_checkpoints = len(predictions.checkpoints)
-    if len(fitted) < n_checkpoints:
+    fitted, checkpoints = predictions.calibrations, predictions.checkpoints
+    n_unfitted = sum(not each.get("calibration") for each in checkpoints)
+    if not fitted and n_unfitted:
         return [
-            f"calibration: {n_checkpoints - len(fitted)} of {n_checkpoints} checkpoints have none, "
+            f"calibration: {n_unfitted} of {len(checkpoints)} checkpoints have none, "
             "so temperature, prediction sets and review are null and these probabilities are plain "
             "softmax; fit it with python main.py --resume session/RUN"
         ]
-    n_images, n_groups = (
-        _format_range([each[key] for each in fitted]) for key in ("n_images", "n_groups")
-    )
-    source = f"{n_images} val slices ({n_groups} groups) that also selected the best epoch"
-    if len(fitted) > 1:
-        source = f"{source}, separately for each network"
-    if predictions.is_ensemble:
+    if not fitted:
         return [
-            f"calibration: the ensemble averages probabilities that were calibrated on {source}; "
-            "nothing was fitted to the average, so temperature, prediction sets and review are null"
+            "calibration: the ensemble averages probabilities that each run calibrated; nothing "
+            "was fitted to the average, so temperature, prediction sets and review are null: "
+            f"{predictions.fitted.source}"
         ]
     notes = [
-        f"temperature, prediction sets and review thresholds were fitted on {source}: slightly "
-        "optimistic"
+        "temperature, prediction sets and review thresholds were fitted on "
+        f"{predictions.fitted.source}"
     ]
     if len(fitted) > 1:
-        notes.append(f"temperature: mean of {len(fitted)} networks")
+        n_images, n_groups = (
+            _format_range([each[key] for each in fitted]) for key in ("n_images", "n_groups")
+        )
+        notes = [f"{notes[0]}: {n_images} slices ({n_groups} groups) for each fold"]
+        notes.append(f"temperature: mean of {len(fitted)} folds")
     for name in predictions.classes:
         fewest = min(each["conformal"]["n_slices"][name] for each in fitted)
         if fewest < conformal.MIN_SLICES:
             notes.append(
-                f"prediction sets: {name} is in every set, as only {fewest} of its groups are in "
-                f"val; at least {conformal.MIN_SLICES} are needed"
+                f"prediction sets: {name} is in every set, as they were fitted on only {fewest} of "
+                f"its groups; at least {conformal.MIN_SLICES} are needed"
             )
     return notes
 
@@ -315,7 +308,8 @@ def _build_context(report: dict[str, Any], predictions: Predictions, n_gallery: 
     training_data = describe_origin(first["data"], first["classes"], first["phantom"])
     is_own = Path(first["data"]).resolve() == Path(report["data"]).resolve()
     if predictions.is_ensemble:
-        output = "the average of the networks' calibrated probabilities"
+        shown = "" if temperature is None else f" (temperature {temperature:.3f})"
+        output = f"the average of the networks' calibrated probabilities{shown}"
     elif temperature is None:
         output = "softmax probabilities, not calibrated"
     else:

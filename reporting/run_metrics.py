@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import calibration, comparison, metrics, patients
-from evaluation.predictions import Predictions
+from evaluation.ensembles import Predictions
 from helper import UserError
 from reporting.wording import HEADLINE
 

@@ -16,8 +16,8 @@ ATTRIBUTION = (
     "version 1, 2024, doi 10.17632/mk56jw9rns.1."
 )
 LIMITS = (
-    "Confidence and prediction sets hold for slices like those of the val split, not for slices "
-    "of other scanners.",
+    "Confidence and prediction sets hold for slices like those that they were fitted on, not for "
+    "slices of other scanners.",
     "Research use only. Not a medical device. Do not base a diagnosis on it.",
 )
 GENERAL_LIMITS = (

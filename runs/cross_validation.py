@@ -1,4 +1,7 @@
-"""Cross-validation: one run per fold in session/RUN/fold_1..K, which can be stopped and resumed."""
+"""Cross-validation: one run per fold in session/RUN/fold_1..K, which can be stopped and resumed.
+
+When the last fold has ended, the calibration of their ensemble is fitted.
+"""
 
 import dataclasses
 import shutil
@@ -14,6 +17,7 @@ from common.portable_names import quote
 from helper import UserError, log
 from preparation import integrity
 from runs import lifecycle
+from runs.ensemble import fit_ensemble
 from runs.training_features import save_training_features
 from training import distributed
 
@@ -107,6 +111,18 @@ def _train_folds(
                 raise UserError(f"fold {fold}: {line} with --resume {quote(run_dir)}") from error
         if distributed.is_main_process():
             save_training_features(config, tables, run_dir)
+            _fit_ensemble(run_dir, device)
+
+
+def _fit_ensemble(run_dir: Path, device: torch.device) -> None:
+    try:
+        fit_ensemble(run_dir, device)
+    except KeyboardInterrupt as error:
+        line = f"stopped after the last fold; continue with --resume {quote(run_dir)}"
+        raise type(error)(line) from error
+    except OSError as error:
+        line = atomic_files.describe_os_error(error)
+        raise UserError(f"{line} with --resume {quote(run_dir)}; the folds are intact") from error
 
 
 def _train_fold(

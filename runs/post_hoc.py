@@ -1,4 +1,7 @@
-"""Calibration and OOD detection: fitted once on val when training ends, stored in best.pt."""
+"""Calibration and OOD detection: fitted once on val when training ends, stored in best.pt.
+
+The outputs for val are stored, too: calibrations of several networks together are fitted on them.
+"""
 
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pandas as pd
 import torch
 
 from evaluation import calibration, ood
+from evaluation.held_out import HeldOut
 from modeling import activation_stats, checkpoint, forward
 from trainer import Trainer
 
@@ -25,12 +29,12 @@ def fit_post_hoc(path: Path, trainer: Trainer, table: pd.DataFrame) -> None:
     best = checkpoint.load_run(path)
     network = checkpoint.restore_model(best, path).to(trainer.device)
     batch_size, val = trainer.micro_batch, trainer.val
-    groups = table.loc[table["split"] == "val", "group"].to_numpy()
+    val_rows = table[table["split"] == "val"]
+    groups = val_rows["group"].to_numpy()
     with activation_stats.record_activation_stats(network) as val_stats:
         logits = forward.predict_logits(network, val.iterate(batch_size))[0].numpy()
-    best["calibration"] = calibration.fit_calibration(
-        logits, val.labels.cpu().numpy(), groups, best["classes"]
-    )
+    labels = val.labels.cpu().numpy()
+    best["calibration"] = calibration.fit_calibration(logits, labels, groups, best["classes"])
     train_rows = table[table["split"] == "train"].reset_index(drop=True)
     chosen = choose_reference(train_rows)
     batches = torch.from_numpy(chosen).split(batch_size)
@@ -39,6 +43,9 @@ def fit_post_hoc(path: Path, trainer: Trainer, table: pd.DataFrame) -> None:
     detector = ood.fit_ood_detector(
         train_stats.collect().numpy(), val_stats.collect().numpy(), groups
     )
+    best["val_outputs"] = HeldOut.of_rows(
+        val_rows, labels, logits[None], detector.val_distances[None]
+    ).to_record()
     best["reference"] = {
         "sha256": train_rows["sha256"].iloc[chosen].tolist(),
         "labels": train_rows["label"].iloc[chosen].tolist(),

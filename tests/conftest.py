@@ -18,7 +18,7 @@ from filelock import FileLock
 import evaluate
 import main
 import prepare
-from tests.support.builders import ON_CPU, PHANTOMS, QUICK, Run, link_phantoms
+from tests.support.builders import ON_CPU, PHANTOMS, QUICK, Patch, Run, link_phantoms
 
 THREADS = torch.get_num_threads()
 
@@ -115,3 +115,35 @@ def trained(tmp_path: Path, first_run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(first_run.root, root, symlinks=True, copy_function=os.link)
     monkeypatch.chdir(root)
     return Run(root, first_run.output)
+
+
+@pytest.fixture(scope="session")
+def cross_run(shared_dir: Path, phantom_dir: Path) -> Path:
+    """Working folder after `main.py --folds 3 --name cross`, one epoch; not to be changed."""
+
+    def build(root: Path) -> None:
+        root.mkdir()
+        link_phantoms(root, phantom_dir)
+        command = [*QUICK, *ON_CPU, "--epochs", "1", "--folds", "3", "--name", "cross"]
+        with contextlib.chdir(root):
+            assert main.main(command) == 0
+
+    return build_once(shared_dir / "cross", build)
+
+
+@pytest.fixture
+def crossed(tmp_path: Path, cross_run: Path, monkeypatch: Patch) -> None:
+    """A working folder with that cross-validation; its files are hard links: replace them."""
+    shutil.copytree(cross_run, tmp_path / "work", symlinks=True, copy_function=os.link)
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
+def other_phantoms(shared_dir: Path) -> Path:
+    """A prepared folder of 60 phantoms of another seed; only its cache may be added to."""
+
+    def build(folder: Path) -> None:
+        argv = ["--phantom", str(PHANTOMS), "--seed", "7", "--data", str(folder)]
+        assert prepare.main(argv) == 0
+
+    return build_once(shared_dir / "other_phantoms", build)

@@ -19,8 +19,9 @@ import app
 import args
 import export
 import predict
-from benchmarking import options
+from benchmarking.options import BenchmarkConfig, parse_benchmark
 from helper import NOTICE, PROJECT_DIR
+from preparation.options import PrepareConfig, parse_prepare
 from tests.support.builders import Capture, Patch
 
 Field = dataclasses.Field[Any]
@@ -41,8 +42,8 @@ COMMANDS = {
     "predict.py": Command(predict.parse_args, (predict.PredictConfig,), ("best.pt", "a.png")),
     "export.py": Command(export.parse_args, (export.ExportConfig,), ("best.pt",)),
     "app.py": Command(app.parse_args, (app.AppConfig,), ("best.pt",)),
-    "prepare.py": Command(args.parse_prepare, (args.PrepareConfig,), ("source.zip",)),
-    "benchmark.py": Command(options.parse_benchmark, (options.BenchmarkConfig,)),
+    "prepare.py": Command(parse_prepare, (PrepareConfig,), ("source.zip",)),
+    "benchmark.py": Command(parse_benchmark, (BenchmarkConfig,)),
 }
 
 
@@ -237,16 +238,16 @@ def test_contradictions_of_other_commands_are_refused() -> None:
     refuse(args.parse_evaluate)
     refuse(args.parse_evaluate, "best.pt", "--name", "a/b")
     assert "--stress" in refuse(args.parse_evaluate, "a.pt", "b.pt", "--stress")
-    refuse(args.parse_prepare)
-    refuse(args.parse_prepare, "a", "b")
-    refuse(args.parse_prepare, "source.zip", "--phantom", "60")
-    refuse(args.parse_prepare, "--phantom", "60", "--patients", "patients.csv")
-    refuse(args.parse_prepare, "--phantom", "60", "--ignore-patients")
-    refuse(args.parse_prepare, "source", "--patients", "patients.csv", "--ignore-patients")
-    refuse(options.parse_benchmark, "a")
+    refuse(parse_prepare)
+    refuse(parse_prepare, "a", "b")
+    refuse(parse_prepare, "source.zip", "--phantom", "60")
+    refuse(parse_prepare, "--phantom", "60", "--patients", "patients.csv")
+    refuse(parse_prepare, "--phantom", "60", "--ignore-patients")
+    refuse(parse_prepare, "source", "--patients", "patients.csv", "--ignore-patients")
+    refuse(parse_benchmark, "a")
     refuse(export.parse_args)
     refuse(export.parse_args, "a.pt", "b.pt")
-    assert "batch" in refuse(options.parse_benchmark, "--slices", "12", "--batch-size", "13")
+    assert "batch" in refuse(parse_benchmark, "--slices", "12", "--batch-size", "13")
 
 
 def test_valid_combinations_are_accepted() -> None:

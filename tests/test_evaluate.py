@@ -15,7 +15,7 @@ import torch
 import dataset
 import evaluate
 import main
-from evaluation import predictions
+from evaluation import ensembles, predictions
 from loading import memory_budget
 from modeling import checkpoint as checkpoints
 from reporting import results
@@ -255,13 +255,13 @@ def test_runs_are_compared_on_their_common_slices(trained: Run) -> None:
     )
     second.rows.loc[0, "sha256"] = "another"
     reverse = np.arange(len(second.labels))[::-1]
-    aligned = predictions.align([first, second.take(reverse)])
+    aligned = ensembles.align([first, second.take(reverse)])
     assert [len(each.labels) for each in aligned] == [len(first.labels) - 3] * 2
     common = set(aligned[0].rows["sha256"])
     assert not common & {"another", *(split["sha256"][row] for row in moved)}
     assert aligned[0].rows["path"].tolist() == aligned[1].rows["path"].tolist()
     assert np.array_equal(aligned[0].calibrated.probs, aligned[1].calibrated.probs)
-    assert np.array_equal(predictions.average_predictions(aligned).labels, aligned[0].labels)
+    assert np.array_equal(ensembles.average_predictions(aligned).labels, aligned[0].labels)
 
 
 def test_incomparable_runs_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:

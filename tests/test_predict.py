@@ -140,7 +140,7 @@ def test_an_interrupted_run_keeps_rows(images: Path, capsys: Capture, monkeypatc
 @pytest.mark.parametrize(
     ("argv", "status", "words"),
     [
-        (["images"], 2, "images is not a checkpoint; name session/RUN/best.pt first"),
+        (["images"], 2, "images is not a checkpoint or run; name session/RUN/best.pt"),
         ([BEST], 2, "name images or folders after the checkpoint"),
         ([BEST, "nowhere"], 1, "nowhere: no such file or folder"),
         (["missing.pt", "images"], 1, "missing.pt: no such file"),

@@ -29,7 +29,7 @@ def test_the_file_gives_the_predictions_of_the_program(exported: Exported) -> No
         predictions = predictor.predict([predictor.preprocess(pixels) for pixels in images])
         expected = np.array([prediction.probs for prediction in predictions])
         np.testing.assert_allclose(probs, expected, atol=parity.TOLERANCE)
-        thresholds = exporter.list_thresholds(predictor.members[0])
+        thresholds = exporter.list_thresholds(predictor)
         is_tie = np.abs(expected - thresholds) <= parity.TOLERANCE
         for row, tie, prediction in zip(in_sets, is_tie, predictions, strict=True):
             classes = tuple(np.array(predictor.classes)[row].tolist())
@@ -129,7 +129,8 @@ def test_an_existing_file_is_kept(quick_export: Exported, capsys: Capture) -> No
     [
         (["missing.pt"], "missing.pt: no such file"),
         (["session/first/config.json"], "not readable as plain tensors"),
-        (["session/first"], "a folder; give the file in it"),
+        (["session"], "a folder; give the file in it"),
+        (["session/first", "--calibration", "nowhere.json"], "nowhere.json is missing"),
         ([BEST, "--data", "nowhere"], "nowhere"),
         ([BEST, "--out", "session", "--overwrite"], "session is a folder; name a file in it"),
     ],

@@ -14,6 +14,7 @@ import torch
 
 import helper
 import trainer as trainer_module
+from evaluation.fitted import Fitted
 from inference.predictor import Member, SlicePredictor, load_predictor
 from loading import memory_budget
 from loading.image_source import DiskSlices, MemorySlices, SliceSource
@@ -301,7 +302,8 @@ def test_calibration_is_fitted_on_the_device(
     for name, function in stub.items():
         monkeypatch.setattr(checkpoint, name, function)
     table = pd.DataFrame({"split": ["train"] * N_TRAIN + ["val"] * N_VAL})
-    table["sha256"] = table["group"] = table["duplicate_set"] = [str(row) for row in table.index]
+    for column in ("path", "sha256", "group", "duplicate_set"):
+        table[column] = [str(row) for row in table.index]
     table["label"] = [CLASSES[row % 3] for row in table.index]
     fit_post_hoc(tmp_path / "best.pt", trainer, table)
     assert best["calibration"]["n_images"] == N_VAL
@@ -312,7 +314,7 @@ def test_calibration_is_fitted_on_the_device(
 def test_images_are_predicted_and_explained(tmp_path: Path, cuda: FakeCuda) -> None:
     network = build_net(make_config()).to(helper.resolve_device("cuda")).eval()
     saved = {"classes": CLASSES, "phantom": True, "config": {"data": {"split_by": "group"}}}
-    predictor = SlicePredictor([Member(tmp_path, network, saved)])
+    predictor = SlicePredictor([Member(tmp_path, network, saved)], Fitted(None, 1.0, "nothing"))
     images = [np.full((40, 30), 10 * number, np.uint8) for number in range(3)]
     slices = [predictor.preprocess(pixels) for pixels in images]
     assert [each.predicted in CLASSES for each in predictor.predict(slices)] == [True] * 3

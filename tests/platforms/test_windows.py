@@ -146,7 +146,7 @@ def test_folds(capsys: Capture) -> None:
     assert main.main([*TRAIN, "--folds", "2"]) == 0, capsys.readouterr().err
     assert main.main(["--resume", "session/run", "--device", "cpu"]) == 0
     names = {path.relative_to("session/run").as_posix() for path in Path("session").rglob("*.*")}
-    assert names == {"config.json", "split.csv"} | {
+    assert names == {"config.json", "split.csv", "ensemble.json"} | {
         f"fold_{fold}/{name}" for fold in (1, 2) for name in SESSION_FILES
     }
 

@@ -31,6 +31,7 @@ from tests.support.builders import (
 )
 
 COMMAND = [*QUICK, *ON_CPU, "--epochs", "1", "--folds", "3"]
+RUN_FILES = {"config.json", "split.csv", "ensemble.json"}
 FOLDS = ["fold_1", "fold_2", "fold_3"]
 RESUME = ["--resume", "session/cross", "--device", "cpu"]
 PREDICT = {"device": "cpu", "batch_size": 64, "threads": 0}
@@ -38,7 +39,7 @@ PREDICT = {"device": "cpu", "batch_size": 64, "threads": 0}
 
 def test_every_slice_is_tested_once(cross_run: Path) -> None:
     session, results = cross_run / "session/cross", cross_run / "results/cross"
-    assert {path.name for path in session.iterdir()} == {"config.json", "split.csv", *FOLDS}
+    assert {path.name for path in session.iterdir()} == {*RUN_FILES, *FOLDS}
     manifest = pd.read_csv(cross_run / "data/phantom/CSV/images.csv")
     tested = []
     for fold in FOLDS:

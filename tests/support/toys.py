@@ -8,8 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from evaluation.calibration import Calibrated
-from evaluation.predictions import MemberSlices, Predictions
+from evaluation.calibration import apply_calibration
+from evaluation.ensembles import MemberSlices, Predictions
+from evaluation.fitted import Fitted
 from loading.image_source import MemorySlices
 from model import Classifier, Preprocess, build_model
 
@@ -80,7 +81,7 @@ def make_predictions(reader: BrightnessReader, n_slices: int = 24) -> Prediction
     slices = MemorySlices(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(labels))
     network = Classifier(reader, "head", Preprocess(64, 0.0, 1.0)).eval()
     with torch.no_grad():
-        probs = network(slices.pixels / 255).softmax(1).double().numpy()
+        logits = network(slices.pixels / 255).numpy()
     rows = pd.DataFrame({"label": labels.astype(str), "group": np.arange(n_slices) // 4})
     rows["path"] = [f"Images/{label}/{row}.png" for row, label in enumerate(labels)]
     return Predictions(
@@ -88,8 +89,13 @@ def make_predictions(reader: BrightnessReader, n_slices: int = 24) -> Prediction
         checkpoints=[{"classes": ["a", "b"]}],
         rows=rows.assign(duplicate_set=rows["group"]),
         labels=labels,
-        calibrated=Calibrated(probs),
-        raw_probs=probs,
+        logits=logits[None],
+        calibrated=apply_calibration(None, logits),
+        fitted=Fitted(None, 1.0, "nothing"),
+        calibrations=[],
+        folds=np.zeros(n_slices, int),
+        distances=np.full((1, n_slices), np.nan),
+        held_out=None,
         baseline_hits={},
         related=np.zeros(n_slices, bool),
         warnings=[],

@@ -87,7 +87,7 @@ def test_warnings_and_notice(predictor: SlicePredictor) -> None:
     notice = page_content.describe_notice(predictor)
     assert "not a medical device" in notice
     assert "There is no healthy class: the model names a tumour for any image" in notice
-    other = SlicePredictor(predictor.members)
+    other = SlicePredictor(predictor.members, predictor.fitted)
     other.classes = ["Glioma", "Healthy"]
     notice = page_content.describe_notice(other)
     assert "healthy" not in notice
