@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from inference.series import SeriesAggregator
 
 BATCH_SIZE = 32
 MAX_NAME_BYTES = 255
+LINE_CHARACTERS = 100  # fit below the narrowest overlay
 PredictedPicture = tuple[Picture[PreprocessedSlice], Prediction | None]
 
 
@@ -71,7 +73,8 @@ def save_heatmap(
     assert preprocessed is not None
     heatmap = predictor.explain(preprocessed, prediction.predicted)
     warnings = predictor.list_warnings()
-    lines = [*predictor.describe_prediction(prediction), *warnings, NOTICE]
+    evidence = textwrap.wrap(predictor.describe_heatmaps(), LINE_CHARACTERS)
+    lines = [*predictor.describe_prediction(prediction), *warnings, *evidence, NOTICE]
     parts = [part.replace("..", "__") for part in picture.path.parts if part != picture.path.anchor]
     frame = f"#{picture.frame}" if picture.frame else ""
     path = folder.joinpath(*parts[:-1], _shorten(f"{parts[-1]}{frame}.png"))

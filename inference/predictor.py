@@ -20,6 +20,7 @@ from evaluation import calibration, fitted
 from evaluation.fitted import Fitted
 from evaluation.ood import REFERENCE_KEYS, Neighbours, Reference
 from explanation import heatmaps
+from explanation.evidence import describe_evidence
 from helper import UserError
 from imaging.grayscale import Pixels, resize_grey, shrink_grey
 from imaging.orientation import Orientation, apply_orientation, find_orientation, map_back
@@ -138,6 +139,10 @@ class SlicePredictor:
             lines.append(f"NEEDS REVIEW by a radiologist: it could be {classes}")
         lines.append(f"{prediction.predicted} {prediction.confidence:.1%}")
         return lines
+
+    def describe_heatmaps(self) -> str:
+        """Return how often heat maps of these networks point at a tumour, if that is known."""
+        return describe_evidence(member.checkpoint["model"] for member in self.members)
 
     def preprocess(self, pixels: Pixels) -> PreprocessedSlice:
         """Bring an image, uint8 [H, W], into the standard orientation and the input sizes."""

@@ -42,12 +42,6 @@ def select_least_certain(predictions: Predictions, count: int) -> list[GalleryIt
     return _build_items(predictions, np.argsort(confidence, kind="stable"), count)
 
 
-def describe_method(predictions: Predictions) -> str:
-    """Return the name of the heat-map method."""
-    method = heatmaps.choose_method(predictions.member_slices[0].network)
-    return {"gradcam": "Grad-CAM", "occlusion": "occlusion"}[method]
-
-
 def plot_gallery(items: Sequence[GalleryItem], title: str) -> Figure:
     """Plot slices in pairs: plain, and with the heat map overlaid.
 

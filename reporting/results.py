@@ -14,6 +14,8 @@ from evaluation import calibration, conformal, patients, training_copies
 from evaluation.ensembles import Predictions
 from evaluation.intervals import describe
 from evaluation.predictions import LEAKY_SPLIT, PHANTOM, describe_leak
+from explanation import heatmaps
+from explanation.evidence import describe_evidence
 from helper import UserError
 from modeling.checkpoint import hash_weights
 from preparation.audit import describe_audit, read_audit
@@ -302,6 +304,11 @@ def draw_plots(
         yield "least_certain", galleries.plot_gallery(least, "Predictions of lowest confidence")
 
 
+def _describe_heatmaps(predictions: Predictions) -> str:
+    models = (checkpoint["model"] for checkpoint in predictions.checkpoints)
+    return f"Method: {heatmaps.METHODS[heatmaps.DEFAULT]}. {describe_evidence(models)}"
+
+
 def _build_context(report: dict[str, Any], predictions: Predictions, n_gallery: int) -> Context:
     """Return the statements on data, output and limits."""
     first, temperature = predictions.checkpoints[0], report["calibration"]["temperature"]
@@ -321,5 +328,5 @@ def _build_context(report: dict[str, Any], predictions: Predictions, n_gallery: 
         output=output,
         limits=list_limits(report["classes"], PHANTOM in report["notes"]),
         audit=describe_audit(audit) if (audit := read_audit(Path(report["data"]))) else (),
-        heatmap_method=galleries.describe_method(predictions) if n_gallery else "",
+        heatmaps=_describe_heatmaps(predictions) if n_gallery else "",
     )

@@ -59,7 +59,8 @@ class Context:
         output: Kind of the probabilities, such as calibrated.
         limits: Limits of use, the most important first.
         audit: Lines of the audit by prepare.py; empty if unknown.
-        heatmap_method: Method of the heat maps in the galleries; empty without galleries.
+        heatmaps: Method of the heat maps in the galleries, and how often they point at a tumour;
+            empty without galleries.
     """
 
     training_data: str
@@ -68,7 +69,7 @@ class Context:
     output: str
     limits: Sequence[str] = (*GENERAL_LIMITS, *LIMITS)
     audit: Sequence[str] = ()
-    heatmap_method: str = ""
+    heatmaps: str = ""
 
 
 def load_template(name: str, **options: Any) -> jinja2.Template:

@@ -135,7 +135,7 @@ def _build_single(predictor: SlicePredictor, training: TrainingSlices, folder: P
         return [
             page_content.describe_prediction(session, predictor),
             page_content.show_picture(session, 0),
-            page_content.describe_heatmap(session),
+            page_content.describe_heatmap(session, predictor),
             gr.update(value=session.class_name),
             training.describe(session.prediction),
         ]
@@ -165,7 +165,7 @@ def _build_single(predictor: SlicePredictor, training: TrainingSlices, folder: P
 
     def show_map(session: Session, strength: float) -> list[Any]:
         picture = page_content.show_picture(session, strength)
-        return [picture, page_content.describe_heatmap(session)]
+        return [picture, page_content.describe_heatmap(session, predictor)]
 
     def on_target(class_name: str, session: Session, strength: float) -> list[Any]:
         session.class_name = class_name

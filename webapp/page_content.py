@@ -60,8 +60,8 @@ def write_image(pixels: NDArray[np.uint8], alt: str) -> str:
     return f'<img src="data:image/png;base64,{code}" alt="{escape(alt)}">'
 
 
-def describe_heatmap(session: Session) -> str:
-    """Return what the colours mean, or that the heat map is being computed."""
+def describe_heatmap(session: Session, predictor: SlicePredictor) -> str:
+    """Return what the colours mean and how far, or that the heat map is being computed."""
     if session.slice is None:
         return ""
     name = escape(session.class_name)
@@ -69,7 +69,7 @@ def describe_heatmap(session: Session) -> str:
         return f"<p>The heat map for {name} is being computed …</p>"
     return (
         f"<p>Brighter colours contribute more to the score of <b>{name}</b>. "
-        "The heat map is not an outline of a tumour.</p>"
+        f"The heat map is not an outline of a tumour. {escape(predictor.describe_heatmaps())}</p>"
     )
 
 

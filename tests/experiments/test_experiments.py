@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -36,16 +37,46 @@ def test_lesions_that_a_grid_can_hit_by_hand() -> None:
     assert pointing_game.compute_ceiling(lesions, 3) == 0.5
 
 
-def test_the_pointing_game(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert pointing_game.main([FIRST, "--json", "figures.json"]) == 0
+def test_the_pointing_game_on_phantoms(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [FIRST, "--methods", "occlusion", "integrated_gradients", "--per-patient", "1"]
+    assert pointing_game.main([*argv, "--json", "figures.json"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("PHANTOM")
+    assert "PHANTOM" in printed
     figures = read_figures()
-    entry = figures["methods"]["occlusion"]
-    low, high = entry["ci95"]
-    assert 0 <= low <= entry["hit_rate"] <= high <= 1
-    assert 0 < figures["chance"] < figures["chance_in_head"] < 1
-    assert f"| occlusion | {entry['hit_rate']:.3f}" in printed
+    assert figures["n_images"] == figures["n_patients"]
+    assert 0 < figures["baselines"]["random place"]["hit_rate"]["value"] < 0.5
+    for method in ("occlusion", "integrated_gradients"):
+        entry = figures["methods"][method]
+        low, high = entry["hit_rate"]["ci95"]
+        assert 0 <= low <= entry["hit_rate"]["value"] <= high <= 1
+        assert 0 <= entry["random"]["hit_rate"] <= 1
+        assert set(entry["against_brightest"]) <= {"all", "Glioma", "Menin", "Tumor"}
+    assert f"| occlusion | {figures['methods']['occlusion']['hit_rate']['value']:.3f}" in printed
+
+
+def test_the_pointing_game_on_outlines(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """An outline around the whole picture contains every maximum and all energy."""
+    rows = dataset.load_table(Path("data/phantom"))
+    outlines = pd.DataFrame({"path": rows["path"].str.removeprefix("Images/")})
+    side = int(rows["width"].max())
+    outlines["outline"] = f"0,0 {side},0 {side},{side} 0,{side}"
+    outlines.to_csv("outlines.csv", index=False, lineterminator="\n", encoding="utf-8")
+    argv = [FIRST, "--outlines", "outlines.csv", "--methods", "integrated_gradients"]
+    assert pointing_game.main([*argv, "--json", "figures.json"]) == 0
+    figures = read_figures()
+    for entry in (*figures["baselines"].values(), *figures["methods"].values()):
+        assert entry["hit_rate"]["value"] == 1.0
+        assert entry["energy_inside"]["value"] == pytest.approx(1.0)
+    assert figures["methods"]["integrated_gradients"]["against_brightest"]["all"]["difference"] == 0
+    capsys.readouterr()
+    outlines.iloc[:3].to_csv("few.csv", index=False, lineterminator="\n", encoding="utf-8")
+    assert "no outline for" in expect_refusal(
+        capsys, pointing_game.main([FIRST, "--outlines", "few.csv"])
+    )
+    Path("other.csv").write_text("name\nx\n", encoding="utf-8")
+    assert "path,outline" in expect_refusal(
+        capsys, pointing_game.main([FIRST, "--outlines", "other.csv"])
+    )
 
 
 def test_the_pointing_game_needs_phantoms_of_this_version(

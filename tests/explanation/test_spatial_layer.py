@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from explanation import heatmaps
+from explanation.spatial_layer import find_spatial_layer
 from tests.support.toys import Toy, build, make_images, make_pointwise
 
 # network, image size, layer and cells per side of its map
@@ -39,7 +40,7 @@ LARGER_PX = {"inception_v3": 235, "maxvit_t": 224}
 @pytest.mark.parametrize(("name", "size_px", "layer", "n_cells"), LAYERS)
 def test_the_layer_of_every_family(name: str, size_px: int, layer: str, n_cells: int) -> None:
     network = build(name, size_px)
-    assert heatmaps.find_spatial_layer(network, size_px) == (layer, n_cells)
+    assert find_spatial_layer(network, size_px) == (layer, n_cells)
     images = make_images(2, size_px)
     maps = heatmaps.compute_heatmaps(network, images, torch.tensor([0, 2]), "gradcam")
     assert maps.shape == (2, size_px, size_px)
@@ -58,7 +59,7 @@ def check_axes(network: nn.Module, size_px: int) -> None:
     changed, quarter = images.clone(), size_px // 4
     changed[:, :, :quarter, -quarter:] = 1 - changed[:, :, :quarter, -quarter:]
     outputs: list[Tensor] = []
-    name, n_cells = heatmaps.find_spatial_layer(network, size_px)
+    name, n_cells = find_spatial_layer(network, size_px)
     layer = network.get_submodule(name)
     layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     with torch.no_grad():
@@ -81,7 +82,6 @@ def test_tokens_are_refused(name: str, size_px: int, reason: str) -> None:
     network = build(name, size_px)
     with pytest.raises(ValueError, match=reason):
         heatmaps.compute_heatmaps(network, make_images(1, size_px), torch.tensor([0]), "gradcam")
-    assert heatmaps.choose_method(network) == "occlusion"
 
 
 class ShortcutToy(Toy):
@@ -118,13 +118,22 @@ class ChannelsLast(nn.Module):
 def test_unsuitable_networks_are_refused(make: Callable[[], nn.Module], reason: str) -> None:
     network = make()
     with pytest.raises(ValueError, match=reason):
-        heatmaps.find_spatial_layer(network, 6)
-    assert heatmaps.choose_method(network, 6) == "occlusion"
+        find_spatial_layer(network, 6)
 
 
-@pytest.mark.parametrize(("size_px", "method"), [(96, "occlusion"), (256, "gradcam")])
-def test_auto_uses_gradcam_for_seven_cells(size_px: int, method: str) -> None:
-    network, images = build("net", size_px), make_images(1, size_px)
-    assert heatmaps.choose_method(network) == method
-    maps = heatmaps.compute_heatmaps(network, images, torch.tensor([1]))
-    assert torch.equal(maps, heatmaps.compute_heatmaps(network, images, torch.tensor([1]), method))
+@pytest.mark.parametrize(
+    ("name", "size_px", "layer", "n_cells"),
+    [
+        ("net", 96, "backbone.blocks.3", 12),
+        ("resnet18", 128, "backbone.layer3", 8),
+        ("mobilenet_v2", 160, "backbone.features.14.conv.0", 10),  # before its stride
+    ],
+)
+def test_a_layer_of_seven_cells(name: str, size_px: int, layer: str, n_cells: int) -> None:
+    network = build(name, size_px)
+    assert find_spatial_layer(network, size_px, 7) == (layer, n_cells)
+
+
+def test_a_network_of_tokens_has_a_map() -> None:
+    network, images = build("swin_t", 32), make_images(1, 32)
+    assert heatmaps.compute_heatmaps(network, images, torch.tensor([0])).max() == 1

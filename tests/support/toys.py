@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,21 @@ def make_images(count: int, size_px: int) -> Tensor:
 def build(name: str, size_px: int) -> nn.Module:
     torch.manual_seed(0)
     return build_model(name, 3, size_px)
+
+
+def describe_state(network: nn.Module) -> dict[str, Any]:
+    """Hooks, flags and hashes of the tensors of a network."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    tensors = dict(network.state_dict())
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            tensors[f"gradient of {name}"] = parameter.grad
+    return {
+        "hooks": [len(getattr(module, name)) for module in network.modules() for name in hooks],
+        "training": [module.training for module in network.modules()],
+        "needs_grad": [parameter.requires_grad for parameter in network.parameters()],
+        "values": {name: hash(tensor.numpy().tobytes()) for name, tensor in tensors.items()},
+    }
 
 
 class BrightnessReader(nn.Module):

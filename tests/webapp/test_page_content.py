@@ -97,18 +97,22 @@ def test_warnings_and_notice(predictor: SlicePredictor) -> None:
 def test_the_image_is_inline(predictor: SlicePredictor) -> None:
     session = Session()
     assert "<img" not in page_content.show_picture(session, 0.5)
-    assert page_content.describe_heatmap(session) == ""
+    assert page_content.describe_heatmap(session, predictor) == ""
     session.slice = predictor.preprocess(np.full((9, 9), 100, np.uint8))
     session.class_name = "Menin"
     plain = page_content.show_picture(session, 0.5)
     assert plain.startswith('<img src="data:image/png;base64,')
     assert 'alt="The slice"' in plain
-    assert "heat map for Menin is being computed" in page_content.describe_heatmap(session)
+    assert "heat map for Menin is being computed" in page_content.describe_heatmap(
+        session, predictor
+    )
     session.heatmaps["Menin"] = np.ones((9, 9), np.float32)
     shown = [page_content.show_picture(session, strength) for strength in (0, 0.5, 1)]
     assert len(set(shown)) == 3
     assert all('alt="The slice under the heat map for Menin"' in each for each in shown)
-    assert "not an outline of a tumour" in page_content.describe_heatmap(session)
+    described = page_content.describe_heatmap(session, predictor)
+    assert "not an outline of a tumour" in described
+    assert "not measured" in described
 
 
 def test_nearest_slices_are_shown_if_unchanged(predictor: SlicePredictor, trained: Run) -> None:
