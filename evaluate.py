@@ -146,6 +146,11 @@ def print_summary(report: dict[str, Any], results_dir: Path) -> None:
         *(report["n_images"], report["n_groups"], patients),
         *(report["baselines"]["majority"], report["baselines"]["brightness"]),
     )
+    if review := report["label_review"]:
+        log.info(
+            "label review: %d of %d groups hold a slice whose label may be wrong",
+            *(review["n_cases"], review["n_groups"]),
+        )
     log.info("%s", helper.NOTICE)
     log.info("open %s and %s", results_dir / "report.html", results_dir / "plots")
 

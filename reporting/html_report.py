@@ -37,6 +37,8 @@ PLOTS = {
     "with brightness matched and with the inside of the head blanked",
     "errors.png": "Errors of highest confidence, each plain and with its heat map",
     "least_certain.png": "Predictions of lowest confidence, each plain and with its heat map",
+    "label_review.png": "Labels to check: the first cases of label_review.csv, each with its label "
+    "and the class that contradicts it",
     "training.png": "Training curves: losses, val scores, learning rate",
 }
 CALIBRATION = {

@@ -13,13 +13,14 @@ from common import atomic_files
 from evaluation import calibration, conformal, patients, training_copies
 from evaluation.ensembles import Predictions
 from evaluation.intervals import describe
+from evaluation.label_review import review_predictions
 from evaluation.predictions import LEAKY_SPLIT, PHANTOM, describe_leak
 from explanation import heatmaps
 from explanation.evidence import describe_evidence
 from helper import UserError
 from modeling.checkpoint import hash_weights
 from preparation.audit import describe_audit, read_audit
-from reporting import galleries, plots, uncertainty_plots
+from reporting import galleries, label_sheet, plots, uncertainty_plots
 from reporting.html_report import write_report
 from reporting.model_card import write_model_card
 from reporting.run_metrics import compute_run_metrics, get_ids
@@ -65,6 +66,7 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
         "conformal": dict.fromkeys(conformal.CONFORMAL_KEYS),
         "review": None,
         "operating_points": None,
+        "label_review": review_predictions(predictions)[1],
         "baselines": predictions.baselines,
         "copies_of_training": copies,
         "provenance": _describe_provenance(predictions.checkpoints),
@@ -222,13 +224,16 @@ def write_results(
     with atomic_files.atomic_path(results_dir / "predictions.csv") as temporary:
         tabulate(predictions).to_csv(temporary, index=False, lineterminator="\n")
     _write_patients(results_dir / "patients.csv", predictions)
+    cases, _ = review_predictions(predictions)
+    with atomic_files.atomic_path(results_dir / "label_review.csv") as temporary:
+        cases.to_csv(temporary, index=False, lineterminator="\n")
     plots_dir = results_dir / "plots"
     for old in plots_dir.glob("*.png"):
         old.unlink()  # it may be from an evaluation with other plots
     stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
     stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
     n_gallery = n_gallery if predictions.member_slices else 0
-    for name, figure in draw_plots(report, predictions, n_gallery):
+    for name, figure in draw_plots(report, predictions, n_gallery, cases):
         plots.save(figure, plots_dir / f"{name}.png", stamp)
     context = _build_context(report, predictions, n_gallery)
     write_report(results_dir / "report.html", report, plots_dir, context)
@@ -267,7 +272,7 @@ def tabulate(predictions: Predictions) -> pd.DataFrame:
 
 
 def draw_plots(
-    report: dict[str, Any], predictions: Predictions, n_gallery: int
+    report: dict[str, Any], predictions: Predictions, n_gallery: int, cases: pd.DataFrame
 ) -> Iterator[tuple[str, Figure]]:
     """Yield name and figure of every plot that applies to these predictions."""
     probs, labels, classes = predictions.calibrated.probs, predictions.labels, predictions.classes
@@ -302,6 +307,8 @@ def draw_plots(
     if n_gallery:
         least = galleries.select_least_certain(predictions, n_gallery)
         yield "least_certain", galleries.plot_gallery(least, "Predictions of lowest confidence")
+    if len(cases):
+        yield "label_review", label_sheet.plot_cases(cases, Path(report["data"]))
 
 
 def _describe_heatmaps(predictions: Predictions) -> str:

@@ -25,7 +25,7 @@ from training.loss_tracker import LossTracker
 STEPS = 2  # the first one allocates memory and chooses algorithms, the second one is timed
 MOST_STEPS = 10  # with fp16, whose first steps may be skipped until the loss scale fits
 RUN_FILES = "config.json, split.csv, history.csv, last.pt, best.pt"
-RESULT_FILES = "metrics.json, predictions.csv, report.html, model_card.md, plots/"
+RESULT_FILES = "metrics.json, predictions.csv, label_review.csv, report.html, model_card.md, plots/"
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def test_a_run_writes_its_files(first_run: Run) -> None:
     session, results = first_run.root / "session/first", first_run.root / "results/first"
     assert {path.name for path in session.iterdir()} == SESSION_FILES
     assert {path.name for path in results.iterdir()} == RESULT_FILES | {"plots"}
-    assert {path.name for path in (results / "plots").iterdir()} == PLOTS
+    plots = {path.name for path in (results / "plots").iterdir()}
+    assert plots - {"label_review.png"} == PLOTS  # only with a case
     for line in ("PHANTOM", "epoch   2/2", "Research use only", "report.html"):
         assert line in first_run.output
 

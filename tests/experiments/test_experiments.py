@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +13,7 @@ import dataset
 from experiments import (
     calibration_bias,
     interval_coverage,
+    label_errors,
     ood_rates,
     planted_duplicates,
     pointing_game,
@@ -19,6 +21,8 @@ from experiments import (
 )
 from helper import UserError
 from modeling import checkpoint as checkpoints
+from preparation import integrity
+from preparation.manifest import load_manifest
 from tests.support.builders import Run, expect_refusal, make_data_folder
 
 FIRST = "session/first/best.pt"
@@ -177,3 +181,63 @@ def test_methods_of_calibration_are_compared(
     calibrated, uncertain = figures["intervals"]
     assert calibrated["true_ece"] < 1e-6 < uncertain["true_ece"]
     assert 0 <= uncertain["ece_coverage"] <= 1
+
+
+# ---- label errors
+
+
+def test_label_errors_are_planted_by_slice_and_by_patient(phantom_dir: Path) -> None:
+    table = load_manifest(phantom_dir)
+    for unit, key in label_errors.UNITS.items():
+        condition = label_errors.Condition(unit, 0.1, 0)
+        labels = label_errors.plant_errors(table, condition)
+        is_wrong = labels != table["label"]
+        assert table[key][is_wrong].nunique() == round(0.1 * table[key].nunique())
+        assert is_wrong.groupby(table[key]).nunique().eq(1).all()
+        assert set(labels) == set(table["label"])
+        assert labels.equals(label_errors.plant_errors(table, condition))
+        assert not labels.equals(label_errors.plant_errors(table, condition._replace(seed=1)))
+
+
+def test_a_mislabelled_copy_leaves_the_original_as_it_is(phantom_dir: Path, tmp_path: Path) -> None:
+    before = load_manifest(phantom_dir)
+    labels = label_errors.plant_errors(before, label_errors.Condition("slices", 0.1, 0))
+    true_labels = label_errors.copy_mislabelled(phantom_dir, labels, tmp_path / "copy")
+    integrity.check_all(tmp_path / "copy")  # every file is where the manifest lists it
+    integrity.check_all(phantom_dir)
+    pd.testing.assert_frame_equal(load_manifest(phantom_dir), before)
+    after = load_manifest(tmp_path / "copy")
+    assert sorted(true_labels[after["path"]]) == sorted(before["label"])
+    assert (true_labels[after["path"]].to_numpy() != after["label"]).sum() == 6
+    moved = after.set_index("sha256")["label"].loc[before["sha256"]].to_numpy()
+    assert (moved == labels).all()
+
+
+def test_a_ranking_is_scored_by_hand() -> None:
+    hits = np.array([True, False, True, False])
+    scores = label_errors.score_order(hits, n_planted=3)
+    assert scores["precision_at_planted"] == pytest.approx(2 / 3)
+    assert scores["precision_at_10"] == 0.5  # of the four cases
+    assert scores["recall"] == scores["recall_at_planted"] == pytest.approx(2 / 3)
+    assert scores["average_precision"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert scores["n_listed"] == 4
+
+
+@pytest.mark.integration
+def test_label_errors_are_measured(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(label_errors, "SHARES", (0.1,))
+    command = ["--data", "data/phantom", "--model", "net", "--image-size", "32", "--epochs", "1"]
+    command += ["--folds", "2", "--seeds", "0", "--keep", "kept", "--json", "figures.json"]
+    assert label_errors.main(command) == 0
+    figures = read_figures()
+    assert set(figures["pooled"]) == {"slices-0.1", "patients-0.1"}
+    assert figures["conditions"]["slices-0.1-0"]["n_wrong_images"] == 6
+    assert figures["conditions"]["slices-0-0"]["n_wrong_images"] == 0
+    assert {path.name for path in Path("kept").iterdir()} == {
+        f"phantom-net-32-1-16-2-{name}-0.csv" for name in ("slices-0", "slices-0.1", "patients-0.1")
+    }
+    assert "| slices-0.1 | review |" in capsys.readouterr().out
+    assert label_errors.main(command) == 0  # nothing is trained again
+    assert "epoch   1/1" not in capsys.readouterr().out

@@ -42,6 +42,7 @@ def test_metrics_have_every_key_of_the_contract(first_run: Run) -> None:
             "environment",
             "augrc",
             *("patients", "n_patients", "accuracy_per_patient", "recall_per_patient"),
+            "label_review",
             *FIGURES,
         ),
     }
@@ -108,7 +109,7 @@ def test_patients_agree_with_the_predictions(first_run: Run) -> None:
 
 
 def test_unknown_patients_are_stated(predicted: predictions.Predictions) -> None:
-    identity = {**IDENTITY, "data": "data", "environment": {}}
+    identity = {**IDENTITY, "data": predicted.checkpoints[0]["data"], "environment": {}}
     known = build_report(predicted, identity)
     assert not find_notes(known)
     folder = Path("results/first")

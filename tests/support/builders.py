@@ -31,7 +31,8 @@ ON_CPU = ("--device", "cpu", "--precision", "fp32")
 
 SESSION_FILES = {"config.json", "split.csv", "history.csv", "last.pt", "best.pt"}
 RESULT_FILES = {
-    *("metrics.json", "predictions.csv", "patients.csv", "report.html", "model_card.md"),
+    *("metrics.json", "predictions.csv", "patients.csv", "label_review.csv"),
+    *("report.html", "model_card.md"),
 }
 PLOTS = {
     "accuracy.png",
