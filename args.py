@@ -26,6 +26,7 @@ from common.portable_names import PLAIN_NAME
 DATA_DIR = Path("data")
 PHANTOM_DIR = Path("data/phantom")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+INTENSITIES = ("raw", "percentile", "zscore")
 MODEL_HELP = "torchvision classifier by name, or `net` for the custom CNN"
 
 
@@ -85,6 +86,9 @@ class ModelOptions:
     pretrained: bool = option(True, "start from ImageNet weights; `net` has none")
     weights: Path | None = option(None, "state dict to load instead of a download", metavar="FILE")
     image_size: int = option(224, "side of the square input, px", low=16, high=2048, metavar="PX")
+    intensity: str = option(
+        "raw", "normalisation of each slice by the grey values of its head", choices=INTENSITIES
+    )
     dropout: float = option(0.2, "dropout before the last layer of `net`", low=0.0, high=0.95)
 
 

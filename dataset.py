@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from helper import UserError, log
+from imaging.bit_depth import Ranges
 from loading import memory_budget
 from loading.image_source import DiskSlices, MemorySlices, SliceSource
 from loading.pixel_cache import open_pixels
@@ -72,6 +73,35 @@ def is_phantom(data_dir: Path) -> bool:
     return (data_dir / "CSV" / "phantoms.csv").exists()
 
 
+def read_ranges(data_dir: Path) -> dict[str, list[float]]:
+    """Return the ranges of values that prepare.py found for files without a declared bit depth."""
+    return read_audit(data_dir).get("value_ranges", {})
+
+
+def compare_ranges(trained: Ranges, data_dir: Path) -> list[str]:
+    """Return warnings if files of this folder are scaled otherwise than its own scale.
+
+    Args:
+        trained: Ranges of values in training.
+        data_dir: Folder that prepare.py wrote.
+    """
+    warnings = []
+    for kind, (low, high) in read_ranges(data_dir).items():
+        if kind not in trained:
+            warnings.append(
+                f"BRIGHTNESS: {kind} without a declared bit depth are scaled by {low:g} to "
+                f"{high:g}, the range of this data; there were none in training"
+            )
+        elif [low, high] != list(trained[kind]):
+            black, white = trained[kind]
+            warnings.append(
+                f"BRIGHTNESS: {kind} without a declared bit depth are scaled as in training, by "
+                f"{black:g} to {white:g}, and clipped; the range of this data is {low:g} to "
+                f"{high:g}"
+            )
+    return warnings
+
+
 def find_related(table: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
     """Return for each row whether its group has a training slice in the table, bool [N]."""
     train_groups = set(table["group"][table["split"] == "train"])
@@ -128,6 +158,7 @@ def load_slices(
     image_size: int,
     device: torch.device,
     *,
+    ranges: Ranges | None = None,
     limit_mib: int | None = None,
     reserved_mib: float = 0.0,
     n_processes: int = 1,
@@ -141,6 +172,7 @@ def load_slices(
         classes: Class names in the order of the outputs.
         image_size: Side of the slices, px.
         device: Device of the batches.
+        ranges: As for `open_pixels`.
         limit_mib: Memory for slices, on the device as on the host; None: half of what is free.
         reserved_mib: Memory of the device that will be allocated before the first step.
         n_processes: Processes of this run on this machine, which share the host's memory.
@@ -159,7 +191,9 @@ def load_slices(
         log.info(shortage, needed_mib, "device", device_mib, "kept in the memory of the host")
     sources: list[SliceSource] = []
     for split in splits:
-        slices = take_slices(table, split, data_dir, classes, image_size, in_memory=in_memory)
+        slices = take_slices(
+            table, split, data_dir, classes, image_size, ranges=ranges, in_memory=in_memory
+        )
         if isinstance(slices, MemorySlices) and not on_device:
             sources.append(slices.keep_on_host(device))
         else:
@@ -174,6 +208,7 @@ def take_slices(
     classes: list[str],
     image_size: int,
     *,
+    ranges: Ranges | None = None,
     in_memory: bool = True,
 ) -> MemorySlices | DiskSlices:
     """Open the slices of one split on the CPU.
@@ -184,6 +219,7 @@ def take_slices(
         data_dir: The folder that the table's paths are relative to.
         classes: Class names in the order of the outputs.
         image_size: Side of the slices, px.
+        ranges: As for `open_pixels`.
         in_memory: Hold all slices in memory; otherwise read them from the cache batch by batch.
 
     Raises:
@@ -192,7 +228,9 @@ def take_slices(
     rows = _select(table, split)
     if rows.empty:
         raise UserError(f"{data_dir}: no slice in the {split} split; run prepare.py again")
-    pixels, brightness, row_of = open_pixels(table, data_dir, image_size, in_memory=in_memory)
+    pixels, brightness, row_of = open_pixels(
+        table, data_dir, image_size, ranges=ranges, in_memory=in_memory
+    )
     indices = np.array([row_of[digest] for digest in rows["sha256"]])
     labels = torch.tensor([classes.index(label) for label in rows["label"]])
     if in_memory:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ CUSTOM_NET = "net"
 # Means over the three channels of ImageNet, because a slice has one channel.
 GREY_MEAN, GREY_STD = 0.449, 0.226
 AUXILIARY_HEADS = ("AuxLogits", "aux1", "aux2")
+SAMPLE_PX = 64  # side of the grid of pixels whose percentiles are taken
+TAIL = 0.01  # share of the pixels beyond a percentile
+MIN_CONTRAST = 1 / 255  # of a slice that is divided by its contrast, in 0..1
+MIN_EXCESS = -1e-4  # over the mean: in a slice of one grey level rounding must not decide
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,15 @@ class Preprocess:
         image_size: Side of the square slices, px.
         mean: Subtracted from grey values in 0..1.
         std: Divides the difference.
+        intensity: Normalisation of each slice before that, one of `args.INTENSITIES`.
+        value_ranges: Of files without a declared bit depth in training (`imaging.bit_depth`).
     """
 
     image_size: int
     mean: float
     std: float
+    intensity: str = "raw"
+    value_ranges: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Classifier(nn.Module):
@@ -55,7 +64,49 @@ class Classifier(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         """Compute logits [B, K] of slices [B, 1, S, S] in 0..1."""
-        return self.backbone((slices - self.preprocess.mean) / self.preprocess.std)
+        return self.backbone(standardise(slices, self.preprocess))
+
+
+def standardise(slices: Tensor, preprocess: Preprocess) -> Tensor:
+    """Return what the backbone receives of slices [B, 1, S, S] in 0..1.
+
+    The head are the pixels brighter than the mean of their slice. So the same pixels are the head
+    if brightness or contrast of the slice change, and the result is the same but for clipping.
+
+    - `raw`: the grey values, standardised by fixed numbers.
+    - `percentile`: 1st percentile of the slice to 0, 99th percentile of the head to 1, clipped.
+    - `zscore`: mean of the head to 0, its standard deviation to 1.
+
+    Source: Nyul and Udupa 1999, On standardizing the MR image intensity scale, for percentiles as
+    landmarks; Perez-Garcia et al. 2021, TorchIO, for the mean as threshold of the head.
+    """
+    if preprocess.intensity == "zscore":
+        return _divide_by_deviation(slices)
+    if preprocess.intensity == "percentile":
+        slices = _stretch(slices)
+    return (slices - preprocess.mean) / preprocess.std
+
+
+def _divide_by_deviation(slices: Tensor) -> Tensor:
+    """Subtract the mean of the head of each slice, divide by its standard deviation."""
+    excess = slices - slices.mean((2, 3), keepdim=True)
+    head = (excess > MIN_EXCESS).to(slices.dtype)
+    n_pixels = head.sum((2, 3), keepdim=True)  # never 0: the largest value is not below the mean
+    centred = excess - (excess * head).sum((2, 3), keepdim=True) / n_pixels
+    variance = (centred.square() * head).sum((2, 3), keepdim=True) / n_pixels
+    return centred / variance.sqrt().clamp(min=MIN_CONTRAST)
+
+
+def _stretch(slices: Tensor) -> Tensor:
+    """Stretch each slice to 0..1 between its percentiles, found on a grid of its pixels."""
+    stride = math.ceil(slices.shape[-1] / SAMPLE_PX)  # sorting all pixels would take longer
+    ordered = slices[:, 0, ::stride, ::stride].flatten(1).sort(dim=1).values  # [B, P]
+    last = ordered.shape[1] - 1
+    n_head = (ordered - ordered.mean(1, keepdim=True) > MIN_EXCESS).sum(1, keepdim=True)
+    low = ordered[:, math.floor(TAIL * last), None]  # [B, 1]
+    high = ordered.gather(1, last - (TAIL * n_head).floor().long())
+    contrast = (high - low).clamp(min=MIN_CONTRAST)
+    return ((slices - low[..., None, None]) / contrast[..., None, None]).clamp(0, 1)
 
 
 def list_models() -> list[str]:

@@ -122,6 +122,10 @@ def predict(config: PredictConfig) -> None:
     if counts.errors == counts.rows:
         raise UserError(f"none of {counts.rows} images could be read; see {config.out}")
     log.info("%d images: %s", counts.rows, counts.describe())
+    if image_notes := counts.list_notes():
+        log.info("note: %s", "; ".join(image_notes))
+        about = output_table.describe_table(predictor, image_notes)
+        atomic_files.write_text(output_table.about_path(config.out), about)
     log.info("%s", helper.NOTICE)
     log.info("open %s", config.out)
 

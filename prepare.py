@@ -67,6 +67,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     from preparation import (
         against,
         audit,
+        audit_text,
         contact_sheets,
         ingest,
         layout,
@@ -83,25 +84,23 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         layout.check_clashes(planned, manifest.list_images(data_dir), data_dir)
         facts, missing = ingest.measure_source(planned, path, data_dir)
         facts |= manifest.measure_present(data_dir, facts)
+        facts, ranges = ingest.rescale(facts, planned, data_dir)
         names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned}
         named = patients.read_patients(config.patients, names) if config.patients else {}
         cache = manifest.cache_path(data_dir)
-        thumbnails, known = manifest.collect_thumbnails(facts), finder.load_duplicates(cache)
+        earlier, earlier_splits = audit.read_audit(data_dir), audit.read_splits(data_dir)
+        known = finder.load_duplicates(cache) if audit.keeps_scale(earlier, ranges) else None
+        thumbnails = manifest.collect_thumbnails(facts)
         duplicates = finder.find_duplicates(thumbnails, known)
         copies = against.compare_with_other(facts, duplicates, other) if other else None
+        inherited = copies.inherit_patients() if copies else {}
         identified = patients.KnownPatients()
         if not config.ignore_patients:
-            inherited = copies.inherit_patients() if copies else {}
             identified = patients.collect_patients(data_dir, facts, named, inherited)
-        earlier, earlier_splits = audit.read_audit(data_dir), audit.read_splits(data_dir)
         kept = earlier_splits if audit.keeps_splits(earlier, seed) else {}
-        by_digest = (
-            {facts[path].sha256: name for path, name in names_by_path.items()}
-            for names_by_path in (identified.patients, identified.studies)
-        )
         frame = manifest.build_manifest(
             *(data_dir, seed, facts, identified.patients, identified.studies),
-            clusters=duplicates.cluster(*by_digest),
+            clusters=duplicates.cluster(*identified.list_by_digest(facts)),
             kept=kept,
         )
         log.info("%s: %d images in the source, %d to write", images_dir, len(planned), len(missing))
@@ -121,6 +120,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         others=source.others,
         n_not_in_source=len(facts) - len(planned),
         links=links,
+        ranges=ranges,
         shortcut=earlier["shortcut"] if is_unchanged else _measure_shortcut(frame, facts),
         patient_sources=identified.sources,
     )
@@ -138,7 +138,9 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     _print_summary(data_dir, summary, "python main.py --model resnet18 --epochs 30")
     if sheets.is_dir():
         log.info("contact sheets of duplicates and groups: %s", sheets)
-    for line in audit.describe_moved(frame, earlier_splits):
+    if earlier and not audit.keeps_scale(earlier, ranges):
+        log.info("%s", audit_text.describe_rescaled(earlier, summary))
+    for line in audit_text.describe_moved(frame, earlier_splits):
         log.info("%s", line)
 
 
@@ -209,7 +211,7 @@ def _write_tables(data_dir: Path, frame: "pd.DataFrame", summary: dict[str, Any]
 def _print_summary(data_dir: Path, summary: dict[str, Any], next_command: str) -> None:
     """Print the audit and the next command, with the option that selects this data folder."""
     from preparation import against
-    from preparation.audit import describe_audit
+    from preparation.audit_text import describe_audit
     from preparation.manifest import manifest_path
 
     options = {DATA_DIR: "", PHANTOM_DIR: " --phantom"}

@@ -131,7 +131,10 @@ def predict_checkpoint(
     rows = select_rows(table, checkpoint, split, data_dir)
     integrity.check_used(data_dir, set(rows["path"]))
     image_size, classes = network.preprocess.image_size, checkpoint["classes"]
-    [slices] = dataset.load_slices(table, [split], data_dir, classes, image_size, on_device)
+    ranges = dataset.read_ranges(data_dir) | network.preprocess.value_ranges
+    [slices] = dataset.load_slices(
+        table, [split], data_dir, classes, image_size, on_device, ranges=ranges
+    )
     with contextlib.ExitStack() as hooks:
         stats = None
         if with_distances:
@@ -200,6 +203,7 @@ def list_warnings(
         warnings.append(LEAKY_SPLIT)
     if not dataset.has_searched_duplicates(data_dir):
         warnings.append(DUPLICATES_UNKNOWN)
+    warnings += dataset.compare_ranges(checkpoint["preprocess"]["value_ranges"], data_dir)
     n_known = int((table["split"] != "").sum())
     n_train = int((table["split"] == "train").sum())
     if split in {"train", "val"}:

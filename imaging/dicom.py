@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from imaging.bit_depth import ValueScaler
 from imaging.dicom_pixels import UNDEFINED_LENGTH, PixelDataFinder, PixelFormat, decode_frames
 from imaging.dicom_windowing import convert_frame
 from imaging.grayscale import ImageError, ImageTooLargeError, Pixels, check_size
@@ -134,7 +135,9 @@ def hash_patient(patient: str, issuer: str = "") -> str:
     return f"p{digest.hex()}"
 
 
-def read_dicom_frames(source: Path | bytes, single: bool = False) -> Iterator[Pixels]:
+def read_dicom_frames(
+    source: Path | bytes, scaler: ValueScaler, single: bool = False
+) -> Iterator[Pixels]:
     """Read the frames of a DICOM file as grey, one at a time; see `convert_frame`.
 
     Yields:
@@ -151,7 +154,7 @@ def read_dicom_frames(source: Path | bytes, single: bool = False) -> Iterator[Pi
                 f"{pixel_format.n_frames} frames instead of one; save each as a separate file"
             )
         for frame, values in enumerate(decode_frames(stream, data, pixel_format, finder)):
-            yield convert_frame(values, data, pixel_format, frame)
+            yield convert_frame(values, data, pixel_format, frame, scaler)
 
 
 # At import, because filters set in one thread can be reset by another.

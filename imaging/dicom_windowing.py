@@ -7,64 +7,84 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from imaging.bit_depth import Range, ValueScaler, find_stored_range
 from imaging.dicom_pixels import PixelFormat
-from imaging.grayscale import Pixels, scale_to_8_bit
+from imaging.grayscale import Pixels
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
 def convert_frame(
-    values: npt.NDArray, data: "Dataset", pixel_format: PixelFormat, frame: int
+    values: npt.NDArray,
+    data: "Dataset",
+    pixel_format: PixelFormat,
+    frame: int,
+    scaler: ValueScaler,
 ) -> Pixels:
     """Convert the values of one frame to grey.
 
     Values are rescaled, then clipped to the first window or VOI LUT, whose ends become 0 and 255.
-    Without one they are scaled as in other formats (`scale_to_8_bit`). In the output, black is 0
-    for both photometric interpretations; padding is 0 and does not affect the scale. Colour
-    becomes luma. Values for a single frame of an enhanced file override those for all frames.
+    Without one, the stored values are scaled by their declared range (`find_stored_range`), or as
+    in other formats without one. In the output, black is 0 for both photometric interpretations;
+    padding is 0 and does not affect the scale. Colour becomes luma. Values for a single frame of
+    an enhanced file override those for all frames.
 
     Args:
         values: Stored values [H, W]; for colour, RGB [H, W, 3].
         data: Elements of the file before the pixels.
         pixel_format: Description of the pixels.
         frame: Index of the frame.
+        scaler: Scales values without a window.
 
     Returns:
         uint8 [H, W]
     """
     photometric = pixel_format.photometric
+    declared = find_stored_range(pixel_format.bits_stored, pixel_format.signed)
     with np.errstate(all="ignore"):  # extreme values must not cause warnings
         if photometric == "PALETTE COLOR":
             from pydicom.pixels import apply_color_lut
 
             values = apply_color_lut(values, data)
+            declared = 0, np.iinfo(values.dtype).max
         if values.ndim == 3:
-            colours = values if values.dtype == np.uint8 else scale_to_8_bit(values)
+            colours = values if values.dtype == np.uint8 else scaler.scale(values, declared)
             image = Image.fromarray(np.ascontiguousarray(colours[..., :3]))
             return np.asarray(image.convert("L"))
         if pixel_format.bits_stored == 1:
             pixels = np.where(values > 0, 255, 0).astype(np.uint8)
             return 255 - pixels if photometric == "MONOCHROME1" else pixels
         padding = _find_padding(values, data)
-        values = _rescale(values, data, frame)
-        windowed = _apply_window(values, data, frame)
-        if windowed is None and padding.any() and not padding.all():
-            values = np.where(padding, values[~padding].min(), values)
-        pixels = _scale_rescaled(values) if windowed is None else windowed
+        windowed = _apply_window(_rescale(values, data, frame), data, frame)
+        if windowed is None:
+            if padding.any() and not padding.all():
+                values = np.where(padding, values[~padding].min(), values)
+            pixels = _scale_unwindowed(values, data, frame, declared, scaler)
+        else:
+            pixels = windowed
         if photometric == "MONOCHROME1":
             pixels = 255 - pixels
         pixels[padding] = 0
         return pixels
 
 
-def _scale_rescaled(values: npt.NDArray) -> Pixels:
-    """Scale like other formats, but fractional values (of a small slope) by minimum and maximum."""
-    if values.dtype.kind == "f" and np.isfinite(values).all():
-        low, high = values.min(), values.max()
-        if high > low and not np.array_equal(values, np.rint(values)):
-            values = (values - low) / (high - low)
-    return scale_to_8_bit(values)
+def _scale_unwindowed(
+    values: npt.NDArray,
+    data: "Dataset",
+    frame: int,
+    declared: Range | None,
+    scaler: ValueScaler,
+) -> Pixels:
+    """Scale by the range of the modality LUT, else by that of the stored values.
+
+    A rescale maps the range like the values, so that only its direction matters.
+    """
+    if tables := data.get("ModalityLUTSequence"):
+        output, maximum = _apply_lut(values, tables[0], data)
+        return scaler.scale(output, (0, maximum))
+    pixels = scaler.scale(values, None if values.dtype.kind == "f" else declared)
+    return 255 - pixels if _read_slope(data, frame)[0] < 0 else pixels
 
 
 def _find_padding(values: npt.NDArray, data: "Dataset") -> npt.NDArray[np.bool_]:
@@ -85,14 +105,19 @@ def _rescale(values: npt.NDArray, data: "Dataset", frame: int) -> npt.NDArray:
     """Apply the modality LUT or rescale slope and intercept; integers stay integers if possible."""
     if tables := data.get("ModalityLUTSequence"):
         return _apply_lut(values, tables[0], data)[0]
-    macro = _find_macro(data, "PixelValueTransformationSequence", frame)
-    slope = _read_number(macro, "RescaleSlope") or 1.0
-    intercept = _read_number(macro, "RescaleIntercept") or 0.0
+    slope, intercept = _read_slope(data, frame)
     if (slope, intercept) == (1, 0):
         return values
     rescaled = values.astype(np.float64) * slope + intercept
     is_integer = values.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer()
     return rescaled.astype(np.int64) if is_integer and np.abs(rescaled).max() < 2**53 else rescaled
+
+
+def _read_slope(data: "Dataset", frame: int) -> tuple[float, float]:
+    """Return rescale slope and intercept of a frame, 1 and 0 by default."""
+    macro = _find_macro(data, "PixelValueTransformationSequence", frame)
+    slope = _read_number(macro, "RescaleSlope") or 1.0
+    return slope, _read_number(macro, "RescaleIntercept") or 0.0
 
 
 def _apply_window(values: npt.NDArray, data: "Dataset", frame: int) -> Pixels | None:

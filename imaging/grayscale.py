@@ -12,7 +12,6 @@ from helper import UserError
 MAX_PIXELS = 17_000_000  # 4096 x 4096: an image takes at most 2 s and 512 MiB
 MAX_SCANS = 100  # about ten are usual; a small file can contain thousands
 _JPEG_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd8-\xfe])")  # never occurs in entropy-coded data
-_BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -59,35 +58,15 @@ def check_scans(content: bytes) -> None:
         position = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
 
 
-def scale_to_8_bit(values: npt.NDArray) -> Pixels:
-    """Scale integers by their bit depth and floats by their range, without clipping.
+def scale_to_8_bit(values: npt.NDArray, low: float, high: float) -> Pixels:
+    """Scale finite values of any numeric type so that `low` is 0 and `high` 255, and clip them.
 
-    The bit depth is the smallest of 8, 10, 12, 14 and 16 that holds the largest value. Negative
-    integers are shifted so that the minimum is 0. Floats in 0..1 are multiplied by 255, others
-    are scaled from minimum to maximum.
-
-    Args:
-        values: Any numeric type, [H, W] or [H, W, C].
-
-    Returns:
-        uint8 of the same shape.
+    All values become 0 if `low` and `high` are equal.
     """
-    is_integer = values.dtype.kind in "iu"
-    values = values.astype(np.float32)
-    finite = np.isfinite(values)
-    if not finite.all():
-        values = np.where(finite, values, values[finite].min() if finite.any() else 0.0)
-    low, high = float(values.min()), float(values.max())
-    if high - low >= 2.0**127:  # half the range of float32
-        values = values.astype(np.float64)
-    if is_integer:
-        low = min(low, 0.0)
-        maxima = [2.0**depth - 1 for depth in _BIT_DEPTHS if high - low < 2.0**depth]
-        high = low + (maxima[0] if maxima else high - low)
-    elif low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
+    is_wide = high - low >= 2.0**127  # half the range of float32
+    values = values.astype(np.float64 if is_wide else np.float32)
     scale = 255 / (high - low) if high > low else 0.0
-    return np.rint((values - low) * scale).astype(np.uint8)
+    return np.rint(((values - low) * scale).clip(0, 255)).astype(np.uint8)
 
 
 def resize_grey(pixels: Pixels, size_px: int) -> Pixels:

@@ -14,9 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from helper import describe_error
+from imaging.bit_depth import Range, ValueScaler, find_png_range, find_tiff_range
 from imaging.dicom import (
     START_BYTES,
     has_preamble,
@@ -25,9 +27,9 @@ from imaging.dicom import (
     read_dicom_patient,
     read_header,
 )
-from imaging.grayscale import ImageError, Pixels, check_scans, check_size, scale_to_8_bit
+from imaging.grayscale import ImageError, Pixels, check_scans, check_size
 
-READER_VERSION = 3  # part of cache keys: increase it when the same file gives different pixels
+READER_VERSION = 4  # part of cache keys: increase it when the same file gives different pixels
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", *DICOM_SUFFIXES)
 
@@ -79,8 +81,10 @@ def read_first_bytes(path: Path) -> bytes:
         return stream.read(START_BYTES)
 
 
-def read_frames(source: Path | bytes) -> Iterator[Pixels]:
+def read_frames(source: Path | bytes, scaler: ValueScaler | None = None) -> Iterator[Pixels]:
     """Read the frames of a DICOM file one at a time, or the single image of another format.
+
+    Arguments are those of `read_grey`.
 
     Yields:
         uint8 [H, W]
@@ -89,21 +93,22 @@ def read_frames(source: Path | bytes) -> Iterator[Pixels]:
         ImageError: As `read_grey`; valid frames before the error are yielded.
     """
     if _is_dicom(source):
-        yield from read_dicom_frames(source)
+        yield from read_dicom_frames(source, scaler or ValueScaler())
     else:
-        yield read_grey(source)
+        yield read_grey(source, scaler)
 
 
-def read_grey(source: Path | bytes) -> Pixels:
+def read_grey(source: Path | bytes, scaler: ValueScaler | None = None) -> Pixels:
     """Read a JPEG, PNG, TIFF, BMP or DICOM image of any mode as grey, upright by its EXIF tag.
 
-    Colour becomes luma; transparent parts become black. `scale_to_8_bit` scales more than 8 bits
-    without clipping, by the smallest usual bit depth that holds the maximum: scanners store 10 to
-    12 bits in 16-bit files without stating it. The brightness of two such files is therefore not
-    comparable, as is usual in MRI. DICOM is converted by its window (`convert_frame`).
+    Colour becomes luma; transparent parts become black. More than 8 bits are scaled by the range
+    that the file declares (`imaging.bit_depth`), else by the scaler. DICOM is converted by its
+    window (`convert_frame`).
 
     Args:
         source: Path or content of the file.
+        scaler: A new one for each file; None: values without a declared range are scaled by their
+            own, so that the brightness of two such files is not comparable.
 
     Returns:
         uint8 [H, W]
@@ -112,8 +117,9 @@ def read_grey(source: Path | bytes) -> Pixels:
         ImageError: Unreadable, truncated, empty, another format, over MAX_PIXELS, or a DICOM file
             of several frames.
     """
+    scaler = scaler or ValueScaler()
     if _is_dicom(source):
-        (pixels,) = read_dicom_frames(source, single=True)
+        (pixels,) = read_dicom_frames(source, scaler, single=True)
         return pixels
     with _open_image(source) as (stream, image):
         orientation = _read_orientation(image)
@@ -121,7 +127,12 @@ def read_grey(source: Path | bytes) -> Pixels:
         _check_content(stream, image)
         image.draft("L", None)  # luma channel of a JPEG only: half the time of colour
         image.load()
-        pixels = _convert_grey(image, inverted)
+        if image.mode.startswith("I") or image.mode == "F":
+            values = np.asarray(image)
+            pixels = scaler.scale(values, _find_declared_range(stream, image, values))
+            pixels = 255 - pixels if inverted else pixels
+        else:
+            pixels = _convert_grey(image)
         if orientation in _TRANSPOSES:
             pixels = np.asarray(Image.fromarray(pixels).transpose(_TRANSPOSES[orientation]))
         return np.ascontiguousarray(pixels)
@@ -262,11 +273,21 @@ def _is_inverted(image: ImageFile.ImageFile) -> bool:
     )
 
 
-def _convert_grey(image: Image.Image, inverted: bool) -> Pixels:
-    """Convert a loaded image of any mode to grey uint8 [H, W]."""
-    if image.mode.startswith("I") or image.mode == "F":
-        pixels = scale_to_8_bit(np.asarray(image))
-        return 255 - pixels if inverted else pixels
+def _find_declared_range(
+    stream: IO[bytes], image: ImageFile.ImageFile, values: npt.NDArray
+) -> Range | None:
+    """Return the range that the file of a loaded image of more than 8 bits declares, if any."""
+    if values.dtype.kind == "f":
+        return None
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        return find_png_range(stream, values)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return find_tiff_range(image.tag_v2)
+    return None
+
+
+def _convert_grey(image: Image.Image) -> Pixels:
+    """Convert a loaded image of 8 bits and any mode to grey uint8 [H, W]."""
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         opaque = image.convert("RGBA")
         black = Image.new("RGBA", opaque.size, (0, 0, 0, 255))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from helper import UserError
+from imaging.bit_depth import Ranges, ValueScaler
 from imaging.dicom import is_dicom, read_dicom_patient, read_header
 from imaging.grayscale import ImageError, Pixels
 from imaging.reader import is_image_file, read_first_bytes, read_frames
@@ -27,6 +28,7 @@ class Picture(Generic[Prepared]):
     patient: str = ""  # pseudonym of the DICOM patient
     prepared: Prepared | None = None  # result of `prepare` in `read_batches`; None: unreadable
     error: str = ""
+    note: str = ""  # on its brightness, see `ValueScaler`
     n_lost: int = 0  # later frames that cannot be read either
 
     @property
@@ -102,6 +104,7 @@ def read_batches(
     batch_size: int,
     *,
     overlap: bool,
+    ranges: Ranges | None = None,
 ) -> Iterator[list[Picture[Prepared]]]:
     """Read files on all cores and yield their images in order, in batches.
 
@@ -112,6 +115,7 @@ def read_batches(
         prepare: Called with the pixels of each image, in the thread that reads it.
         batch_size: Images in a batch.
         overlap: Read ahead by one batch. On a CPU it would take cores from the network.
+        ranges: For values without a declared bit depth (`imaging.bit_depth`).
     """
     remaining = iter(files)
     waiting: deque[list[Future[Iterable[Picture[Prepared]]]]] = deque()
@@ -122,7 +126,7 @@ def read_batches(
                 chunk = list(itertools.islice(remaining, batch_size))
                 if not chunk:
                     break
-                waiting.append([pool.submit(_read_file, path, prepare) for path in chunk])
+                waiting.append([pool.submit(_read_file, path, prepare, ranges) for path in chunk])
             if not waiting:
                 break
             for future in waiting.popleft():
@@ -135,7 +139,9 @@ def read_batches(
         yield batch
 
 
-def _read_file(path: Path, prepare: Callable[[Pixels], Prepared]) -> Iterable[Picture[Prepared]]:
+def _read_file(
+    path: Path, prepare: Callable[[Pixels], Prepared], ranges: Ranges | None
+) -> Iterable[Picture[Prepared]]:
     """Return the images of a file; those of several frames as a lazy iterator."""
     picture: Picture[Prepared] = Picture(path)
     try:
@@ -144,9 +150,10 @@ def _read_file(path: Path, prepare: Callable[[Pixels], Prepared]) -> Iterable[Pi
             series = header.series or (path.name if header.n_frames > 1 else "")
             picture = replace(picture, series=series, patient=read_dicom_patient(path))
             if header.n_frames > 1:
-                return _read_frames(picture, header.n_frames, prepare)
-        pixels = next(iter(read_frames(path)))
-        return [replace(picture, prepared=prepare(pixels))]
+                return _read_frames(picture, header.n_frames, prepare, ranges)
+        scaler = ValueScaler(ranges)
+        pixels = next(iter(read_frames(path, scaler)))
+        return [replace(picture, prepared=prepare(pixels), note=scaler.note)]
     except ImageError as error:
         return [replace(picture, error=error.reason)]
     except OSError as error:
@@ -154,12 +161,15 @@ def _read_file(path: Path, prepare: Callable[[Pixels], Prepared]) -> Iterable[Pi
 
 
 def _read_frames(
-    picture: Picture[Prepared], n_frames: int, prepare: Callable[[Pixels], Prepared]
+    picture: Picture[Prepared],
+    n_frames: int,
+    prepare: Callable[[Pixels], Prepared],
+    ranges: Ranges | None,
 ) -> Iterator[Picture[Prepared]]:
-    frame = 0
+    frame, scaler = 0, ValueScaler(ranges)
     try:
-        for frame, pixels in enumerate(read_frames(picture.path), start=1):
-            yield replace(picture, frame=frame, prepared=prepare(pixels))
+        for frame, pixels in enumerate(read_frames(picture.path, scaler), start=1):
+            yield replace(picture, frame=frame, prepared=prepare(pixels), note=scaler.note)
     except ImageError as error:
         n_lost = n_frames - frame - 1
         more = f", and the {n_lost} frames after it are not read" if n_lost else ""

@@ -5,7 +5,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -76,17 +76,23 @@ class Counts:
 
     def __init__(self) -> None:
         self.rows = self.errors = 0
+        self._notes: Counter[str] = Counter()
         self._review: Counter[bool | None] = Counter()
         self._ood: Counter[bool | None] = Counter()
 
-    def add(self, row: Row) -> None:
-        """Count one more row."""
+    def add(self, row: Row, note: str = "") -> None:
+        """Count one more row, and the note on its image."""
         self.rows += 1
+        self._notes[note] += 1
         if row["error"] is not None:
             self.errors += 1
         else:
             self._review[row["needs_review"]] += 1
             self._ood[row["out_of_distribution"]] += 1
+
+    def list_notes(self) -> list[str]:
+        """Return each note on images with the number of images."""
+        return [f"{count} images: {note}" for note, count in self._notes.items() if note]
 
     def describe(self) -> str:
         """Return the counts as text; a flag that was not fitted must not appear as 0."""
@@ -165,12 +171,13 @@ def about_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.about.txt")
 
 
-def describe_table(predictor: SlicePredictor) -> str:
-    """Return the notes on a table: its checkpoints, their warnings, its columns."""
+def describe_table(predictor: SlicePredictor, notes: Sequence[str] = ()) -> str:
+    """Return the notes on a table: its checkpoints, warnings, notes on images, columns."""
     runs = ", ".join(f"{member.checkpoint['run']} ({member.path})" for member in predictor.members)
     lines = [
         NOTICE,
         *predictor.list_warnings(),
+        *notes,
         f"Predictions of {runs}; classes: {', '.join(predictor.classes)}.",
         *COLUMN_NOTES,
     ]

@@ -30,7 +30,11 @@ def predict_batches(
         UserError: A network returns logits that are NaN or infinite.
     """
     batches = image_stream.read_batches(
-        files, predictor.preprocess, BATCH_SIZE, overlap=predictor.device.type != "cpu"
+        files,
+        predictor.preprocess,
+        BATCH_SIZE,
+        overlap=predictor.device.type != "cpu",
+        ranges=predictor.value_ranges,
     )
     for batch in batches:
         readable = [picture.prepared for picture in batch if picture.prepared is not None]
@@ -54,7 +58,7 @@ class RowBuilder:
         for picture, prediction in batch:
             rows += self._series.add(picture, prediction)
             rows.append(build_row(picture, prediction, self._classes))
-            self.counts.add(rows[-1])
+            self.counts.add(rows[-1], picture.note)
         return rows
 
     def close(self) -> list[Row]:

@@ -22,6 +22,7 @@ from evaluation.ood import REFERENCE_KEYS, Neighbours, Reference
 from explanation import heatmaps
 from explanation.evidence import describe_evidence
 from helper import UserError
+from imaging.bit_depth import Ranges
 from imaging.grayscale import Pixels, resize_grey, shrink_grey
 from imaging.orientation import Orientation, apply_orientation, find_orientation, map_back
 from modeling import activation_stats, forward, members
@@ -111,6 +112,12 @@ class SlicePredictor:
     def device(self) -> torch.device:
         """Device of the networks."""
         return next(self.members[0].network.parameters()).device
+
+    @property
+    def value_ranges(self) -> Ranges:
+        """Range in training of values without a declared bit depth, the same in all networks."""
+        known = [member.network.preprocess.value_ranges for member in self.members]
+        return {kind: ends for ranges in known for kind, ends in ranges.items()}
 
     def list_warnings(self) -> list[str]:
         """Return the warnings about the checkpoints, each as `TITLE: text`."""
@@ -270,6 +277,7 @@ def load_predictor(
     files = [path for each in listed for path in each]
     loaded = [checkpoint for run in runs for checkpoint in run.checkpoints]
     members.check_classes(files, loaded)
+    members.check_ranges(files, loaded)
     found = fitted.find_fitted(runs, file)
     on_device = helper.resolve_device(device)
     networks: list[Member] = []

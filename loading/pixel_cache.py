@@ -4,6 +4,7 @@ The brightness statistics of the slices are stored beside it, in a second .npy f
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from common.atomic_files import atomic_path, clear_unfinished, lock
 from helper import UserError, describe_error, log
+from imaging.bit_depth import Ranges, ValueScaler
 from imaging.brightness import N_STATISTICS, compute_brightness_statistics
 from imaging.orientation import orient_and_letterbox
 from imaging.reader import READER_VERSION, read_grey
@@ -40,17 +42,23 @@ class DecodedSlices(NamedTuple):
 
 
 def open_pixels(
-    table: pd.DataFrame, data_dir: Path, image_size: int, *, in_memory: bool = True
+    table: pd.DataFrame,
+    data_dir: Path,
+    image_size: int,
+    *,
+    ranges: Ranges | None = None,
+    in_memory: bool = True,
 ) -> DecodedSlices:
     """Return the pixels of all distinct slices of a table, from the cache or decoded now.
 
-    The name of the cache file depends on the contents of the slices, the size and the reader's
-    version, not on file names or splits.
+    The name of the cache file depends on the contents of the slices, the size, the ranges and the
+    reader's version, not on file names or splits.
 
     Args:
         table: Rows of the manifest with `path` and `sha256`.
         data_dir: The folder that the paths are relative to.
         image_size: Side of the slices, px.
+        ranges: For values without a declared bit depth (`imaging.bit_depth`).
         in_memory: If the cache cannot be written, hold all pixels in memory instead.
 
     Raises:
@@ -64,7 +72,9 @@ def open_pixels(
         if not (data_dir / name).is_file():
             raise UserError(f"{data_dir / name}: No such file; run prepare.py again")
     paths = [data_dir / sources[digest] for digest in digests]
-    key = hashlib.sha256("\n".join([str(READER_VERSION), str(image_size), *digests]).encode())
+    scale = json.dumps(ranges or {}, sort_keys=True)
+    parts = [str(READER_VERSION), scale, str(image_size), *digests]
+    key = hashlib.sha256("\n".join(parts).encode())
     cache = data_dir / CACHE_FOLDER / f"{image_size}px-{key.hexdigest()[:16]}.npy"
     shape = (len(paths), image_size, image_size)
     try:
@@ -73,7 +83,7 @@ def open_pixels(
             with lock(cache.parent):  # a second process waits here and then finds the cache
                 if not _is_complete(cache, shape):
                     clear_unfinished(cache.parent, cache.suffix)
-                    _write_cache(cache, paths, digests, shape)
+                    _write_cache(cache, paths, digests, shape, ranges)
     except OSError as error:
         if not in_memory:
             raise UserError(
@@ -81,7 +91,7 @@ def open_pixels(
                 "the memory budget; free disk space there, or raise --memory-mib"
             ) from error
         log.info("pixel cache not written (%s): decoded again next time", describe_error(error))
-        pixels = np.concatenate(list(_decode(paths, digests, image_size)))
+        pixels = np.concatenate(list(_decode(paths, digests, image_size, ranges)))
         return DecodedSlices(pixels, compute_brightness_statistics(pixels), row_of)
     return DecodedSlices(np.load(cache, mmap_mode="r"), np.load(_brightness_path(cache)), row_of)
 
@@ -100,7 +110,11 @@ def _is_complete(cache: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _write_cache(
-    cache: Path, paths: list[Path], digests: list[str], shape: tuple[int, int, int]
+    cache: Path,
+    paths: list[Path],
+    digests: list[str],
+    shape: tuple[int, int, int],
+    ranges: Ranges | None,
 ) -> None:
     """Decode into an .npy file chunk by chunk, so that only one chunk is in memory."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -108,14 +122,16 @@ def _write_cache(
     with atomic_path(cache) as temporary:
         with temporary.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for pixels in _decode(paths, digests, shape[1]):
+            for pixels in _decode(paths, digests, shape[1], ranges):
                 file.write(pixels.data)
                 brightness.append(compute_brightness_statistics(pixels))
         with atomic_path(_brightness_path(cache)) as other, other.open("wb") as file:
             np.save(file, np.concatenate(brightness))
 
 
-def _decode(paths: list[Path], digests: list[str], image_size: int) -> Iterator[np.ndarray]:
+def _decode(
+    paths: list[Path], digests: list[str], image_size: int, ranges: Ranges | None = None
+) -> Iterator[np.ndarray]:
     """Read, verify and resize all slices on all cores; yield chunks, uint8 [N, S, S]."""
 
     def decode(row: int) -> np.ndarray:
@@ -125,7 +141,7 @@ def _decode(paths: list[Path], digests: list[str], image_size: int) -> Iterator[
             raise UserError(f"{describe_error(error)}; run prepare.py again") from error
         if hashlib.sha256(content).hexdigest() != digests[row]:
             raise UserError(f"{paths[row]}: changed since prepare.py ran; run prepare.py again")
-        return orient_and_letterbox(read_grey(content), image_size)
+        return orient_and_letterbox(read_grey(content, ValueScaler(ranges)), image_size)
 
     rows = range(len(paths))
     with (

@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
+from args import INTENSITIES
 from common.atomic_files import atomic_path
 from helper import UserError
+from imaging.bit_depth import is_ranges
 from model import Classifier, Preprocess, build_model, list_models
 from modeling.weights import load_tensors
 
 Types = dict[str, type]
 Rule = tuple[Callable[[Any], bool], str]  # test and expectation of a value
-# 3: a stem without bias; 2: other names of entries; 1: slices in the orientation of their files
-CHECKPOINT_SCHEMA = 4
+# 4: preprocessing without intensity and value ranges; 3: a stem without bias; 2: other names of
+# entries; 1: slices in the orientation of their files
+CHECKPOINT_SCHEMA = 5
 # Entries that define the run; its progress is in other entries.
 RECORD_TYPES: Types = {
     "run": str,
@@ -61,10 +64,16 @@ def _are_names(classes: list[Any]) -> bool:
 
 def _is_preprocess(values: dict[Any, Any]) -> bool:
     low, high = SIZES_PX
-    is_number = all(type(value) in {int, float} for value in values.values())
-    side = values.get("image_size")
+    side, scale = values.get("image_size"), (values.get("mean"), values.get("std"))
     fields = {field.name for field in dataclasses.fields(Preprocess)}
-    return set(values) == fields and is_number and type(side) is int and low <= side <= high
+    return (
+        set(values) == fields
+        and all(type(value) in {int, float} for value in scale)
+        and type(side) is int
+        and low <= side <= high
+        and values["intensity"] in INTENSITIES
+        and is_ranges(values["value_ranges"])
+    )
 
 
 def _is_config(config: dict[Any, Any]) -> bool:
@@ -96,7 +105,10 @@ def _is_partial_epoch(partial_epoch: Any) -> bool:
 RUN_RULES: dict[str, Rule] = {
     "run": (_is_file_name, "a plain name"),
     "classes": (_are_names, "two plain names or more, each once"),
-    "preprocess": (_is_preprocess, "image_size ({} to {} px), mean and std".format(*SIZES_PX)),
+    "preprocess": (
+        _is_preprocess,
+        "image_size ({} to {} px), mean, std, intensity and value_ranges".format(*SIZES_PX),
+    ),
     "config": (_is_config, "the options of a run"),
     "threads": (lambda threads: 1 <= threads <= MAX_THREADS, f"1 to {MAX_THREADS}"),
     "precision": (("fp32", "bf16", "fp16").__contains__, "fp32, bf16 or fp16"),

@@ -85,3 +85,20 @@ def check_classes(paths: list[Path], loaded: list[dict[str, Any]]) -> None:
                 f"{path} has the classes {other}, {paths[0]} has {first}; give checkpoints of the "
                 "same classes"
             )
+
+
+def check_ranges(paths: list[Path], loaded: list[dict[str, Any]]) -> None:
+    """Check that networks of an ensemble read an image with the same brightness.
+
+    Raises:
+        UserError: They scale values without a declared bit depth differently.
+    """
+    known: dict[str, tuple[Path, Any]] = {}
+    for path, checkpoint in zip(paths, loaded, strict=True):
+        for kind, ends in checkpoint["preprocess"]["value_ranges"].items():
+            first, expected = known.setdefault(kind, (path, ends))
+            if ends != expected:
+                raise UserError(
+                    f"{path} scales {kind} without a declared bit depth by {ends}, {first} by "
+                    f"{expected}; predict with one at a time, or train both on one data folder"
+                )

@@ -75,6 +75,8 @@ def build_metadata(predictor: SlicePredictor) -> dict[str, str]:
         "networks": len(predictor.members),
         "model": _join(each.checkpoint["model"] for each in predictor.members),
         "image_size": _join(each.image_size for each in predictor.members),
+        "intensity": _join(each.network.preprocess.intensity for each in predictor.members),
+        "value_ranges": predictor.value_ranges,
         "calibrated": bool(fitted),
         "fitted_on": predictor.fitted.source,
         "temperature": fitted.get("temperature", 1.0),
@@ -92,7 +94,8 @@ def build_metadata(predictor: SlicePredictor) -> dict[str, str]:
         "commit_of_export": helper.read_commit(),
         "input": (
             f"{INPUT}: uint8 [batch, 1, height, width], grey, 0 is black; any size and any of the "
-            "eight orientations; orientation, resize and scaling are part of the graph"
+            "eight orientations; orientation, resize, scaling and normalisation are part of the "
+            "graph; deeper images are scaled by value_ranges if their file declares no bit depth"
         ),
         "outputs": f"{PROBABILITIES}: fp32 [batch, classes], "
         + ("calibrated" if fitted else "plain softmax, not calibrated")

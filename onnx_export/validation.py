@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import dataset
 from helper import UserError, log
+from imaging.bit_depth import Ranges, ValueScaler
 from imaging.grayscale import Pixels
 from imaging.reader import read_grey
 from onnx_export import exporter, parity
@@ -31,6 +32,7 @@ class RunSlices:
     data_dir: Path
     table: pd.DataFrame | None  # manifest with the run's own split; None without a manifest
     classes: list[str]  # in the order of the outputs
+    ranges: Ranges  # of values without a declared bit depth
 
     def read(self, split: str, limit: int) -> tuple[list[Pixels], NDArray[np.int64]]:
         """Read up to `limit` slices of a split, evenly over the table, and their class indices.
@@ -50,7 +52,8 @@ class RunSlices:
             )
         integrity.check_used(self.data_dir, set(chosen["path"]))
         labels = np.array([self.classes.index(label) for label in chosen["label"]], np.int64)
-        return [read_grey(self.data_dir / path) for path in chosen["path"]], labels
+        paths = (self.data_dir / path for path in chosen["path"])
+        return [read_grey(path, ValueScaler(self.ranges)) for path in paths], labels
 
     def read_checked(self) -> tuple[list[Pixels], str]:
         """Read val slices, or generate phantoms if there are none; return them and their origin."""
@@ -67,11 +70,12 @@ def find_slices(checkpoint: dict[str, Any], data: Path | None) -> RunSlices:
     Raises:
         UserError: `data` has no valid manifest.
     """
-    data_dir = data or Path(checkpoint["data"])
+    data_dir, classes = data or Path(checkpoint["data"]), checkpoint["classes"]
+    ranges = checkpoint["preprocess"]["value_ranges"]
     if data is None and not manifest_path(data_dir).exists():
-        return RunSlices(data_dir, None, checkpoint["classes"])
+        return RunSlices(data_dir, None, classes, ranges)
     table = dataset.assign_split(dataset.load_table(data_dir), checkpoint["split"])
-    return RunSlices(data_dir, table, checkpoint["classes"])
+    return RunSlices(data_dir, table, classes, dataset.read_ranges(data_dir) | ranges)
 
 
 @dataclass(frozen=True)

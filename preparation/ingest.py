@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from helper import UserError
+from imaging.bit_depth import find_ranges, merge_extremes
 from phantoms.generator import PhantomPlan, encode_phantom, plan_phantoms, render_phantom
 from preparation.integrity import find_changes
 from preparation.layout import PlannedFile
@@ -49,6 +50,29 @@ def measure_source(
             f"{UNREADABLE_SHARE:.0%} ({', '.join(unreadable[:3])}, ...); get a complete copy of it"
         )
     return facts, missing
+
+
+def rescale(
+    facts: Mapping[str, ImageFacts], planned: Sequence[PlannedFile], data_dir: Path
+) -> tuple[dict[str, ImageFacts], dict[str, list[float]]]:
+    """Measure all files without a declared bit depth again, on one scale for the data set.
+
+    Args:
+        facts: Of all files, each without a declared bit depth on its own scale.
+        planned: Files of the source; others are read from the data folder.
+        data_dir: Data folder.
+
+    Returns:
+        The facts of all files, and the ranges of values that they are scaled by.
+    """
+    ranges = find_ranges(merge_extremes(fact.extremes for fact in facts.values()))
+    names = [name for name, fact in facts.items() if fact.extremes]
+    entries = {file.target: file.entry for file in planned}
+    contents = (
+        (name, entries[name].read() if name in entries else (data_dir / name).read_bytes())
+        for name in names
+    )
+    return {**facts, **measure_images(contents, len(names), "scaling", ranges)}, ranges
 
 
 def plan_phantom_files(n_images: int, seed: int) -> dict[str, PhantomPlan]:

@@ -22,6 +22,7 @@ from common.atomic_files import write_text
 from duplicates.clustering import connect, pair_equal
 from duplicates.sift_features import THUMBNAIL_PX
 from helper import UserError
+from imaging.bit_depth import Ranges, ValueScaler
 from imaging.grayscale import ImageError, ImageTooLargeError, resize_grey
 from imaging.reader import (
     is_image_file,
@@ -50,6 +51,7 @@ class ImageFacts:
         patient: Pseudonym of the patient of a DICOM file, else "".
         study: Pseudonym of the study of a DICOM file, else "".
         thumbnail: uint8 [THUMBNAIL_PX, THUMBNAIL_PX]; None if the file cannot be read.
+        extremes: Smallest and largest values, if the file declares no bit depth (`ValueScaler`).
     """
 
     sha256: str
@@ -61,6 +63,7 @@ class ImageFacts:
     patient: str = ""
     study: str = ""
     thumbnail: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    extremes: Ranges = field(default_factory=dict)
 
 
 def manifest_path(data_dir: Path) -> Path:
@@ -81,16 +84,18 @@ def list_images(data_dir: Path) -> list[str]:
     return sorted(name for name in names if "/." not in name)
 
 
-def measure_image(content: bytes) -> ImageFacts:
+def measure_image(content: bytes, ranges: Ranges | None = None) -> ImageFacts:
     """Decode one file and return its facts; the note of an unreadable file gives the reason.
+
+    Values without a declared bit depth are scaled by the ranges, without any by their own.
 
     Raises:
         ImageTooLargeError: Over the pixel limit.
     """
-    sha256 = hashlib.sha256(content).hexdigest()
+    sha256, scaler = hashlib.sha256(content).hexdigest(), ValueScaler(ranges)
     try:
         mode = read_mode(content)
-        pixels = read_grey(content)
+        pixels = read_grey(content, scaler)
         patient, study = read_patient(content), read_study(content)
     except ImageTooLargeError:
         raise
@@ -100,12 +105,19 @@ def measure_image(content: bytes) -> ImageFacts:
     mean = round(float(pixels.mean()), 3)
     thumbnail = resize_grey(pixels, THUMBNAIL_PX)
     return ImageFacts(
-        sha256, width, height, mean, mode, patient=patient, study=study, thumbnail=thumbnail
+        *(sha256, width, height, mean, mode),
+        patient=patient,
+        study=study,
+        thumbnail=thumbnail,
+        extremes=scaler.extremes,
     )
 
 
 def measure_images(
-    files: Iterable[tuple[str, bytes]], total: int, task: str = "reading"
+    files: Iterable[tuple[str, bytes]],
+    total: int,
+    task: str = "reading",
+    ranges: Ranges | None = None,
 ) -> dict[str, ImageFacts]:
     """Measure many files on all cores, with a progress bar on a terminal.
 
@@ -113,6 +125,7 @@ def measure_images(
         files: Name and content of each; few are held at a time.
         total: Number of files.
         task: Label of the progress bar.
+        ranges: See `measure_image`.
 
     Raises:
         UserError: A file is over the pixel limit; names the first one.
@@ -124,7 +137,9 @@ def measure_images(
         tqdm(total=total, desc=task, unit="image", disable=None if total else True) as bar,
     ):
         while chunk := list(itertools.islice(remaining, FILES_AT_ONCE)):
-            futures = [(name, pool.submit(measure_image, content)) for name, content in chunk]
+            futures = [
+                (name, pool.submit(measure_image, content, ranges)) for name, content in chunk
+            ]
             for name, future in futures:
                 try:
                     measured[name] = future.result()

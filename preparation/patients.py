@@ -35,6 +35,13 @@ class KnownPatients:
     studies: dict[str, str] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
 
+    def list_by_digest(self, facts: Mapping[str, ImageFacts]) -> list[dict[str, str]]:
+        """Return patients and studies by the SHA-256 of the files."""
+        return [
+            {facts[path].sha256: name for path, name in names.items()}
+            for names in (self.patients, self.studies)
+        ]
+
 
 def collect_patients(
     data_dir: Path,

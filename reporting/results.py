@@ -19,7 +19,8 @@ from explanation import heatmaps
 from explanation.evidence import describe_evidence
 from helper import UserError
 from modeling.checkpoint import hash_weights
-from preparation.audit import describe_audit, read_audit
+from preparation.audit import read_audit
+from preparation.audit_text import describe_audit
 from reporting import galleries, label_sheet, plots, uncertainty_plots
 from reporting.html_report import write_report
 from reporting.model_card import write_model_card

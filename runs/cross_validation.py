@@ -16,7 +16,7 @@ from common import atomic_files
 from common.portable_names import quote
 from helper import UserError, log
 from preparation import integrity
-from runs import lifecycle
+from runs import lifecycle, run_folder
 from runs.ensemble import fit_ensemble
 from runs.training_features import save_training_features
 from training import distributed
@@ -31,7 +31,7 @@ def is_cross_validation(run_dir: Path) -> bool:
     path = run_dir / "config.json"
     if not path.is_file() or (run_dir / "last.pt").exists():
         return False
-    return lifecycle.read_config(path).data.folds is not None
+    return run_folder.read_config(path).data.folds is not None
 
 
 def start_folds(config: TrainConfig, run_dir: Path, device: torch.device) -> None:
@@ -47,14 +47,14 @@ def start_folds(config: TrainConfig, run_dir: Path, device: torch.device) -> Non
         KeyboardInterrupt: The run was stopped; the message says how to continue it.
     """
     tables = load_new_tables(config)  # raises before a folder is created
-    lifecycle.create_run_dir(config, run_dir)
+    run_folder.create_run_dir(config, run_dir)
     try:
         _train_folds(config, tables, run_dir, device)
     except Exception as error:
         is_started = any((fold / "last.pt").exists() for fold in run_dir.glob("fold_*"))
-        is_failed = (run_dir / "fold_1" / lifecycle.FAILED).exists()
+        is_failed = (run_dir / "fold_1" / run_folder.FAILED).exists()
         if distributed.is_main_process() and (is_failed or not is_started):
-            lifecycle.mark_failed(run_dir, error)
+            run_folder.mark_failed(run_dir, error)
         raise
 
 
@@ -64,10 +64,10 @@ def resume_folds(run_dir: Path, device: torch.device) -> None:
     Raises:
         UserError: The slices have changed since the run started, so the folds would differ.
     """
-    config = lifecycle.read_config(run_dir / "config.json")
+    config = run_folder.read_config(run_dir / "config.json")
     tables = _load_tables(config)
     integrity.check_used(config.data_dir, set(tables[0]["path"]))
-    (run_dir / lifecycle.FAILED).unlink(missing_ok=True)
+    (run_dir / run_folder.FAILED).unlink(missing_ok=True)
     _train_folds(config, tables, run_dir, device)
 
 
@@ -96,7 +96,7 @@ def _train_folds(
     if distributed.is_main_process():
         _check_assignment(tables, run_dir)
     fold_config = dataclasses.replace(config, data=dataclasses.replace(config.data, folds=None))
-    with lifecycle.lock_run(run_dir):
+    with run_folder.lock_run(run_dir):
         for fold, table in enumerate(tables, 1):
             log.info("fold %d of %d", fold, len(tables))
             try:

@@ -17,7 +17,7 @@ from common.machine import read_peak_memory_mib
 from helper import log, time_run
 from loading.image_source import MemorySlices, SliceSource
 from modeling.forward import predict_logits
-from runs import cross_validation, lifecycle
+from runs import cross_validation, lifecycle, run_folder
 from trainer import Trainer
 from training import distributed
 from training.loss_tracker import LossTracker
@@ -57,7 +57,7 @@ def try_run(config: TrainConfig, run_dir: Path, results_dir: Path, device: torch
     Raises:
         UserError: The run could not start, or its first losses are not finite.
     """
-    if distributed.is_main_process() and not (run_dir / lifecycle.FAILED).exists():
+    if distributed.is_main_process() and not (run_dir / run_folder.FAILED).exists():
         atomic_files.check_absent(run_dir)
     table = _load_table(config)
     distributed.check_batch_size(table["split"].tolist(), config.train.batch_size)

@@ -1,11 +1,8 @@
 """Start, resume and finish the training of one network in session/RUN."""
 
-import contextlib
-import datetime
-import json
 import re
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +22,21 @@ from modeling import checkpoint, precision
 from modeling.weights import build_initial_model, describe_start
 from preparation import integrity
 from runs.post_hoc import fit_post_hoc
+from runs.run_folder import (
+    FAILED,
+    create_run_dir,
+    is_fold,
+    lock_run,
+    mark_failed,
+    parse_config,
+    read_config,
+)
 from runs.training_features import save_training_features
 from trainer import Trainer
 from training import distributed, progressive_resizing
 from training.augmentation import Augmentation, choose_resampling
 
 WEIGHT_COPIES = 4  # EMA weights, gradients and the two moments of AdamW
-FAILED = "failed.txt"  # in the folder of a run with nothing to continue
 
 # ---- start
 
@@ -79,45 +84,6 @@ def start_run(
     _train_new(config, table, run_dir, name, device)
 
 
-def create_run_dir(config: TrainConfig, run_dir: Path) -> None:
-    """Create the folder of a run with its config.json; it replaces one of a failed run.
-
-    Raises:
-        UserError: The folder exists, and its run can be continued.
-    """
-    if not distributed.is_main_process():
-        return
-    if (run_dir / FAILED).exists():
-        with lock_run(run_dir):
-            # under the lock, because another program may have used the name since
-            if (run_dir / FAILED).exists():
-                log.info("%s: replacing a run that failed before its first epoch ended", run_dir)
-                _replace_failed(config, run_dir)
-                return
-    with atomic_files.new_folder(run_dir) as folder:
-        atomic_files.write_json(folder / "config.json", config.to_dict())
-
-
-def _replace_failed(config: TrainConfig, run_dir: Path) -> None:
-    """Replace the content of a folder by a new config.json; FAILED and the lock are kept longest.
-
-    The folder itself is kept, because Windows deletes or renames none with a locked file.
-    """
-    atomic_files.write_json(run_dir / "config.json", config.to_dict())
-    for path in run_dir.iterdir():
-        if path.name not in {"config.json", FAILED, atomic_files.LOCK}:
-            atomic_files.delete(path)
-    (run_dir / FAILED).unlink()
-
-
-def mark_failed(run_dir: Path, error: BaseException) -> None:
-    """Mark a run with nothing to continue, so that its name can be used again."""
-    line = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {helper.describe_error(error)}\n"
-    with contextlib.suppress(OSError):  # `error` matters more, which may be the same full disk
-        atomic_files.write_text(run_dir / FAILED, line)
-        log.info("%s is kept until its name is used again, with the error in %s", run_dir, FAILED)
-
-
 def _train_new(
     config: TrainConfig, table: pd.DataFrame, run_dir: Path, name: str, device: torch.device
 ) -> None:
@@ -154,6 +120,11 @@ def build_new_trainer(
             weights=options.weights,
             dropout=options.dropout,
         )
+    network.preprocess = replace(
+        network.preprocess,
+        intensity=options.intensity,
+        value_ranges=dataset.read_ranges(config.data_dir),
+    )
     record = build_record(config, network, table, name, device)
     return build_trainer(config, record, network, table, device, run_dir)
 
@@ -196,7 +167,7 @@ def resume_run(run_dir: Path, device: torch.device) -> None:
                 "(added, removed, renamed or relabelled); restore them, or start a new run"
             )
         integrity.check_used(Path(last["data"]), set(table["path"][table["split"] != ""]))
-        config = _parse_config(last["config"], path)
+        config = parse_config(last["config"], path)
         distributed.check_batch_size(table["split"].tolist(), config.train.batch_size)
         network = checkpoint.restore_model(last, path)
         record = {key: last[key] for key in checkpoint.RECORD_KEYS}
@@ -209,54 +180,10 @@ def resume_run(run_dir: Path, device: torch.device) -> None:
 def _was_never_saved(run_dir: Path) -> bool:
     """Return whether a single run was killed before its first checkpoint."""
     saved = any((run_dir / name).exists() for name in ("last.pt", "best.pt", "history.csv"))
-    return (run_dir / "config.json").is_file() and not _is_fold(run_dir) and not saved
-
-
-def _is_fold(run_dir: Path) -> bool:
-    """Return whether a run is one of a cross-validation: its splits are in the folder above."""
-    return (run_dir.parent / "config.json").is_file()
-
-
-def read_config(path: Path) -> TrainConfig:
-    """Read config.json of a run.
-
-    Raises:
-        UserError: It is not JSON, or not from this version.
-    """
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({first_line(error)})") from error
-    return _parse_config(values, path)
-
-
-def _parse_config(values: Any, path: Path) -> TrainConfig:
-    """Convert the options that `TrainConfig.to_dict` wrote into a file."""
-    try:
-        return TrainConfig.from_dict(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not the options of a run of this version ({type(error).__name__}: "
-            f"{first_line(error)}); start a new run"
-        ) from error
+    return (run_dir / "config.json").is_file() and not is_fold(run_dir) and not saved
 
 
 # ---- train and finish
-
-
-@contextlib.contextmanager
-def lock_run(run_dir: Path) -> Iterator[None]:
-    """Lock a run against other programs and delete files that a killed one left unfinished.
-
-    Raises:
-        UserError: Another program trains this run.
-    """
-    if not distributed.is_main_process():
-        yield
-        return
-    with atomic_files.lock(run_dir, f"{run_dir}: another program trains this run; wait for it"):
-        atomic_files.clear_unfinished(run_dir)
-        yield
 
 
 def build_record(
@@ -329,7 +256,7 @@ def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = 
         trainer.fit()
         if distributed.is_main_process():
             trainer.retry(lambda: fit_post_hoc(run_dir / "best.pt", trainer, table))
-            if not _is_fold(run_dir):
+            if not is_fold(run_dir):
                 save_training_features(trainer.config, [table], run_dir)
     except KeyboardInterrupt as error:
         steps = f" and {trainer.saved_steps} of {trainer.steps_per_epoch} steps"
@@ -369,6 +296,7 @@ def _load_slices(
             record["classes"],
             record["preprocess"]["image_size"],
             device,
+            ranges=record["preprocess"]["value_ranges"],
             limit_mib=config.run.memory_mib,
             reserved_mib=WEIGHT_COPIES * weights_mib,
             n_processes=distributed.get_local_world_size(),

@@ -1,5 +1,7 @@
 """Names, sizes and outputs of all models."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -161,3 +163,68 @@ def test_adaptive_pooling_to_one_cell_is_deterministic() -> None:
     layers = [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1)), nn.AdaptiveMaxPool2d(1)]
     found = model.find_nondeterministic_layers(nn.Sequential(*layers))
     assert found == ["2 (AdaptiveMaxPool2d)"]
+
+
+# ---- intensity
+
+
+def standardise(slices: Tensor, intensity: str) -> Tensor:
+    return model.standardise(slices, model.Preprocess(slices.shape[-1], 0.5, 0.25, intensity))
+
+
+def test_raw_grey_values_are_standardised_to_the_same_bits() -> None:
+    slices = (torch.arange(256) / 255).view(1, 1, 16, 16)
+    assert torch.equal(standardise(slices, "raw"), (slices - 0.5) / 0.25)
+
+
+def test_zscore_by_hand() -> None:
+    # mean 0.25; the head are 0.5, 0.5, 0.7 and 0.3: mean 0.5, variance 0.08 / 4 = 0.02
+    slices = torch.tensor([[0.0, 0, 0, 0], [0, 0.5, 0.5, 0.3], [0, 0.7, 0, 0], [0, 0, 0, 0]])
+    found = standardise(slices.view(1, 1, 4, 4), "zscore")[0, 0]
+    deviation = 0.02**0.5
+    assert found[1, 1].item() == pytest.approx(0.0, abs=1e-6)
+    assert found[2, 1].item() == pytest.approx(0.2 / deviation, rel=1e-5)
+    assert found[0, 0].item() == pytest.approx(-0.5 / deviation, rel=1e-5)
+
+
+def test_percentiles_by_hand() -> None:
+    # 0 to 99 in steps of 1 / 100: 1st percentile 0.00 (place 0.99), mean 0.495, a head of 50
+    # pixels, of which half a pixel is above the 99th percentile: 0.99
+    slices = (torch.arange(100) / 100).flip(0).view(1, 1, 10, 10)
+    expected = ((slices / 0.99) - 0.5) / 0.25
+    torch.testing.assert_close(standardise(slices, "percentile"), expected)
+    # 400 pixels: place 3 of 0 to 399 is 0.0075; a head of 200, of which two are above
+    slices = (torch.arange(400) / 400).view(1, 1, 20, 20)
+    low, high = 3 / 400, 397 / 400
+    expected = (((slices - low) / (high - low)).clamp(0, 1) - 0.5) / 0.25
+    torch.testing.assert_close(standardise(slices, "percentile"), expected)
+
+
+@pytest.mark.parametrize("intensity", ["percentile", "zscore"])
+def test_normalised_slices_do_not_depend_on_brightness_and_contrast(intensity: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # 96 px: percentiles of every second pixel; grey levels of 8 bits, so that none is at the mean
+    slices = (torch.rand(3, 1, 96, 96, generator=generator).square() * 255).round() / 255
+    expected = standardise(slices, intensity)
+    for scale, offset in ((0.4, 0.0), (0.5, 0.2)):
+        torch.testing.assert_close(
+            standardise(scale * slices + offset, intensity), expected, atol=1e-4, rtol=1e-4
+        )
+    for row in range(3):  # slices of a batch do not depend on each other
+        torch.testing.assert_close(standardise(slices[row : row + 1], intensity)[0], expected[row])
+
+
+@pytest.mark.parametrize("grey", [0.0, 1 / 255, 0.1, 0.5, 1.0])
+def test_empty_slices_become_one_finite_value(grey: float) -> None:
+    slices = torch.full((1, 1, 33, 33), grey)
+    torch.testing.assert_close(standardise(slices, "zscore"), torch.zeros_like(slices))
+    assert torch.equal(standardise(slices, "percentile"), torch.full_like(slices, -2.0))
+
+
+def test_the_network_normalises_its_input() -> None:
+    network = model.build_model("net", 3, 32).eval()
+    slices = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    raw = network(slices)
+    network.preprocess = dataclasses.replace(network.preprocess, intensity="zscore")
+    assert not torch.allclose(network(slices), raw)
+    torch.testing.assert_close(network(slices * 0.5), network(slices), atol=1e-4, rtol=1e-4)

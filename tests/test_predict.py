@@ -66,6 +66,15 @@ def test_notes_beside_the_table_explain_it(images: Path) -> None:
         assert words in notes
 
 
+def test_images_without_a_declared_bit_depth_are_noted(images: Path, capsys: Capture) -> None:
+    deep = np.asarray(Image.open(images / "0.png")).astype(np.uint16) * 16
+    Image.fromarray(deep).save(images / "deep.png")
+    assert predict.main([BEST, "images", *ON_CPU]) == 0
+    words = "1 images: no declared bit depth"
+    assert words in capsys.readouterr().out
+    assert words in Path("predictions.csv.about.txt").read_text("utf-8")
+
+
 def test_dicom_series_have_a_row_and_one_pseudonym(images: Path) -> None:
     pixels = np.asarray(Image.open(images / "0.png"))
     study = Path("study")

@@ -17,6 +17,7 @@ import dataset
 from evaluation.conformal import ALPHA
 from explanation.overlay import blend_heatmap
 from helper import NOTICE, UserError
+from imaging.bit_depth import Ranges, ValueScaler
 from imaging.grayscale import ImageError, resize_grey
 from imaging.reader import read_grey
 from inference.output_table import Counts, Row, TableWriter
@@ -111,6 +112,7 @@ def describe_prediction(session: Session, predictor: SlicePredictor) -> str:
     parts = [
         f"<h2>{escape(session.name)}{frame}</h2>",
         *_list_boxes(prediction),
+        _box("review", "Brightness", f"{capitalise(session.note)}.") if session.note else "",
         f"<p class='predicted'>{escape(predictor.describe_prediction(prediction)[-1])}</p>",
         *(_bar(name, prob, name == prediction.predicted) for name, prob in bars),
         f"<p>{escape(describe_set(prediction))}</p>",
@@ -174,8 +176,8 @@ def capitalise(text: str) -> str:
 class TrainingSlices:
     """The images of a prepared folder, with their paths by sha256; empty without a manifest."""
 
-    def __init__(self, data_dir: Path, paths: dict[str, str]) -> None:
-        self.data_dir, self.paths = data_dir, paths
+    def __init__(self, data_dir: Path, paths: dict[str, str], ranges: Ranges | None = None) -> None:
+        self.data_dir, self.paths, self.ranges = data_dir, paths, ranges
 
     def describe(self, prediction: Prediction) -> str:
         """Return the nearest slices with their classes, also of images that are missing."""
@@ -193,7 +195,7 @@ class TrainingSlices:
         with contextlib.suppress(KeyError, OSError, ImageError):
             content = (self.data_dir / self.paths[digest]).read_bytes()
             if hashlib.sha256(content).hexdigest() == digest:  # unchanged since training
-                pixels = resize_grey(read_grey(content), NEAREST_PX)
+                pixels = resize_grey(read_grey(content, ValueScaler(self.ranges)), NEAREST_PX)
                 image = write_image(pixels, f"Training slice, {label}")
         return f"<figure>{image}<figcaption>{escape(label)}</figcaption></figure>"
 
@@ -211,7 +213,8 @@ def find_training(predictor: SlicePredictor, data_dir: Path | None) -> TrainingS
         if data_dir is not None:
             raise
         return TrainingSlices(folder, {})
-    return TrainingSlices(folder, dict(zip(table["sha256"], table["path"], strict=True)))
+    paths = dict(zip(table["sha256"], table["path"], strict=True))
+    return TrainingSlices(folder, paths, predictor.value_ranges)
 
 
 # ---- many files

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from imaging.bit_depth import ValueScaler
 from imaging.dicom import is_dicom, read_header
 from imaging.grayscale import ImageError, Pixels
 from imaging.reader import read_first_bytes, read_frames
@@ -38,6 +39,7 @@ class Session:
     n_frames: int = 1
     slice: PreprocessedSlice | None = None
     prediction: Prediction | None = None
+    note: str = ""  # on the brightness of the image
     heatmaps: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # [H, W] in 0..1
     class_name: str = ""  # of the displayed heat map
 
@@ -45,6 +47,7 @@ class Session:
         """Remove the image and its results."""
         self.version += 1
         self.slice = self.prediction = None
+        self.note = ""
         self.heatmaps, self.class_name = {}, ""
 
     def delete_file(self) -> None:
@@ -104,14 +107,16 @@ def open_frame(session: Session, predictor: SlicePredictor, number: int) -> None
         raise ImageError(FILE_DELETED)
     os.utime(session.path)  # protects it from `delete_old_files`
     session.frame = number
-    preprocessed = predictor.preprocess(_read_frame(session.path, number))
+    scaler = ValueScaler(predictor.value_ranges)
+    preprocessed = predictor.preprocess(_read_frame(session.path, number, scaler))
+    session.note = scaler.note
     session.prediction = predictor.predict([preprocessed])[0]
     session.class_name = session.prediction.predicted
     session.slice = preprocessed
 
 
-def _read_frame(path: Path, number: int) -> Pixels:
-    for current, pixels in enumerate(read_frames(path), start=1):
+def _read_frame(path: Path, number: int, scaler: ValueScaler) -> Pixels:
+    for current, pixels in enumerate(read_frames(path, scaler), start=1):
         if current == number:
             return pixels
     raise ImageError(f"it has no frame {number}")

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 
 import dataset
 from experiments import (
     calibration_bias,
+    intensity,
     interval_coverage,
     label_errors,
     ood_rates,
@@ -22,7 +24,7 @@ from experiments import (
 from helper import UserError
 from modeling import checkpoint as checkpoints
 from preparation import integrity
-from preparation.manifest import load_manifest
+from preparation.manifest import load_manifest, write_manifest
 from tests.support.builders import Run, expect_refusal, make_data_folder
 
 FIRST = "session/first/best.pt"
@@ -241,3 +243,39 @@ def test_label_errors_are_measured(
     assert "| slices-0.1 | review |" in capsys.readouterr().out
     assert label_errors.main(command) == 0  # nothing is trained again
     assert "epoch   1/1" not in capsys.readouterr().out
+
+
+@pytest.mark.integration
+def test_intensities_are_compared_on_two_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, classes in (("one", ("Glioma", "Menin")), ("two", ("glioma", "meningioma"))):
+        table = load_manifest(make_data_folder(Path(name), classes, n_each=12))
+        number = table["path"].str.extract(r"(\d+)\.png")[0].astype(int)
+        table["patient"] = table["label"].str[0].str.lower() + (number // 2).astype(str)
+        write_manifest(table, Path(name))
+    torch.save(torchvision.models.mobilenet_v2().state_dict(), "weights.pth")
+    command = ["one", "two", "--weights", "weights.pth", "--image-size", "32", "--epochs", "1"]
+    command += ["--folds", "2", "--json", "figures.json"]
+    assert intensity.main([*command, "--modes", "raw"]) == 0
+    monkeypatch.setattr(intensity, "MODEL", "none")  # what is finished is not trained again
+    assert intensity.main([*command, "--modes", "raw"]) == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert intensity.main([*command, "--modes", "raw", "zscore"]) == 0
+    assert "| trained on two | raw | zscore |" in capsys.readouterr().out
+    figures = read_figures()
+    assert figures["sets"]["one"] == {"n": 24, "patients": 12}
+    raw, zscore = (figures["modes"][mode]["one"] for mode in ("raw", "zscore"))
+    assert {"own", "other", "gain 40%", "gamma 1.1 or 1/1.1", "contrast 25%"} <= set(raw)
+    assert "against_raw" not in raw["own"]
+    difference = zscore["own"]["value"] - raw["own"]["value"]
+    assert zscore["own"]["against_raw"]["difference"] == pytest.approx(difference)
+    assert zscore["gain 40%"]["value"] == pytest.approx(zscore["own"]["value"], abs=0.1)
+
+
+def test_intensities_need_patients(tmp_path: Path) -> None:
+    make_data_folder(tmp_path / "noise")
+    with pytest.raises(UserError, match="patients are unknown"):
+        intensity.load_set(tmp_path / "noise", 32)

@@ -33,11 +33,11 @@ def read_row(values: list[int], photometric: str = "MONOCHROME2", **elements: An
         ([0, 2048, 4095], {}, [0, 128, 255]),  # 12 bit
         ([0, 257, 65535], {}, [0, 1, 255]),
         ([-1024, 1024, 3071], {}, [0, 128, 255]),  # signed, range of 4095
-        # -1024, 0, 3071 are integers: 1024 * 255 / 4095 = 63.8
+        # a rescale maps values and range alike: 1024 * 255 / 4095 = 63.8
         ([0, 1024, 4095], CT, [0, 64, 255]),
-        # 1, 6, 11 are fractions in general: scaled from minimum to maximum
-        ([0, 10, 20], HALF, [0, 128, 255]),
-        ([0, 1500, 3000], SMALL, [0, 128, 255]),
+        ([0, 10, 200], HALF, [0, 10, 200]),
+        ([0, 1500, 3000], SMALL, [0, 93, 187]),
+        ([0, 1024, 4095], {"RescaleSlope": -1}, [255, 191, 0]),
         ([25, 50, 75], DOUBLE | EXACT, [0, 128, 255]),  # 50, 100, 150 in a window from 50 to 150
         # from 49.5 to 149.5; 50 is 0.5 of 100, 100 is 50.5, 149 is 99.5
         ([0, 49, 50, 100, 149, 150, 999], WINDOW, [0, 0, 1, 129, 254, 255, 255]),

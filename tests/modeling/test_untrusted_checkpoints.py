@@ -89,7 +89,7 @@ def expect_error(path: Path, checkpoint: dict[str, Any], words: str) -> None:
     [
         ("schema", MISSING, "not a checkpoint of this program"),
         ("schema", 1, "checkpoint schema 1, this program reads"),
-        ("schema", 3, "checkpoint schema 3, this program reads 4; train again"),
+        ("schema", 4, "checkpoint schema 4, this program reads 5; train again"),
         ("classes", [], "classes must be two plain names or more, each once, but is []"),
         ("classes", ["A", "A", "B"], "classes must be two plain names or more"),
         ("classes", ["=1+1", "Menin", "Tumor"], "classes must be two plain names or more"),
@@ -103,6 +103,8 @@ def expect_error(path: Path, checkpoint: dict[str, Any], words: str) -> None:
         ("weights.*", "text", "do not fit net with 3 classes"),
         ("preprocess.image_size", 0, "preprocess must be image_size (16 to 2048 px)"),
         ("preprocess.image_size", 10**6, "preprocess must be"),
+        ("preprocess.intensity", "none", "preprocess must be"),
+        ("preprocess.value_ranges", {"integers": [0, "9"]}, "preprocess must be"),
         ("preprocess", {"mean": 0.5}, "preprocess must be"),
         ("preprocess", {1: 2, "mean": 0.5}, "preprocess must be"),
         ("config.data.split_by", ["group"], "config must be the options of a run"),

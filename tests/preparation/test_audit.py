@@ -10,6 +10,7 @@ import pytest
 from duplicates.finder import FINDER_VERSION
 from duplicates.sift_features import THUMBNAIL_PX
 from preparation import audit as audits
+from preparation import audit_text
 from preparation.manifest import COLUMNS, ImageFacts, manifest_path
 
 
@@ -42,7 +43,9 @@ def audit_links(frame: pd.DataFrame, *links: tuple[int, int, int, str]) -> tuple
     for end in ("first", "second"):
         table[end] = frame["path"].to_numpy()[table[end].to_numpy(int)]
     audit = audits.build_audit(frame, build_facts(frame), "source", 0, links=table)
-    return json.loads(json.dumps(audit, allow_nan=False)), "\n".join(audits.describe_audit(audit))
+    return json.loads(json.dumps(audit, allow_nan=False)), "\n".join(
+        audit_text.describe_audit(audit)
+    )
 
 
 def test_the_leak_is_the_mean_of_random_splits() -> None:
@@ -144,18 +147,18 @@ def test_odd_images_are_named() -> None:
     assert audit["by_class"]["a"]["sizes"] == {"8 x 8": 20}
     mean = frame["mean"][1::2].mean()
     assert audit["by_class"]["b"]["brightness"]["mean"] == pytest.approx(mean, abs=1e-3)
-    assert "odd: 3 images" in "\n".join(audits.describe_audit(audit))
+    assert "odd: 3 images" in "\n".join(audit_text.describe_audit(audit))
 
 
 def test_images_that_change_their_split_are_described() -> None:
     frame = build_frame(["d1", "d2", "d3"], ["g1", "g1", "g1"], ["a", "a", "a"])
     earlier = {frame["sha256"][0]: "test", frame["sha256"][1]: "train"}
-    joined, advice = audits.describe_moved(frame, earlier)
+    joined, advice = audit_text.describe_moved(frame, earlier)
     assert "1 images (1 of test) are now in train, such as Images/a/0.png" in joined
     assert "train again" in advice
-    assert audits.describe_moved(frame, {}) == []
+    assert audit_text.describe_moved(frame, {}) == []
     frame.loc[1, "split"] = "val"
-    split_again = audits.describe_moved(frame, earlier)[0]
+    split_again = audit_text.describe_moved(frame, earlier)[0]
     assert "split again" in split_again
     assert "2 of 3 images" in split_again
 

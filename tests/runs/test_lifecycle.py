@@ -18,7 +18,7 @@ import helper
 import main
 from common import atomic_files
 from modeling import checkpoint
-from runs import lifecycle
+from runs import lifecycle, run_folder
 from tests.support.builders import (
     ON_CPU,
     QUICK,
@@ -180,7 +180,7 @@ def test_two_programs_cannot_replace_a_failed_run(monkeypatch: Patch, capsys: Ca
     with atomic_files.lock(run_dir, "busy"):
         assert "another program trains" in expect_refusal(capsys, main.main(command))
     assert (run_dir / "failed.txt").exists()
-    lock_run = lifecycle.lock_run
+    lock_run = run_folder.lock_run
 
     @contextlib.contextmanager
     def lock_late(folder: Path) -> Iterator[None]:
@@ -190,7 +190,7 @@ def test_two_programs_cannot_replace_a_failed_run(monkeypatch: Patch, capsys: Ca
             yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(lifecycle, "lock_run", lock_late)
+        patch.setattr(run_folder, "lock_run", lock_late)
         assert "session/again exists" in expect_refusal(capsys, main.main(command))
     assert (run_dir / "last.pt").exists()
 

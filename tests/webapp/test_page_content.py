@@ -42,6 +42,13 @@ TEXTS = [  # prediction set, out of distribution, texts that are present, texts 
 ]
 
 
+def test_a_note_on_the_brightness_is_shown(predictor: SlicePredictor) -> None:
+    session = Session(name="a.png", prediction=make_prediction(("Glioma",)))
+    assert "Brightness" not in page_content.describe_prediction(session, predictor)
+    session.note = "values < 0"
+    assert "Values &lt; 0." in page_content.describe_prediction(session, predictor)
+
+
 @pytest.mark.parametrize(("prediction_set", "is_ood", "present", "absent"), TEXTS)
 def test_a_prediction_with_its_warnings(
     predictor: SlicePredictor, prediction_set: Any, is_ood: bool | None, present: str, absent: str
