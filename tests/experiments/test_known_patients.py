@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from duplicates.finder import find_duplicates, save_duplicates
-from experiments import known_patients, picture_groups
+from experiments import known_patients, picture_groups, plot_splits
 from helper import UserError
 from preparation.manifest import (
     collect_thumbnails,
@@ -61,6 +62,21 @@ def test_a_patient_is_scored_by_its_mean_probability(tmp_path: Path) -> None:
     [difference] = known_patients.compare_splits({"image": ones, "patient": mean}, SLICES).values()
     assert difference["slice"]["difference"] == pytest.approx(0.25)
     assert difference["patient"]["difference"] == pytest.approx(1 / 6)
+
+
+def test_figures_of_several_sets_are_plotted(tmp_path: Path) -> None:
+    estimate = {"value": 0.9, "ci95": [0.8, 0.95]}
+    row = {"accuracy": estimate, "accuracy_per_patient": estimate, "baselines": {"brightness": 0.7}}
+    figures = {
+        **{"data": "one", "n_images": 9, "n_patients": 3},
+        "models": {"mobilenet_v2": {"splits": dict.fromkeys(known_patients.SPLITS, row)}},
+    }
+    path, out = tmp_path / "one.json", tmp_path / "splits.png"
+    path.write_text(json.dumps(figures), "utf-8")
+    assert plot_splits.main([str(path), str(path), "--out", str(out)]) == 0
+    with Image.open(out) as image:
+        assert image.width > 800
+    assert plot_splits.main([str(tmp_path / "none.json"), "--out", str(out)]) == 1
 
 
 def test_random_labels_are_equal_within_a_group() -> None:
