@@ -21,6 +21,7 @@ from tests.support.builders import ROOT, Patch
 NOTEBOOK = ROOT / "data exploration" / "exploration.ipynb"
 PLOTS = {"classes", "brightness", "samples", "duplicates", "leak"}  # of every folder
 LINK_PLOTS = {"link_scores", "shortcut"}  # need links and enough groups
+PATIENT_PLOT = "patients"  # needs known patients
 # Runs before the first cell, because the titles of saved plots are pixels.
 PRINT_TITLES = """
 from matplotlib.figure import Figure
@@ -75,7 +76,8 @@ def test_it_runs_on_phantoms(tmp_path: Path, phantom_dir: Path, monkeypatch: Pat
     monkeypatch.setenv("BRAIN_MRI_SHOW", "1")
     folder = tmp_path / "data exploration"
     text, titles = run(folder, phantom_dir, monkeypatch)
-    assert list_plots(folder) >= PLOTS
+    assert list_plots(folder) >= PLOTS | {PATIENT_PLOT}
+    assert "patients in more than one split: 0" in text
     assert {title.partition(": ")[0] for title in titles} == {"PHANTOM"}
     for line in (
         *("PHANTOM: 60 images, ", "folder: phantom\n", "PHANTOM: slices of the folder"),
@@ -101,6 +103,7 @@ def test_no_slice_is_read_by_default(tmp_path: Path, phantom_dir: Path, monkeypa
     assert list_plots(folder) == PLOTS | LINK_PLOTS
     assert [title for title in titles if "PHANTOM" in title] == ["PHANTOM: Samples"]
     assert "PHANTOM: generated images" in text
+    assert "no patient is known" in text
     assert "PHANTOM: 60 images" not in text
     found = audit["duplicates"]
     n_links, n_across = (
@@ -130,9 +133,10 @@ def test_it_is_saved_with_outputs_and_without_patients() -> None:
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     n_plots = sum("image/png" in output.get("data", {}) for output in outputs)
-    assert n_plots == len(PLOTS | LINK_PLOTS)
+    assert n_plots == len(PLOTS | LINK_PLOTS | {PATIENT_PLOT})
     text = read_text(notebook)
     assert "4474 images, " in text
+    assert "patients in more than one split: 0" in text
     machine = ("/tmp", "/home", "/root", "/work", "/Users", ":\\\\")
     assert not [part for part in machine if part in text]
     [reading] = [cell for cell in cells if "read_grey(" in cell.source]
