@@ -172,7 +172,8 @@ def test_prepare_twice(windows: Path, capsys: Capture) -> None:
 def test_phantoms_twice(capsys: Capture) -> None:
     for _ in range(2):
         assert prepare.main(["--phantom", "30", "--data", "data/new"]) == 0, capsys.readouterr().err
-    assert {path.name for path in Path("data/new").iterdir()} == {"Images", "CSV"}
+    # verified.json is written if the files are old enough, as on a slow machine
+    assert {path.name for path in Path("data/new").iterdir()} - {"cache"} == {"Images", "CSV"}
 
 
 def test_a_refused_source_leaves_no_folder(windows: Path, capsys: Capture) -> None:
