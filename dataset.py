@@ -14,7 +14,7 @@ from imaging.bit_depth import Ranges
 from loading import memory_budget
 from loading.image_source import DiskSlices, MemorySlices, SliceSource
 from loading.pixel_cache import open_pixels
-from preparation.audit import read_audit
+from preparation.audit import check_version, read_audit
 from preparation.manifest import load_manifest
 from preparation.splits import check_disjoint, split_folds, split_groups, split_images
 
@@ -31,7 +31,8 @@ def load_table(
             `image`).
 
     Raises:
-        UserError: The manifest is missing or invalid, or a group is in two splits.
+        UserError: The manifest is missing or invalid, the folder was prepared by another version,
+            or a group is in two splits.
     """
     table = _load_readable(data_dir)
     if split_by == "image":
@@ -59,6 +60,7 @@ def load_fold_tables(
 
 def _load_readable(data_dir: Path) -> pd.DataFrame:
     table = load_manifest(data_dir)
+    check_version(data_dir)
     return table[table["width"] > 0].reset_index(drop=True)
 
 

@@ -79,6 +79,11 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     images_dir, seed = data_dir / "Images", config.seed
     in_place = path.resolve() == images_dir.resolve()
     other = against.load_other(config.against, data_dir) if config.against else None
+    if config.ignore_patients and audit.has_given_patients(data_dir):
+        raise UserError(
+            f"{data_dir}: its manifest remembers patients of --patients or --against, which "
+            "--ignore-patients would delete; choose another --data"
+        )
     with sources.open_source(path, skip=None if in_place else data_dir) as source:
         planned = layout.plan_files(source.entries, path, in_place)
         layout.check_clashes(planned, manifest.list_images(data_dir), data_dir)

@@ -215,10 +215,15 @@ def average_predictions(runs: Sequence[Predictions], file: Path | None = None) -
 
 
 def stack(parts: Sequence[Predictions]) -> Predictions:
-    """Join the outputs of several networks for the same slices; nothing is calibrated."""
+    """Join the outputs of several networks for the same slices; nothing is calibrated.
+
+    Their split is train if one of the networks was trained on them.
+    """
     first, searched = parts[0], [part.n_training_slices for part in parts]
+    is_train = np.any([part.rows["split"] == "train" for part in parts], axis=0)
     return replace(
         first,
+        rows=first.rows.assign(split=np.where(is_train, "train", first.rows["split"])),
         checkpoints=[checkpoint for part in parts for checkpoint in part.checkpoints],
         logits=np.concatenate([part.logits for part in parts]),
         distances=np.concatenate([part.distances for part in parts]),

@@ -13,11 +13,14 @@ from evaluation.ensembles import Predictions, average_predictions
 from evaluation.fitted import Fitted, write_fitted
 from evaluation.held_out import CROSS_FITS, MIN_GROUPS, HeldOut, cross_fit, draw_folds
 from evaluation.predictions import predict_run
+from evaluation.training_copies import mark_copies
 from helper import UserError
 
 
 def recalibrate(paths: Sequence[Path], data: Path, file: Path, **options: Any) -> list[str]:
-    """Fit temperature, prediction sets and thresholds to all slices of a folder; write them.
+    """Fit temperature, prediction sets and thresholds to the slices of a folder; write them.
+
+    Groups that hold a copy of a training slice are left out: the networks have seen them.
 
     Args:
         paths: best.pt or the folder of a run; the networks of several are averaged.
@@ -33,16 +36,21 @@ def recalibrate(paths: Sequence[Path], data: Path, file: Path, **options: Any) -
         UserError: As `predict_run`; a slice belongs to a run, or there are too few groups.
     """
     runs = [predict_run(path, "all", data, with_distances=True, **options) for path in paths]
-    before = runs[0] if len(runs) == 1 else average_predictions(runs)
-    _check_unknown(before, data)
+    for run in runs:
+        _check_unknown(run, data)
+    runs = [mark_copies(run, data) for run in runs]
+    found = runs[0] if len(runs) == 1 else average_predictions(runs)
+    before = _leave_out_copies(found)
     rows, labels, classes = before.rows, before.labels, before.classes
+    left_out = len(found.labels) - len(labels)
+    if rows["group"].nunique() < MIN_GROUPS:
+        copies = f" without copies of training slices ({left_out} slices)" if left_out else ""
+        raise UserError(
+            f"{data}: {rows['group'].nunique()} groups{copies}, at least {MIN_GROUPS} are needed "
+            "to fit a temperature; add slices of other patients"
+        )
     folds = draw_folds(rows["group"])
     held_out = HeldOut.of_rows(rows, labels, before.logits, before.distances, folds)
-    if held_out.n_groups < MIN_GROUPS:
-        raise UserError(
-            f"{data}: {held_out.n_groups} groups, at least {MIN_GROUPS} are needed to fit a "
-            "temperature; add slices of other patients"
-        )
     after, _ = cross_fit(held_out, before.logits, folds, classes)
     report = {"before": _measure(before, before.calibrated), "after": _measure(before, after)}
     fitted = write_fitted(
@@ -54,6 +62,10 @@ def recalibrate(paths: Sequence[Path], data: Path, file: Path, **options: Any) -
         report=report,
     )
     notes = [f"note: {line}" for line in before.warnings]
+    if left_out:
+        notes.append(
+            f"note: {left_out} slices are left out: their groups hold copies of training slices"
+        )
     return [*notes, *_describe(before.fitted, fitted, report), *_list_unfitted(fitted, held_out)]
 
 
@@ -70,6 +82,13 @@ def _check_unknown(predictions: Predictions, data: Path) -> None:
             f"{data}: {n_known} of {len(predictions.labels)} slices belong to the run; a "
             "calibration needs slices that no network has seen"
         )
+
+
+def _leave_out_copies(predictions: Predictions) -> Predictions:
+    """Return the predictions of groups without a copy of a training slice."""
+    groups = predictions.rows["group"]
+    has_copy = groups.isin(groups[predictions.related])
+    return predictions.take(np.flatnonzero(~has_copy))
 
 
 def _measure(predictions: Predictions, calibrated: Calibrated) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import pandas as pd
 
 from duplicates.clustering import STRONG_SCORE
 from duplicates.finder import FINDER_VERSION
+from helper import UserError
 from imaging.bit_depth import Ranges
 from preparation.manifest import ImageFacts, load_earlier_manifest
+from preparation.patients import GIVEN
 from preparation.splits import SPLITS, TEST_SHARE
 
 AUDIT_SCHEMA = 4
@@ -229,6 +231,28 @@ def read_audit(data_dir: Path) -> dict[str, Any]:
         return audit if audit["schema"] == AUDIT_SCHEMA else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def check_version(data_dir: Path) -> None:
+    """Check that a folder with an audit was prepared by this version.
+
+    The audit holds the scale of values without a declared bit depth; without it, each slice would
+    be scaled by its own maximum.
+
+    Raises:
+        UserError: The audit is damaged or of another schema.
+    """
+    path = data_dir / "CSV" / "audit.json"
+    if path.is_file() and not read_audit(data_dir):
+        raise UserError(
+            f"{path} is damaged or of another version of prepare.py; run prepare.py again on the "
+            "source of this folder"
+        )
+
+
+def has_given_patients(data_dir: Path) -> bool:
+    """Return whether the earlier manifest holds patients that the files do not tell."""
+    return GIVEN in read_audit(data_dir).get("patients", {}).get("sources", {})
 
 
 def read_splits(data_dir: Path) -> dict[str, str]:

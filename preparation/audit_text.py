@@ -25,8 +25,9 @@ def describe_moved(frame: pd.DataFrame, earlier: Mapping[str, str]) -> list[str]
         )
     else:
         what = (
-            "the data were split again (another seed or duplicate search, or a class was left "
-            f"without train, val or test): {len(moved)} of {len(frame)} images changed their split"
+            "the data were split again (another seed or duplicate search, or new images or "
+            f"patients connect too many groups of different splits): {len(moved)} of {len(frame)} "
+            "images changed their split"
         )
     return [what, "test images of earlier runs may now have duplicates in training: train again"]
 

@@ -27,7 +27,8 @@ class KnownPatients:
 
     Attributes:
         patients: Patient by path; paths without a known patient are absent.
-        studies: Pseudonym of the DICOM study by path, for images without a known patient.
+        studies: Pseudonym of the DICOM study by path, for images without a known patient, and for
+            the other images of their study if these are of one known patient.
         sources: Number of images by the source of their patient.
     """
 
@@ -52,7 +53,8 @@ def collect_patients(
     """Collect the known patients of the images of a data folder.
 
     The table of --patients takes precedence over --against, that over the earlier manifest, that
-    over the published table, and that over DICOM files.
+    over the published table, and that over DICOM files. If slices of a patient inherit one other
+    name, the whole patient takes it, so that nobody is divided into two patients.
 
     Args:
         data_dir: The data folder, for its earlier manifest.
@@ -68,8 +70,9 @@ def collect_patients(
         PUBLISHED: {
             path: published[fact.sha256] for path, fact in facts.items() if fact.sha256 in published
         },
-        GIVEN: {**earlier, **inherited, **named},
     }
+    own = {**by_source[DICOM], **by_source[PUBLISHED], **earlier}
+    by_source[GIVEN] = {**earlier, **_rename_whole_patients(own, inherited), **named}
     patients: dict[str, str] = {}
     for found in by_source.values():
         patients |= found
@@ -81,19 +84,41 @@ def collect_patients(
     return KnownPatients(patients, _collect_studies(facts, patients), dict(sources))
 
 
+def _rename_whole_patients(own: Mapping[str, str], inherited: Mapping[str, str]) -> dict[str, str]:
+    """Add to inherited patients the other slices of each own patient who inherits one name."""
+    names: dict[str, set[str]] = {}
+    for path, name in inherited.items():
+        if path in own:
+            names.setdefault(own[path], set()).add(name)
+    renamed = {known: min(found) for known, found in names.items() if len(found) == 1}
+    others = {path: renamed[known] for path, known in own.items() if known in renamed}
+    return {**others, **inherited}
+
+
 def _read_earlier(data_dir: Path, facts: Mapping[str, ImageFacts]) -> dict[str, str]:
-    """Return the patients in the earlier manifest, except of DICOM files, which are read again."""
+    """Return the patients in the earlier manifest, except of DICOM files, which are read again.
+
+    Files are recognised by their content: a patient follows a file that was moved to another class,
+    and is not given to another file of the same name.
+    """
+    columns = ("path", "sha256", "patient")
     try:
-        rows = read_table(manifest_path(data_dir), ("path", "patient"), "give --patients again")
+        rows = read_table(manifest_path(data_dir), columns, "give --patients again")
     except UserError as error:
         log.warning("known patients of an earlier run are not used: %s", error)
         return {}
-    known = dict(zip(rows["path"], rows["patient"], strict=True))
+    rows = rows[rows["patient"] != ""]
+    by_file = rows.set_index(["path", "sha256"])["patient"].to_dict()
+    of_content = rows.groupby("sha256")["patient"].agg(["nunique", "first"])
+    by_content = of_content["first"][of_content["nunique"] == 1].to_dict()
+    known = {
+        path: by_file.get((path, fact.sha256)) or by_content.get(fact.sha256, "")
+        for path, fact in facts.items()
+    }
     return {
         path: name
         for path, name in known.items()
-        if path in facts and name
-        if not (facts[path].patient and _PSEUDONYM.fullmatch(name))
+        if name and not (facts[path].patient and _PSEUDONYM.fullmatch(name))
     }
 
 
@@ -112,7 +137,11 @@ def _collect_pseudonyms(facts: Mapping[str, ImageFacts]) -> dict[str, str]:
 def _collect_studies(
     facts: Mapping[str, ImageFacts], patients: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the DICOM studies of images without a patient; {} if one study holds all images."""
+    """Return the DICOM studies that hold images without a patient; {} if one holds all images.
+
+    The other images of such a study are included if they have one known patient, so that all its
+    images are in one group. Studies of several patients join none of them.
+    """
     studies = {
         path: fact.study for path, fact in facts.items() if fact.study and path not in patients
     }
@@ -125,7 +154,16 @@ def _collect_studies(
             "%d DICOM files name no patient; each of their %d studies stays in one split",
             *(len(studies), n_studies),
         )
-    return studies
+    named = {path: facts[path].study for path in patients if path in facts}
+    patients_of: dict[str, set[str]] = {}
+    for path, study in named.items():
+        patients_of.setdefault(study, set()).add(patients[path])
+    unnamed = set(studies.values())
+    return studies | {
+        path: study
+        for path, study in named.items()
+        if study in unnamed and len(patients_of[study]) == 1
+    }
 
 
 def read_patients(table: Path, source_names: Mapping[str, str]) -> dict[str, str]:

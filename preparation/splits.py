@@ -15,6 +15,7 @@ SHARES = (1 - 2 * TEST_SHARE, TEST_SHARE, TEST_SHARE)  # of SPLITS
 VAL_FOLDS = round(1 / TEST_SHARE)  # cross-validation: val is one of 7 parts of the rest
 FOLDS = 20  # granularity of the shares
 UNITS_PER_KIND = 200  # more groups of one kind are assigned in bundles
+MIN_KEPT = 0.5  # of the rows of val or test; if fewer would stay in it, all are split again
 MIN_GROUPS = 3  # a class needs one group in each split
 
 Keys = Sequence[str] | npt.NDArray
@@ -70,8 +71,9 @@ def extend_split(labels: Keys, groups: Keys, kept: Keys, seed: int) -> npt.NDArr
 
     A group whose rows had different splits goes to train. New groups are added largest first,
     each to the split in which its classes lack most images; the groups of a new class are split
-    separately. Everything is split again if no row has a split, or if a class would be left
-    without train, val or test.
+    separately. Everything is split again if no row has a split, if a class would be left without
+    train, val or test, or if val or test would lose more than half of its rows to train, as when
+    patients become known: what is left of it would be few and untypical patients.
 
     Args:
         labels: Class of each row.
@@ -90,7 +92,12 @@ def extend_split(labels: Keys, groups: Keys, kept: Keys, seed: int) -> npt.NDArr
         split_of |= dict(zip(new["group"], new_splits, strict=True))
     split_of |= _fill_up(table, split_of, seed)
     splits = table["group"].map(split_of).to_numpy(dtype=str)
-    if not _is_in_all_splits(table["label"], splits):
+    loses_most = any(
+        (splits[table["kept"] == name] == name).mean() < MIN_KEPT
+        for name in ("val", "test")
+        if (table["kept"] == name).any()
+    )
+    if loses_most or not _is_in_all_splits(table["label"], splits):
         return split_groups(labels, groups, seed)
     return splits
 

@@ -109,6 +109,15 @@ def test_new_split_depends_on_its_seed(folder: Path, split_by: str) -> None:
     assert first != other
 
 
+@pytest.mark.parametrize("content", ['{"schema": 3, "value_ranges": {}}', "{"])
+def test_a_folder_of_another_version_is_refused(folder: Path, content: str) -> None:
+    (folder / "CSV" / "audit.json").write_text(content, "utf-8")
+    with pytest.raises(UserError, match=r"audit\.json .*run prepare\.py again"):
+        dataset.load_table(folder)
+    with pytest.raises(UserError, match="run prepare\\.py again"):
+        dataset.load_fold_tables(folder, "group", None, 2)
+
+
 def test_recorded_split_is_restored(folder: Path) -> None:
     table = dataset.load_table(folder)
     record = dataset.record_split(table)

@@ -146,8 +146,9 @@ def test_known_patients_share_a_group_and_are_remembered(tmp_path: Path, capsys:
     assert frame["group"].nunique() == 19
     assert run(source, "--data", data) == 0
     assert take_snapshot(data) == before
-    assert run(source, "--data", data, "--ignore-patients") == 0
-    frame = load_manifest(data)
+    refuse(tmp_path, capsys, "choose another --data", source, "--data", data, "--ignore-patients")
+    assert run(source, "--data", tmp_path / "new", "--ignore-patients") == 0
+    frame = load_manifest(tmp_path / "new")
     assert (frame["patient"] == "").all()
     assert frame["group"].nunique() == 20
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from evaluation import calibration, conformal
@@ -154,3 +155,11 @@ def test_drawn_folds_hold_whole_groups() -> None:
     assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
     assert sorted(np.bincount(folds)[1:] // 3) == [4, 4, 5, 5, 5]
     assert np.array_equal(draw_folds(groups), folds)
+
+
+def test_the_ood_threshold_is_that_of_the_mean_distance() -> None:
+    distances = np.array([[1.0, 4.0], [3.0, 2.0]])
+    rows = pd.DataFrame({name: ["a", "b"] for name in ("path", "sha256", "group")})
+    held_out = HeldOut.of_rows(rows, np.array([0, 1]), np.zeros((2, 2, 2)), distances)
+    assert held_out.fit_ood_threshold() == 3.0
+    assert held_out.take(np.array([0])).fit_ood_threshold() == 2.0

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from evaluation.calibration import Calibrated
-from evaluation.ensembles import Predictions
+from evaluation.ensembles import Predictions, stack
 from evaluation.fitted import Fitted
 from evaluation.label_review import (
     COLUMNS,
@@ -201,6 +201,18 @@ def test_slices_of_the_training_split_are_not_reviewed() -> None:
     cases, summary = review_predictions(make_predictions([False] * 4, ["train"] * 4))
     assert cases.empty
     assert summary is None
+
+
+def test_slices_that_one_network_of_an_ensemble_was_trained_on_are_not_reviewed() -> None:
+    parts = [
+        make_predictions([False] * 4, splits)
+        for splits in (["test", "val", "test", "test"], ["test", "val", "train", "test"])
+    ]
+    for ordered in (parts, parts[::-1]):
+        cases, summary = review_predictions(stack(ordered))
+        assert cases.empty
+        assert summary is not None
+        assert summary["n_images"] == 3
 
 
 def test_pooled_folds_are_named_out_of_fold() -> None:

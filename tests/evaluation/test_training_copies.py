@@ -1,6 +1,7 @@
 """evaluate.py on other data: copies of training slices are found by the features of the run."""
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import evaluate
 import main
 import prepare
 from duplicates.finder import load_duplicates
+from evaluation import recalibration
 from evaluation.training_copies import FEATURES_FILE
 from preparation.manifest import cache_path, load_manifest
 from reporting import results
 from tests.conftest import build_once
-from tests.support.builders import ON_CPU, read_metrics
+from tests.support.builders import ON_CPU, Capture, expect_refusal, read_metrics
 from tests.support.planted_copies import alter, render_slices, write_slices
 
 CLASSES = ("A", "B", "C")
@@ -174,3 +176,19 @@ def test_slices_of_the_run_are_not_searched(root: Path) -> None:
         report = run_evaluate("session/one/best.pt", "data", split)
         assert report["copies_of_training"] is None
         assert not has_note(report, "OTHER DATA")
+
+
+def test_recalibration_leaves_out_copies_of_training_slices(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    is_copy = find_copies(read_train("one"))
+    table = load_manifest(Path("other"))
+    argv = ["session/one/best.pt", "--recalibrate", "other", "--device", "cpu"]
+    line = expect_refusal(capsys, evaluate.main(argv))
+    assert f"without copies of training slices ({is_copy.sum()} slices)" in line
+    monkeypatch.setattr(recalibration, "MIN_GROUPS", 5)
+    assert evaluate.main(argv) == 0
+    assert f"note: {is_copy.sum()} slices are left out" in capsys.readouterr().out
+    values = json.loads(Path("session/one/calibration-other.json").read_text("utf-8"))
+    assert values["slices"] == sorted(table["sha256"][~is_copy])
+    assert values["calibration"]["n_images"] == (~is_copy).sum()

@@ -13,6 +13,7 @@ from helper import UserError
 from imaging.reader import read_grey
 from inference.predictor import DISPLAY_PX, Prediction, SlicePredictor, load_predictor
 from modeling import checkpoint as checkpoints
+from modeling import members
 from phantoms.generator import plan_phantoms, render_phantom
 from tests.support.builders import Run
 from webapp import page_content
@@ -212,3 +213,14 @@ def test_warnings_are_listed_and_shown_on_the_page(first_run: Run, title: str) -
     (line,) = predictor.list_warnings()
     assert line.startswith(f"{title}: ")
     assert f"<b>{title}</b>" in page_content.describe_top(predictor)
+
+
+def test_networks_that_scale_values_differently_are_refused() -> None:
+    narrow, wide, none = (
+        {"preprocess": {"value_ranges": ranges}}
+        for ranges in ({"integers": [0, 1023]}, {"integers": [0, 4095]}, {})
+    )
+    paths = [Path("a.pt"), Path("b.pt"), Path("c.pt")]
+    members.check_ranges(paths, [narrow, none, narrow])
+    with pytest.raises(UserError, match=r"c\.pt scales integers .*a\.pt"):
+        members.check_ranges(paths, [narrow, none, wide])

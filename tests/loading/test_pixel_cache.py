@@ -1,6 +1,7 @@
 """Pixel cache: content, name, repair, and refusals."""
 
 import errno
+import hashlib
 import itertools
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import dataset
 from helper import UserError
@@ -61,6 +63,18 @@ def test_cache_is_built_once_per_content_and_size(
     open_pixels(table, folder, 24)
     assert len(list((folder / "cache").glob("*[!s].npy"))) == 4
     assert len(list((folder / "cache").glob("*-brightness.npy"))) == 4
+
+
+def test_another_range_of_values_is_decoded_again(folder: Path) -> None:
+    path = next((folder / "Images").rglob("*.*"))
+    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32)).save(path, format="PNG")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    table = pd.DataFrame({"path": [path.relative_to(folder).as_posix()], "sha256": [digest]})
+    brightest = [
+        open_pixels(table, folder, 32, ranges={"integers": [0, white]}).pixels.max()
+        for white in (1023, 4095, 1023)
+    ]
+    assert brightest == [255, 64, 255]
 
 
 def test_truncated_cache_is_rebuilt(folder: Path, table: pd.DataFrame) -> None:

@@ -2,6 +2,8 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from duplicates.clustering import STRONG_SCORE
 from duplicates.registration import Registrations
 from preparation import against
 from preparation.audit import read_audit
-from preparation.manifest import cache_path, load_manifest
+from preparation.manifest import ImageFacts, cache_path, load_manifest
 from tests.conftest import build_once
 from tests.support.builders import Capture, Patch, expect_refusal
 from tests.support.planted_copies import alter, render_slices, write_slices
@@ -170,6 +172,29 @@ def test_the_rival_is_the_best_slice_of_another_patient() -> None:
     assert second_scores.tolist() == [9, 25, 29, 0]
     best, second_scores = against.choose_best(make_pairs(), slices)
     assert len(best.scores) == len(second_scores) == 0
+
+
+def test_a_patient_is_inherited_only_over_a_strong_and_unambiguous_link(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    slices = pd.DataFrame(
+        {
+            "path": ["Images/x/0.png", "Images/x/1.png"],
+            **{"label": "x", "patient": ["p", "q"], "group": ["g", "h"]},
+        }
+    )
+    compared = make_pairs(
+        *((0, 0, 40), (0, 1, 40 - against.MARGIN)),
+        *((1, 0, 40), (1, 1, 41 - against.MARGIN)),  # may be a slice of q as well
+        *((2, 1, STRONG_SCORE), (3, 1, STRONG_SCORE - 1)),
+    )
+    facts = {f"Images/y/{name}.png": ImageFacts(name, 8, 8, 1.0, "L") for name in "0123"}
+    own: Any = SimpleNamespace(digests=list("0123"))
+    others: Any = None
+    monkeypatch.setattr(against, "compare_sets", lambda *_: compared)
+    found = against.compare_with_other(facts, own, against.OtherData(tmp_path, others, slices))
+    assert found.table["status"].tolist() == ["copy", "ambiguous", "copy", "none"]
+    assert found.inherit_patients() == {"Images/y/0.png": "p", "Images/y/2.png": "q"}
 
 
 def test_classes_correspond_by_majority() -> None:

@@ -64,8 +64,8 @@ def test_a_table_overrides_earlier_patients_and_these_override_dicom(tmp_path: P
     facts = make_facts(PSEUDONYMS[0], PSEUDONYMS[1], PSEUDONYMS[1])
     write_table(
         manifest_path(tmp_path),
-        f"path,patient,split\n{first},anna,not checked\n{second},{PSEUDONYMS[0]},\n{third},ben,\n"
-        "Images/A/removed.jpg,carl,\n",
+        f"path,sha256,patient,split\n{first},x,anna,not checked\n{second},x,{PSEUDONYMS[0]},\n"
+        f"{third},x,ben,\nImages/A/removed.jpg,x,carl,\n",
     )
     table = write_table(tmp_path / "patients.csv", f"path,patient\n{third},dora\n")
     expected = {first: "anna", second: PSEUDONYMS[1], third: "dora"}
@@ -77,13 +77,47 @@ def test_a_table_overrides_earlier_patients_and_these_override_dicom(tmp_path: P
 def test_inherited_patients_override_earlier_ones_and_are_remembered(tmp_path: Path) -> None:
     first, second, third = NAMES
     facts = make_facts("", "", PSEUDONYMS[1])
-    write_table(manifest_path(tmp_path), f"path,patient\n{first},anna\n{second},ben\n")
+    write_table(manifest_path(tmp_path), f"path,sha256,patient\n{first},x,anna\n{second},x,ben\n")
     inherited = {first: PSEUDONYMS[0], second: "carl"}
     known = collect_patients(tmp_path, facts, {second: "dora"}, inherited)
     assert known.patients == {first: PSEUDONYMS[0], second: "dora", third: PSEUDONYMS[1]}
-    rows = "".join(f"{path},{patient}\n" for path, patient in known.patients.items())
-    write_table(manifest_path(tmp_path), f"path,patient\n{rows}")
+    rows = "".join(f"{path},x,{patient}\n" for path, patient in known.patients.items())
+    write_table(manifest_path(tmp_path), f"path,sha256,patient\n{rows}")
     assert collect_patients(tmp_path, facts, {}, {}).patients == known.patients
+
+
+def test_a_patient_of_whom_some_slices_inherit_a_name_is_not_divided(tmp_path: Path) -> None:
+    first, second, third = NAMES
+    facts = make_facts(PSEUDONYMS[0], PSEUDONYMS[0], PSEUDONYMS[1])
+    known = collect_patients(tmp_path, facts, {}, {first: "seven"})
+    assert known.patients == {first: "seven", second: "seven", third: PSEUDONYMS[1]}
+    assert known.sources == {GIVEN: 2, DICOM: 1}
+    # a row of a table corrects one slice
+    known = collect_patients(tmp_path, facts, {second: "ben"}, {first: "seven"})
+    assert known.patients[second] == "ben"
+    # slices of two other patients: this one's own name stays
+    facts = make_facts(*PSEUDONYMS[:1] * 2, PSEUDONYMS[0]) | {"Images/B/4.dcm": facts[third]}
+    known = collect_patients(tmp_path, facts, {}, {first: "seven", second: "eight"})
+    assert known.patients[third] == PSEUDONYMS[0]
+
+
+def test_a_patient_follows_a_moved_file_and_not_another_file_of_its_name(tmp_path: Path) -> None:
+    write_table(
+        manifest_path(tmp_path),
+        "path,sha256,patient\nImages/A/1.png,s1,anna\nImages/A/2.png,s2,ben\n"
+        "Images/A/3.png,s3,carl\nImages/B/3.png,s3,dora\n",
+    )
+    facts = {
+        path: ImageFacts(digest, 8, 8, 1.0, "L")
+        for path, digest in (
+            ("Images/B/1.png", "s1"),  # a corrected label
+            ("Images/A/2.png", "s9"),  # another picture
+            ("Images/A/3.png", "s3"),
+            ("Images/B/4.png", "s3"),  # of one of two patients
+        )
+    }
+    expected = {"Images/B/1.png": "anna", "Images/A/3.png": "carl"}
+    assert collect_patients(tmp_path, facts, {}, {}).patients == expected
 
 
 def test_an_unusable_manifest_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -110,11 +144,18 @@ def test_studies_are_kept_for_images_without_a_patient(tmp_path: Path) -> None:
     facts = make_studies("s1", "s1", "s2")
     studies = {first: "s1", second: "s1", third: "s2"}
     assert collect_patients(tmp_path, facts, {}, {}).studies == studies
-    table = write_table(tmp_path / "patients.csv", f"path,patient\n{first},anna\n")
-    assert set(collect_patients(tmp_path, facts, read_patients(table, NAMES), {}).studies) == {
-        second,
-        third,
-    }
+    table = write_table(tmp_path / "patients.csv", f"path,patient\n{third},anna\n")
+    named = read_patients(table, NAMES)
+    assert set(collect_patients(tmp_path, facts, named, {}).studies) == {first, second}
+
+
+def test_a_study_with_one_known_patient_is_in_one_group(tmp_path: Path) -> None:
+    facts = make_studies("s1", "s1", "s1")
+    first, second, third = NAMES
+    assert set(collect_patients(tmp_path, facts, {first: "anna"}, {}).studies) == set(NAMES)
+    # two patients are not joined by a study that names both
+    named = {first: "anna", second: "ben"}
+    assert set(collect_patients(tmp_path, facts, named, {}).studies) == {third}
 
 
 def test_one_study_in_all_files_is_ignored(tmp_path: Path) -> None:

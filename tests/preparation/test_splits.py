@@ -164,6 +164,19 @@ def test_all_are_split_anew_without_earlier_splits_or_if_one_would_be_empty() ->
         np.testing.assert_array_equal(extend_split(labels, groups, kept, seed=0), new)
 
 
+def test_all_are_split_anew_if_most_of_test_would_become_train() -> None:
+    """Patients become known: three of four have images in several splits."""
+    patients = np.repeat(np.arange(160), 8)
+    labels = np.array(["a", "b"])[patients // 4 % 2]
+    images = np.where(patients % 4 == 0, 0, np.tile(np.arange(8), 160))
+    kept = split_groups(labels, patients * 8 + images, seed=0)
+    for split in ("val", "test"):  # both classes would stay in each
+        is_whole = (patients % 4 == 0) & (kept == split)
+        assert set(labels[is_whole]) == {"a", "b"}
+    splits = extend_split(labels, patients, kept, seed=0)
+    np.testing.assert_array_equal(splits, split_groups(labels, patients, seed=0))
+
+
 # ---- cross-validation
 
 
