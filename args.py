@@ -247,9 +247,6 @@ class EvaluateConfig:
     debug: bool = debug_option()
 
 
-# ---- prepare.py
-
-
 # ---- parsers
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from model import Classifier, standardise
+
 STEPS = 16  # more change neither hits nor energy
 SMOOTHING = 1 / 64  # standard deviation of the Gaussian, relative to the side
 
@@ -32,10 +34,13 @@ def integrate_gradients(
 ) -> Tensor:
     """Compute integrated gradients from a black image, [B, S, S]; negative against the class.
 
-    The path is x * t with t from 0 to 1, and the integral is taken by the midpoint rule. The sum of
-    a map is the log-probability of the class for the image minus that for a black image, up to the
-    error of the rule (completeness). Black is the air around the head, which therefore never
-    counts. A log-probability takes the evidence for the other classes into account, a logit not.
+    The path is a straight line, and the integral is taken by the midpoint rule. The sum of a map is
+    the log-probability of the class for the image minus that for a black image, up to the error of
+    the rule (completeness). Black is the air around the head, which therefore never counts. A
+    log-probability takes the evidence for the other classes into account, a logit not.
+
+    The path starts after the normalisation of each slice, which would undo it: a normalised slice
+    does not become darker if its grey values are multiplied.
 
     Args:
         network: Maps images to logits [B, K].
@@ -45,10 +50,22 @@ def integrate_gradients(
 
     Source: Sundararajan et al. 2017, Axiomatic attribution for deep networks.
     """
-    total = torch.zeros_like(images)
+    with torch.no_grad():
+        black, whole, rest = _split_network(network, images)
+    total = torch.zeros_like(whole)
     with torch.enable_grad():
         for step in range(n_steps):
-            scaled = (images * ((step + 0.5) / n_steps)).requires_grad_()
-            score = network(scaled).log_softmax(1).gather(1, targets[:, None]).sum()
-            total += torch.autograd.grad(score, scaled)[0]
-    return (images * total / n_steps).squeeze(1)
+            point = (black + (whole - black) * ((step + 0.5) / n_steps)).requires_grad_()
+            score = rest(point).log_softmax(1).gather(1, targets[:, None]).sum()
+            total += torch.autograd.grad(score, point)[0]
+    return ((whole - black) * total / n_steps).squeeze(1)
+
+
+def _split_network(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
+    """Return the ends of the path, both [B, 1, S, S], and the network that takes its points."""
+    black = torch.zeros_like(images)
+    if not isinstance(network, Classifier):
+        return black, images, network
+    black, whole = (standardise(each, network.preprocess) for each in (black, images))
+    # zscore takes the grey level of an image of one level for its mean: the air is darker
+    return torch.minimum(black, whole.amin((2, 3), keepdim=True)), whole, network.backbone

@@ -1,5 +1,6 @@
 """Integrated gradients: by hand, complete, equal to another implementation, for every network."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor
 
+from args import INTENSITIES
 from explanation.heatmaps import compute_heatmaps
 from explanation.integrated_gradients import compute_integrated_gradients, integrate_gradients
+from model import standardise
 from tests.support.toys import Toy, build, make_images, make_pointwise
 
 
@@ -66,10 +69,34 @@ def test_completeness_and_agreement_with_captum(name: str) -> None:
         gain = (score(images) - score(torch.zeros_like(images)))[rows, targets]
     spread = found.abs().sum((1, 2))
     assert ((found.sum((1, 2)) - gain).abs() < 0.01 * spread + 1e-5).all()
-    other = IntegratedGradients(score).attribute(
-        images, target=targets, n_steps=64, method="riemann_middle"
+    black, whole = (
+        standardise(each, network.preprocess) for each in (torch.zeros_like(images), images)
+    )
+    other = IntegratedGradients(lambda batch: network.backbone(batch).log_softmax(1)).attribute(
+        whole, baselines=black, target=targets, n_steps=64, method="riemann_middle"
     )
     assert torch.allclose(found, other[:, 0], atol=1e-4 * found.abs().max().item())
+
+
+@pytest.mark.parametrize("intensity", INTENSITIES)
+def test_normalisation_of_the_slices_does_not_undo_the_path(intensity: str) -> None:
+    """The map adds up to the gain over black, and does not depend on the gain of the slice."""
+    network, images = build("net", 64).eval(), make_images(2, 64)
+    images[:, :, :8] = 0.0  # air
+    network.preprocess = dataclasses.replace(network.preprocess, intensity=intensity)
+    targets = torch.tensor([0, 2])
+    with torch.no_grad():
+        whole = standardise(images, network.preprocess)
+        black = whole[:, :, :1, :1].expand_as(whole)
+        logits = [network.backbone(each).log_softmax(1) for each in (whole, black)]
+    gain = (logits[0] - logits[1])[torch.arange(2), targets]
+    assert gain.abs().min() > 0.01
+    found = integrate_gradients(network, images, targets, 64)
+    spread = found.abs().sum((1, 2))
+    assert ((found.sum((1, 2)) - gain).abs() < 0.01 * spread + 1e-5).all()
+    if intensity != "raw":
+        darker = integrate_gradients(network, images * 0.5, targets, 64)
+        assert torch.allclose(darker, found, atol=0.02 * found.abs().max().item())
 
 
 def test_a_batch_and_a_repetition_give_the_same_map() -> None:

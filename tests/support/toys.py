@@ -45,7 +45,7 @@ def make_images(count: int, size_px: int) -> Tensor:
     return torch.rand(count, 1, size_px, size_px, generator=torch.Generator().manual_seed(0))
 
 
-def build(name: str, size_px: int) -> nn.Module:
+def build(name: str, size_px: int) -> Classifier:
     torch.manual_seed(0)
     return build_model(name, 3, size_px)
 
