@@ -50,7 +50,8 @@ class PredictConfig:
 
 def _is_checkpoint(path: Path) -> bool:
     """Return whether a path names a checkpoint or the folder of a run, and no images."""
-    return path.suffix == ".pt" or (path / "config.json").is_file()
+    is_run = all((path / name).is_file() for name in ("config.json", "split.csv"))
+    return path.suffix == ".pt" or is_run
 
 
 def parse_args(argv: Sequence[str] | None = None) -> PredictConfig:

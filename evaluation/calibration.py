@@ -80,9 +80,9 @@ class Calibrated:
 def fit_calibration(
     logits: FloatArray, labels: IntArray, groups: NDArray[Any], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Fit the temperature, prediction sets and thresholds on val, as plain values.
+    """Fit the temperature, prediction sets and thresholds on held-out slices, as plain values.
 
-    The best epoch was chosen on the same slices, so the results are slightly optimistic.
+    On val, where the best epoch was chosen on the same slices, the results are slightly optimistic.
 
     Args:
         logits: [N, K] of the val slices, or [M, N, K] of M networks of an ensemble.

@@ -101,8 +101,8 @@ def _describe_related(audit: Mapping[str, Any]) -> list[str]:
     ]
     if count := duplicates["cut_links"]["count"]:
         lines.append(
-            f"  {count} weak links connect two groups, "
-            f"{duplicates['cut_links']['across_splits']} of them in two splits"
+            f"  {count} weak links between two groups were not used, "
+            f"{duplicates['cut_links']['across_splits']} of them between two splits"
         )
     if leak:
         lines.append(
@@ -136,10 +136,10 @@ def _describe_patients(audit: Mapping[str, Any]) -> list[str]:
         for name, count in patients["sources"].items()
     )
     lines = [f"  patients: {audit['n_patients']}, known for {of_images} images by {sources}"]
-    if PUBLISHED in patients["sources"]:
+    if n_published := patients["sources"].get(PUBLISHED):
         lines.append(
-            "  this is the published data set, recognised by the SHA-256 of its files: they are "
-            "copies of slices of Cheng et al., whose patients are known (docs/duplicates.md)"
+            f"  {n_published} images are files of the published data set, by their SHA-256: copies "
+            "of slices of Cheng et al., whose patients are known (docs/duplicates.md)"
         )
     if linked := patients["linked"]:
         lines.append(

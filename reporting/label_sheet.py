@@ -5,7 +5,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+import dataset
 from evaluation.label_review import CONFLICT
+from imaging.bit_depth import ValueScaler
 from imaging.grayscale import resize_grey
 from imaging.reader import read_grey
 from reporting.plots import build_figure
@@ -21,7 +23,7 @@ def plot_cases(cases: pd.DataFrame, data_dir: Path) -> Figure:
         cases: At least one, from `find_cases`.
         data_dir: The folder that the paths are relative to.
     """
-    shown = cases.head(SHOWN)
+    shown, ranges = cases.head(SHOWN), dataset.read_ranges(data_dir)
     n_columns = min(COLUMNS, len(shown))
     n_rows = -(-len(shown) // n_columns)
     title = f"Labels to check: {len(shown)} of {len(cases)} cases"
@@ -30,7 +32,7 @@ def plot_cases(cases: pd.DataFrame, data_dir: Path) -> Figure:
     for axes in panels:
         axes.axis("off")
     for axes, (_, case) in zip(panels, shown.iterrows(), strict=False):
-        pixels = resize_grey(read_grey(data_dir / case["path"]), SIDE_PX)
+        pixels = resize_grey(read_grey(data_dir / case["path"], ValueScaler(ranges)), SIDE_PX)
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
         axes.set_title(describe_case(case), fontsize=7)
     return figure

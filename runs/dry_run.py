@@ -14,6 +14,8 @@ import torch
 from args import TrainConfig
 from common import atomic_files
 from common.machine import read_peak_memory_mib
+from evaluation.fitted import ENSEMBLE_FILE
+from evaluation.training_copies import FEATURES_FILE
 from helper import log, time_run
 from loading.image_source import MemorySlices, SliceSource
 from modeling.forward import predict_logits
@@ -24,7 +26,7 @@ from training.loss_tracker import LossTracker
 
 STEPS = 2  # the first one allocates memory and chooses algorithms, the second one is timed
 MOST_STEPS = 10  # with fp16, whose first steps may be skipped until the loss scale fits
-RUN_FILES = "config.json, split.csv, history.csv, last.pt, best.pt"
+RUN_FILES = ("config.json", "split.csv", "history.csv", "last.pt", "best.pt")
 RESULT_FILES = "metrics.json, predictions.csv, label_review.csv, report.html, model_card.md, plots/"
 
 
@@ -153,7 +155,11 @@ def describe_run(trainer: Trainer, costs: Costs, run_dir: Path, results: str) ->
     patience = ", less if it stops early" if 0 < trainer.options.patience < n_epochs else ""
     checkpoints = [f"{name} {format_mib(size)}" for name, size in costs.file_mib.items()]
     tensorboard = ", tensorboard/" if config.run.tensorboard else ""
-    subfolders = f"config.json, split.csv, fold_1 … fold_{n_folds}/ with " if n_folds else ""
+    features = [] if record["phantom"] else [FEATURES_FILE]
+    files = ", ".join([*RUN_FILES, *features])
+    if n_folds:
+        shared = ", ".join(["config.json", "split.csv", ENSEMBLE_FILE, *features])
+        files = f"{shared}, fold_1 … fold_{n_folds}/ with {', '.join(RUN_FILES)}"
     return {
         "device": f"{record['environment']['device']}, {threads}{processes}",
         "precision": record["precision"],
@@ -164,7 +170,7 @@ def describe_run(trainer: Trainer, costs: Costs, run_dir: Path, results: str) ->
         "memory": describe_memory(trainer.device) + per_process,
         "time": f"about {format_time(epoch_s)} an epoch, {total}{folds}{patience}",
         "checkpoints": f"{', '.join(checkpoints)}{' in each fold' if n_folds else ''}",
-        "run folder": f"{run_dir.as_posix()}: {subfolders}{RUN_FILES}{tensorboard}",
+        "run folder": f"{run_dir.as_posix()}: {files}{tensorboard}",
         "results": results,
     }
 

@@ -146,6 +146,14 @@ def test_an_interrupted_run_keeps_rows(images: Path, capsys: Capture, monkeypatc
     assert "predictions.csv.part" in capsys.readouterr().out
 
 
+def test_a_folder_of_images_may_hold_a_config_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    config = predict.parse_args(["best.pt", str(tmp_path)])
+    assert config.images == (tmp_path,)
+    (tmp_path / "split.csv").write_text("", "utf-8")
+    assert predict.parse_args([str(tmp_path), "images"]).checkpoints == (tmp_path,)
+
+
 @pytest.mark.parametrize(
     ("argv", "status", "words"),
     [

@@ -258,7 +258,7 @@ def test_real_archive(tmp_path: Path, capsys: Capture) -> None:
     printed = capsys.readouterr().out
     assert "37 files repeat others" in printed
     assert "patients: 145, known for all 4474 images" in printed
-    assert "this is the published data set" in printed
+    assert "4474 images are files of the published data set" in printed
     for split, share in zip(SPLITS, SHARES, strict=True):
         of_class = frame["split"].eq(split).groupby(frame["label"]).mean()
         assert of_class.to_numpy() == pytest.approx(share, abs=0.05)  # large groups

@@ -113,7 +113,7 @@ def test_cut_links_are_counted() -> None:
     audit, text = audit_links(frame, (0, 1, 14, "related"))
     cut = {"count": 1, "highest_score": 14, "across_splits": 1}
     assert audit["duplicates"]["cut_links"] == cut
-    assert "1 weak links connect two groups, 1 of them in two splits" in text
+    assert "1 weak links between two groups were not used, 1 of them between two splits" in text
 
 
 def test_strong_links_between_two_patients_are_listed_once() -> None:
