@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from PIL import Image
 
@@ -37,6 +38,19 @@ def test_a_sheet_shows_the_first_cases(tmp_path: Path) -> None:
     assert shown is not None
     assert np.array_equal(shown, stored)
     assert panels[3].get_title().startswith("4. label B (0.10)\npredicted A (0.90)\n1 of 1 slices")
+
+
+def test_16_bit_slices_are_shown_on_the_scale_of_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = make_cases(tmp_path, 3)
+    Image.fromarray(np.full((8, 8), 1000, np.uint16)).save(tmp_path / cases["path"][0])
+    monkeypatch.setattr(label_sheet.dataset, "read_ranges", lambda _: {"integers": [0, 4095]})
+    figure = label_sheet.plot_cases(cases.head(1), tmp_path)
+    [panel] = [axes for axes in figure.axes if axes.images]
+    shown = panel.images[0].get_array()
+    assert shown is not None
+    assert shown.max() == round(1000 / 4095 * 255)
 
 
 def test_captions_name_conflicts_and_shorten_names(tmp_path: Path) -> None:
