@@ -1,7 +1,7 @@
 """How well heat maps point at lesions, as measured, in words for reports and pages."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 
 class Measured(NamedTuple):
@@ -29,13 +29,22 @@ class Measured(NamedTuple):
 MEASURED = {"mobilenet_v2": Measured(160, 164, 0.665, 0.244, 0.268, ("pituitary",))}
 
 
-def describe_evidence(models: Iterable[str]) -> str:
-    """State how often maps of these architectures point at a tumour, or that it is not known."""
-    unknown = [name for name in dict.fromkeys(models) if name not in MEASURED]
+def describe_evidence(checkpoints: Iterable[Mapping[str, Any]]) -> str:
+    """State how often maps of these networks point at a tumour, or that it is not known.
+
+    Networks with a normalisation of the slices were not measured, whatever their architecture.
+    """
+    names = dict.fromkeys(_name_network(checkpoint) for checkpoint in checkpoints)
+    unknown = [name for name in names if name not in MEASURED]
     results = " ".join(_describe(name, measured) for name, measured in MEASURED.items())
     if not unknown:
         return results
     return f"Whether heat maps of {', '.join(unknown)} point at tumours was not measured. {results}"
+
+
+def _name_network(checkpoint: Mapping[str, Any]) -> str:
+    intensity = checkpoint["preprocess"]["intensity"]
+    return checkpoint["model"] + ("" if intensity == "raw" else f" with --intensity {intensity}")
 
 
 def _describe(model: str, measured: Measured) -> str:

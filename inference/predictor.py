@@ -149,7 +149,7 @@ class SlicePredictor:
 
     def describe_heatmaps(self) -> str:
         """Return how often heat maps of these networks point at a tumour, if that is known."""
-        return describe_evidence(member.checkpoint["model"] for member in self.members)
+        return describe_evidence(member.checkpoint for member in self.members)
 
     def preprocess(self, pixels: Pixels) -> PreprocessedSlice:
         """Bring an image, uint8 [H, W], into the standard orientation and the input sizes."""

@@ -313,8 +313,8 @@ def draw_plots(
 
 
 def _describe_heatmaps(predictions: Predictions) -> str:
-    models = (checkpoint["model"] for checkpoint in predictions.checkpoints)
-    return f"Method: {heatmaps.METHODS[heatmaps.DEFAULT]}. {describe_evidence(models)}"
+    evidence = describe_evidence(predictions.checkpoints)
+    return f"Method: {heatmaps.METHODS[heatmaps.DEFAULT]}. {evidence}"
 
 
 def _build_context(report: dict[str, Any], predictions: Predictions, n_gallery: int) -> Context:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,11 +33,18 @@ def test_the_figures_are_those_of_the_record() -> None:
     }
 
 
+def build_checkpoint(model: str, intensity: str = "raw") -> dict[str, Any]:
+    return {"model": model, "preprocess": {"intensity": intensity}}
+
+
 def test_other_networks_are_said_to_be_unmeasured() -> None:
-    known = describe_evidence(["mobilenet_v2", "mobilenet_v2"])
+    measured = build_checkpoint("mobilenet_v2")
+    known = describe_evidence([measured, measured])
     assert "not measured" not in known
     assert "brightest point in 24%" in known
-    mixed = describe_evidence(["resnet18", "mobilenet_v2", "net"])
+    mixed = describe_evidence([build_checkpoint("resnet18"), measured, build_checkpoint("net")])
     assert "resnet18, net" in mixed
     assert "not measured" in mixed
     assert mixed.endswith(known)
+    normalised = describe_evidence([build_checkpoint("mobilenet_v2", "zscore")])
+    assert "mobilenet_v2 with --intensity zscore point at tumours was not measured" in normalised
