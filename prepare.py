@@ -70,10 +70,11 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         audit_text,
         contact_sheets,
         ingest,
-        layout,
         manifest,
         patients,
+        plan,
         sources,
+        targets,
     )
 
     images_dir, seed = data_dir / "Images", config.seed
@@ -84,13 +85,18 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
             f"{data_dir}: its manifest remembers patients of --patients or --against, which "
             "--ignore-patients would delete; choose another --data"
         )
-    with sources.open_source(path, skip=None if in_place else data_dir) as source:
-        planned = layout.plan_files(source.entries, path, in_place)
-        layout.check_clashes(planned, manifest.list_images(data_dir), data_dir)
-        facts, missing = ingest.measure_source(planned, path, data_dir)
+    skip = None if in_place else data_dir
+    with sources.open_source(path, skip, follow_links=config.follow_links) as source:
+        planned = plan.plan_source(source, path, config, in_place=in_place)
+        targets.check_clashes(planned.files, manifest.list_images(data_dir), data_dir)
+        for line in planned.notes:
+            log.info("%s", line)
+        facts, missing = ingest.measure_source(
+            planned.files, path, data_dir, allow_empty=config.allow_empty
+        )
         facts |= manifest.measure_present(data_dir, facts)
-        facts, ranges = ingest.rescale(facts, planned, data_dir)
-        names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned}
+        facts, ranges = ingest.rescale(facts, planned.files, data_dir)
+        names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned.files}
         named = patients.read_patients(config.patients, names) if config.patients else {}
         cache = manifest.cache_path(data_dir)
         earlier, earlier_splits = audit.read_audit(data_dir), audit.read_splits(data_dir)
@@ -101,14 +107,17 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         inherited = copies.inherit_patients() if copies else {}
         identified = patients.KnownPatients()
         if not config.ignore_patients:
-            identified = patients.collect_patients(data_dir, facts, named, inherited)
+            stated = (planned.patient_source, planned.patients)
+            identified = patients.collect_patients(data_dir, facts, named, inherited, stated)
         kept = earlier_splits if audit.keeps_splits(earlier, seed) else {}
         frame = manifest.build_manifest(
             *(data_dir, seed, facts, identified.patients, identified.studies),
             clusters=duplicates.cluster(*identified.list_by_digest(facts)),
             kept=kept,
         )
-        log.info("%s: %d images in the source, %d to write", images_dir, len(planned), len(missing))
+        log.info(
+            "%s: %d images in the source, %d to write", images_dir, len(planned.files), len(missing)
+        )
         for file in missing:
             ingest.write_image(data_dir / file.target, file.entry.read())
     if duplicates is not known:
@@ -123,7 +132,8 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         path.resolve().name,
         seed,
         others=source.others,
-        n_not_in_source=len(facts) - len(planned),
+        left_out=planned.left_out,
+        n_not_in_source=len(facts) - len(planned.files),
         links=links,
         ranges=ranges,
         shortcut=earlier["shortcut"] if is_unchanged else _measure_shortcut(frame, facts),

@@ -97,9 +97,14 @@ def build_parser(prog: str, arguments: str, description: str, epilog: str) -> On
 
 
 def add_options(parser: argparse.ArgumentParser, group: type) -> None:
-    """Add every field of a dataclass; the first line of its docstring is the heading."""
+    """Add the fields of a dataclass, without inherited ones, under a heading: its docstring.
+
+    A field that is a tuple is an option that may be repeated.
+    """
     section = parser.add_argument_group((group.__doc__ or "").splitlines()[0].rstrip("."))
     for entry in dataclasses.fields(group):
+        if entry.name not in group.__annotations__:
+            continue
         meta, kind = entry.metadata, _plain_type(entry.type)
         if meta.get("positional"):
             count: dict[str, Any] = {"nargs": "+"} if meta["several"] else {}
@@ -114,9 +119,10 @@ def add_options(parser: argparse.ArgumentParser, group: type) -> None:
             action = argparse.BooleanOptionalAction if entry.default else "store_true"
             section.add_argument(name_flag(entry.name), action=action, help=help_line)
         else:
-            default = "" if entry.default is None else f" (default: {entry.default})"
+            default = "" if entry.default in (None, ()) else f" (default: {entry.default})"
             section.add_argument(
                 name_flag(entry.name),
+                action="append" if get_origin(entry.type) is tuple else "store",
                 type=_build_converter(kind, meta),
                 choices=meta["choices"],
                 metavar=None if meta["choices"] else meta["metavar"] or "X",

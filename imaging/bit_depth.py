@@ -6,6 +6,7 @@ follows the maximum of each slice would give one tissue another grey in each.
 """
 
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
@@ -50,21 +51,32 @@ class ValueScaler:
             return "values outside the range of the training images are clipped"
         return ""
 
-    def scale(self, values: npt.NDArray, declared: Range | None = None) -> Pixels:
-        """Scale values of any numeric type and shape by the declared range, or by another one."""
+    def scale(
+        self, values: npt.NDArray, declared: Range | None = None, *, inverted: bool = False
+    ) -> Pixels:
+        """Scale values of any numeric type and shape to 8 bits.
+
+        Args:
+            values: The values.
+            declared: Their range, if the file declares one; else another range is used.
+            inverted: The smallest value is white.
+        """
         if values.dtype.kind == "f":
             values = _replace_non_finite(values)
-        if declared is not None:
-            return scale_to_8_bit(values, *declared)
+        pixels = scale_to_8_bit(values, *(declared or self._choose_range(values)))
+        return 255 - pixels if inverted else pixels
+
+    def _choose_range(self, values: npt.NDArray) -> Range:
+        """Return the recorded range for values without a declared one, else their own."""
         low, high = values.min().item(), values.max().item()
         kind = "floats" if values.dtype.kind == "f" else "integers"
         self.extremes = merge_extremes([self.extremes, {kind: (low, high)}])
         recorded = self._ranges.get(kind)
         if recorded is None:
             self.is_guessed = True
-            return scale_to_8_bit(values, *find_range(kind, low, high))
+            return find_range(kind, low, high)
         self.is_clipped |= low < recorded[0] or high > recorded[1]
-        return scale_to_8_bit(values, *recorded)
+        return recorded
 
 
 def merge_extremes(extremes: Iterable[Ranges]) -> dict[str, Range]:
@@ -142,6 +154,16 @@ def find_png_range(stream: IO[bytes], values: npt.NDArray) -> Range | None:
         return None
     is_scaled = values.max() >= 2**n_bits or not (values & (2 ** (16 - n_bits) - 1)).any()
     return (0, 65535) if is_scaled else (0, 2**n_bits - 1)
+
+
+def find_pnm_range(stream: IO[bytes]) -> Range | None:
+    """Return the range of a PNM of more than 8 bits; None if its maximum is that of 16 bits.
+
+    Pillow scales values with a smaller maximum up to 16 bits.
+    """
+    stream.seek(0)
+    header = re.sub(rb"#[^\n]*", b"", stream.read(4096)).split(maxsplit=4)
+    return None if header[3:4] in ([b"65535"], []) else (0, 65535)
 
 
 def _read_significant_bits(stream: IO[bytes]) -> int:

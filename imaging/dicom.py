@@ -27,7 +27,6 @@ from imaging.grayscale import ImageError, ImageTooLargeError, Pixels, check_size
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-START_BYTES = 132  # needed by `is_dicom` and `has_preamble`
 MAX_FRAMES = 10_000
 MAX_FRAME_PIXELS = 6_000_000  # JPEG 2000 is decoded at about 6 million a second
 MAX_INFLATED_BYTES = 2**27  # each core may hold two copies
@@ -40,7 +39,6 @@ _SAMPLES_PER_PIXEL = {  # by PhotometricInterpretation
 _BITS_ALLOCATED = {1, 8, 16, 32, 64}
 # modules in which warnings about a file are raised; pydicom attributes some to its caller
 _WARNING_MODULES = r"pydicom|imagecodecs|pylibjpeg|openjpeg|imaging\.dicom"
-_FIRST_VRS = {b"UL", b"CS", b"UI", b"DA", b"TM", b"LO", b"SH", b"OB"}
 # the transfer syntax element of a deflated file, and the syntax of its inflated content
 _DEFLATED_SYNTAX = re.compile(rb"(\x02\0\x10\0UI..)1\.2\.840\.10008\.1\.2\.1\.99", re.DOTALL)
 _EXPLICIT_SYNTAX = rb"\g<1>1.2.840.10008.1.2.1" + bytes(3)
@@ -64,35 +62,13 @@ class DicomHeader:
     study: str
 
 
-def has_preamble(start: bytes) -> bool:
-    """Return whether the first START_BYTES of a file have the DICOM prefix at byte 128."""
-    return start[128:132] == b"DICM"
-
-
-def is_dicom(start: bytes) -> bool:
-    """Return whether the first START_BYTES of a file are DICOM, with or without preamble.
-
-    Files without preamble begin with a data element of group 2 or 8. With implicit VR, a second
-    element must follow, so that no other format is mistaken for DICOM.
-    """
-    if has_preamble(start):
-        return True
-    if start[:3] == b"\0\x08\0" or (start[:2] in {b"\2\0", b"\x08\0"} and start[3:4] == b"\0"):
-        if start[4:6] in _FIRST_VRS:
-            return True
-        length = int.from_bytes(start[4:8], "little")
-        following = start[8 + length : 12 + length]
-        return following[:2] == start[:2] and following[2:3] > start[2:3]
-    return False
-
-
 def read_header(source: Path | bytes) -> DicomHeader:
     """Read the elements before the pixel data.
 
     Raises:
         ImageError: As `read_dicom_frames`, for errors that the header reveals.
     """
-    with _open_dicom(source) as (_, data, pixel_format, _):
+    with open_dicom(source) as (_, data, pixel_format, _):
         return DicomHeader(
             n_frames=pixel_format.n_frames,
             width=pixel_format.width,
@@ -115,7 +91,7 @@ def read_dicom_patient(source: Path | bytes) -> str:
     Raises:
         ImageError: As `read_dicom_frames`, for errors that the header reveals.
     """
-    with _open_dicom(source) as (_, data, _, _):
+    with open_dicom(source) as (_, data, _, _):
         patient, issuer = (_read_text(data, key) for key in ("PatientID", "IssuerOfPatientID"))
     return hash_patient(patient, issuer)
 
@@ -148,7 +124,7 @@ def read_dicom_frames(
             MAX_FRAME_PIXELS, more than MAX_FRAMES or, if `single`, more than one frame. The
             reason contains no text of the file.
     """
-    with _open_dicom(source) as (stream, data, pixel_format, finder):
+    with open_dicom(source) as (stream, data, pixel_format, finder):
         if single and pixel_format.n_frames > 1:
             raise ImageError(
                 f"{pixel_format.n_frames} frames instead of one; save each as a separate file"
@@ -171,7 +147,7 @@ def _load_pydicom() -> None:
 
 
 @contextlib.contextmanager
-def _open_dicom(
+def open_dicom(
     source: Path | bytes,
 ) -> Iterator[tuple[BinaryIO, "Dataset", PixelFormat, PixelDataFinder]]:
     """Parse a file up to its pixel data; every error, also in the body, becomes an ImageError."""

@@ -83,8 +83,8 @@ def _scale_unwindowed(
     if tables := data.get("ModalityLUTSequence"):
         output, maximum = _apply_lut(values, tables[0], data)
         return scaler.scale(output, (0, maximum))
-    pixels = scaler.scale(values, None if values.dtype.kind == "f" else declared)
-    return 255 - pixels if _read_slope(data, frame)[0] < 0 else pixels
+    declared = None if values.dtype.kind == "f" else declared
+    return scaler.scale(values, declared, inverted=_read_slope(data, frame)[0] < 0)
 
 
 def _find_padding(values: npt.NDArray, data: "Dataset") -> npt.NDArray[np.bool_]:
@@ -115,7 +115,7 @@ def _rescale(values: npt.NDArray, data: "Dataset", frame: int) -> npt.NDArray:
 
 def _read_slope(data: "Dataset", frame: int) -> tuple[float, float]:
     """Return rescale slope and intercept of a frame, 1 and 0 by default."""
-    macro = _find_macro(data, "PixelValueTransformationSequence", frame)
+    macro = find_macro(data, "PixelValueTransformationSequence", frame)
     slope = _read_number(macro, "RescaleSlope") or 1.0
     return slope, _read_number(macro, "RescaleIntercept") or 0.0
 
@@ -125,7 +125,7 @@ def _apply_window(values: npt.NDArray, data: "Dataset", frame: int) -> Pixels | 
 
     Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
-    macro = _find_macro(data, "FrameVOILUTSequence", frame)
+    macro = find_macro(data, "FrameVOILUTSequence", frame)
     if tables := macro.get("VOILUTSequence"):
         output, maximum = _apply_lut(values, tables[0], data)
         return np.rint(np.clip(output / maximum, 0, 1) * 255).astype(np.uint8)
@@ -163,7 +163,7 @@ def _apply_lut(
     return entries[indices], max(2**depth - 1, int(entries.max()))
 
 
-def _find_macro(data: "Dataset", keyword: str, frame: int) -> "Dataset":
+def find_macro(data: "Dataset", keyword: str, frame: int) -> "Dataset":
     """Return the functional group macro of the frame, else the shared one, else the file itself."""
     for groups, index in (
         ("PerFrameFunctionalGroupsSequence", frame),

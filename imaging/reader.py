@@ -6,41 +6,51 @@ Pillow's process-wide state is not changed, so several threads can read at once.
 import contextlib
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from helper import describe_error
-from imaging.bit_depth import Range, ValueScaler, find_png_range, find_tiff_range
-from imaging.dicom import (
-    START_BYTES,
-    has_preamble,
-    is_dicom,
-    read_dicom_frames,
-    read_dicom_patient,
-    read_header,
-)
+from imaging.bit_depth import Range, ValueScaler, find_png_range, find_pnm_range, find_tiff_range
+from imaging.dicom import MAX_FRAMES, read_dicom_frames, read_dicom_patient, read_header
 from imaging.grayscale import ImageError, Pixels, check_scans, check_size
+from imaging.kinds import FORMATS, START_BYTES, find_kind, is_dicom
 
+SERIES_KEY, SERIES_DIGITS = "MRI series", 16  # text of a PNG or TIFF that pages.py wrote
+TIFF_DESCRIPTION = 270
 READER_VERSION = 4  # part of cache keys: increase it when the same file gives different pixels
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", *DICOM_SUFFIXES)
 
 # Formats are opened by their plugin classes: Image.open would try dozens of others and warn about
 # large images through the warnings module, which is not thread-safe.
-_SIGNATURES: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    *((start, TiffImagePlugin.TiffImageFile) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
-    (b"BM", BmpImagePlugin.BmpImageFile),
-)
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
+}
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,36 +63,14 @@ _TRANSPOSES = {
 _MAX_JPEG_BYTES = 2**27  # more than an image of MAX_PIXELS needs
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 262
+_TIFF_SUBFILE_TYPE = 254
 
 # Pillow warns about unusual metadata, which does not affect the pixels.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def is_image_file(name: str, peek: Callable[[], bytes]) -> bool:
-    """Return whether a file is an image by its suffix or, without a suffix, as DICOM.
-
-    Scanners write DICOM files without suffix, or with a UID as name. A DICOMDIR only lists files.
-
-    Args:
-        name: File name without folders.
-        peek: Reads the first START_BYTES of the file; called only if the name is not sufficient.
-    """
-    if name.startswith(".") or name.upper() == "DICOMDIR":
-        return False
-    if name.lower().endswith(IMAGE_SUFFIXES):
-        return True
-    suffix = PurePosixPath(name).suffix
-    return (not suffix or suffix[1:].isdecimal()) and has_preamble(peek())
-
-
-def read_first_bytes(path: Path) -> bytes:
-    """Return the first START_BYTES of a file, for `is_image_file`."""
-    with path.open("rb") as stream:
-        return stream.read(START_BYTES)
-
-
 def read_frames(source: Path | bytes, scaler: ValueScaler | None = None) -> Iterator[Pixels]:
-    """Read the frames of a DICOM file one at a time, or the single image of another format.
+    """Read all pictures of a file, one at a time: frames of DICOM, pages, frames of an animation.
 
     Arguments are those of `read_grey`.
 
@@ -90,16 +78,21 @@ def read_frames(source: Path | bytes, scaler: ValueScaler | None = None) -> Iter
         uint8 [H, W]
 
     Raises:
-        ImageError: As `read_grey`; valid frames before the error are yielded.
+        ImageError: As `read_grey`; valid pictures before the error are yielded.
     """
+    scaler = scaler or ValueScaler()
     if _is_dicom(source):
-        yield from read_dicom_frames(source, scaler or ValueScaler())
-    else:
-        yield read_grey(source, scaler)
+        yield from read_dicom_frames(source, scaler)
+        return
+    with _open_image(source) as (stream, image):
+        for page in list_pages(image):
+            if page:
+                image.seek(page)
+            yield _read_page(stream, image, scaler)
 
 
 def read_grey(source: Path | bytes, scaler: ValueScaler | None = None) -> Pixels:
-    """Read a JPEG, PNG, TIFF, BMP or DICOM image of any mode as grey, upright by its EXIF tag.
+    """Read the single image of a file of any format as grey, upright by its EXIF tag.
 
     Colour becomes luma; transparent parts become black. More than 8 bits are scaled by the range
     that the file declares (`imaging.bit_depth`), else by the scaler. DICOM is converted by its
@@ -114,28 +107,71 @@ def read_grey(source: Path | bytes, scaler: ValueScaler | None = None) -> Pixels
         uint8 [H, W]
 
     Raises:
-        ImageError: Unreadable, truncated, empty, another format, over MAX_PIXELS, or a DICOM file
-            of several frames.
+        ImageError: Unreadable, truncated, empty, another format, over MAX_PIXELS, or a file of
+            several pictures.
     """
     scaler = scaler or ValueScaler()
     if _is_dicom(source):
         (pixels,) = read_dicom_frames(source, scaler, single=True)
         return pixels
     with _open_image(source) as (stream, image):
-        orientation = _read_orientation(image)
-        inverted = _is_inverted(image)
-        _check_content(stream, image)
-        image.draft("L", None)  # luma channel of a JPEG only: half the time of colour
-        image.load()
-        if image.mode.startswith("I") or image.mode == "F":
-            values = np.asarray(image)
-            pixels = scaler.scale(values, _find_declared_range(stream, image, values))
-            pixels = 255 - pixels if inverted else pixels
-        else:
-            pixels = _convert_grey(image)
-        if orientation in _TRANSPOSES:
-            pixels = np.asarray(Image.fromarray(pixels).transpose(_TRANSPOSES[orientation]))
-        return np.ascontiguousarray(pixels)
+        if (n_pages := len(list_pages(image))) > 1:
+            raise ImageError(f"{n_pages} pictures instead of one; prepare.py unpacks such files")
+        return _read_page(stream, image, scaler)
+
+
+def count_frames(source: Path | bytes) -> int:
+    """Return the number of pictures of a file; 1 for most.
+
+    Raises:
+        ImageError: As `read_grey`, for errors that the header reveals.
+    """
+    if _is_dicom(source):
+        return read_header(source).n_frames
+    with _open_image(source) as (_, image):
+        return len(list_pages(image))
+
+
+def list_pages(image: ImageFile.ImageFile) -> Sequence[int]:
+    """Return the places of the pictures of a file.
+
+    Pages of a TIFF that are smaller than the first one are thumbnails or pyramid levels.
+
+    Raises:
+        ImageError: More than MAX_FRAMES.
+    """
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > MAX_FRAMES:
+        raise ImageError(f"more than {MAX_FRAMES:,} pictures")
+    if n_frames == 1 or not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return range(n_frames)
+    size, pages = image.size, [0]
+    for page in range(1, n_frames):
+        image.seek(page)
+        is_reduced = int(image.tag_v2.get(_TIFF_SUBFILE_TYPE, 0)) & 1
+        if image.size == size and not is_reduced:
+            pages.append(page)
+    image.seek(0)
+    return pages
+
+
+def _read_page(stream: IO[bytes], image: ImageFile.ImageFile, scaler: ValueScaler) -> Pixels:
+    """Read the picture at the present place of an opened file."""
+    orientation = _read_orientation(image)
+    inverted = _is_inverted(image)
+    _check_content(stream, image)
+    image.draft("L", None)  # luma channel of a JPEG only: half the time of colour
+    image.load()
+    check_size(*image.size)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        declared = _find_declared_range(stream, image, values)
+        pixels = scaler.scale(values, declared, inverted=inverted)
+    else:
+        pixels = _convert_grey(image)
+    if orientation in _TRANSPOSES:
+        pixels = np.asarray(Image.fromarray(pixels).transpose(_TRANSPOSES[orientation]))
+    return np.ascontiguousarray(pixels)
 
 
 def read_size(source: Path | bytes) -> tuple[int, int]:
@@ -176,15 +212,23 @@ def read_patient(source: Path | bytes) -> str:
 def read_study(source: Path | bytes) -> str:
     """Return the pseudonym of the study of a DICOM file, or of its series if it names no study.
 
-    Returns "" for other formats and for files that name neither.
+    Pictures that `imaging.pages` has unpacked name the file that they come from. Returns "" for
+    other files.
 
     Raises:
         ImageError: As `read_grey`, for errors that the header reveals.
     """
-    if not _is_dicom(source):
-        return ""
-    header = read_header(source)
-    return header.study or header.series
+    if _is_dicom(source):
+        header = read_header(source)
+        return header.study or header.series
+    with _open_image(source) as (_, image):
+        text = ""
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            text = f"{SERIES_KEY}: {image.info.get(SERIES_KEY, '')}"
+        elif isinstance(image, TiffImagePlugin.TiffImageFile):
+            text = str(image.tag_v2.get(TIFF_DESCRIPTION, ""))
+        found = re.fullmatch(rf"{SERIES_KEY}: ([0-9a-f]{{{SERIES_DIGITS}}})", text)
+        return found[1] if found else ""
 
 
 def _is_dicom(source: Path | bytes) -> bool:
@@ -210,16 +254,35 @@ def _open_image(source: Path | bytes) -> Iterator[tuple[IO[bytes], ImageFile.Ima
 
 def _open_header(stream: IO[bytes]) -> ImageFile.ImageFile:
     """Parse the header and check the pixel limit before decoding."""
-    start = stream.read(8)
+    start = stream.read(START_BYTES)
     stream.seek(0)
     if not start:
         raise ImageError("empty file")
-    for signature, plugin in _SIGNATURES:
-        if start.startswith(signature):
-            image = plugin(stream)
-            check_size(*image.size)
-            return image
-    raise ImageError("not a JPEG, PNG, TIFF, BMP or DICOM image")
+    kind = find_kind(start)
+    if kind not in _PLUGINS:
+        raise ImageError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image")
+    if kind == "WebP":  # its plugin allocates the picture when it opens the file
+        check_size(*_read_webp_size(start))
+    image = _PLUGINS[kind](stream)
+    check_size(*image.size)
+    return image
+
+
+def _read_webp_size(start: bytes) -> tuple[int, int]:
+    """Return width and height by the first chunk of a WebP file.
+
+    Source: RFC 9649, sections 2.5 to 2.7.
+    """
+    chunk = start[12:16]
+    if chunk == b"VP8X":
+        sides = (int.from_bytes(start[place : place + 3], "little") for place in (24, 27))
+        width, height = (side + 1 for side in sides)
+    elif chunk == b"VP8L":
+        bits = int.from_bytes(start[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (value & 0x3FFF for value in struct.unpack("<HH", start[26:30]))
+    return width, height
 
 
 def _check_content(stream: IO[bytes], image: ImageFile.ImageFile) -> None:
@@ -234,13 +297,13 @@ def _check_content(stream: IO[bytes], image: ImageFile.ImageFile) -> None:
 
 
 def _check_png_checksums(stream: IO[bytes]) -> None:
-    """Verify the checksums of IDAT chunks; Pillow verifies only those of the chunks before them."""
+    """Verify the checksums of pixel data; Pillow verifies only those of the chunks before them."""
     stream.seek(8)
     while len(start := stream.read(8)) == 8:
         n_bytes, name = struct.unpack(">I4s", start)
         if name == b"IEND":
             return
-        if name != b"IDAT":
+        if name not in {b"IDAT", b"fdAT", b"fcTL"}:  # the last two are of animations
             stream.seek(n_bytes + 4, os.SEEK_CUR)
             continue
         checksum = zlib.crc32(name)
@@ -283,6 +346,8 @@ def _find_declared_range(
         return find_png_range(stream, values)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return find_tiff_range(image.tag_v2)
+    if isinstance(image, PpmImagePlugin.PpmImageFile):
+        return find_pnm_range(stream)
     return None
 
 
@@ -306,6 +371,7 @@ def _to_image_error(error: Exception, source: Path | bytes) -> ImageError:
     if any(isinstance(part, KeyError) for part in (error, *error.args)):
         return ImageError("damaged (unknown value in the header)", source)  # the key is a number
     lines = str(error).splitlines()
-    has_message = lines and " at 0x" not in lines[0]
+    # addresses and parts of the file, which some messages repeat, are left out
+    has_message = lines and not re.search(r" at 0x|b['\"]|invalid literal", lines[0])
     detail = lines[0][:100] if has_message else type(error).__name__
     return ImageError(f"damaged ({detail})", source)

@@ -11,9 +11,10 @@ from typing import Generic, TypeVar
 
 from helper import UserError
 from imaging.bit_depth import Ranges, ValueScaler
-from imaging.dicom import is_dicom, read_dicom_patient, read_header
+from imaging.dicom import read_dicom_patient, read_header
 from imaging.grayscale import ImageError, Pixels
-from imaging.reader import is_image_file, read_first_bytes, read_frames
+from imaging.kinds import is_dicom, is_image_file, read_first_bytes
+from imaging.reader import read_frames
 
 Prepared = TypeVar("Prepared")
 

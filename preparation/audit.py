@@ -15,6 +15,7 @@ from helper import UserError
 from imaging.bit_depth import Ranges
 from preparation.manifest import ImageFacts, load_earlier_manifest
 from preparation.patients import GIVEN
+from preparation.sources import count_suffixes
 from preparation.splits import SPLITS, TEST_SHARE
 
 AUDIT_SCHEMA = 4
@@ -32,6 +33,7 @@ def build_audit(
     seed: int,
     *,
     others: Sequence[str] = (),
+    left_out: Mapping[str, Sequence[str]] | None = None,
     n_not_in_source: int = 0,
     links: pd.DataFrame | None = None,
     ranges: Ranges | None = None,
@@ -46,6 +48,7 @@ def build_audit(
         source: Name of the archive or folder.
         seed: Seed of the split.
         others: Files of the source that are not images.
+        left_out: Images of the source that are left out, by reason.
         n_not_in_source: Images of the folder that the source lacks.
         links: `Duplicates.to_frame` with paths; None without a search for duplicates.
         ranges: Values that are black and white in files without a declared bit depth.
@@ -96,7 +99,15 @@ def build_audit(
         "unreadable": dict(zip(unreadable["path"], unreadable["note"], strict=True)),
         "odd": _list_odd(readable, facts, sizes, modes),
         "not_in_source": n_not_in_source,
-        "ignored_files": {"count": len(others), "first": list(others[:MAX_LISTED])},
+        "ignored_files": {
+            "count": len(others),
+            "suffixes": count_suffixes(others),
+            "first": list(others[:MAX_LISTED]),
+        },
+        "left_out": {
+            reason: {"count": len(names), "first": list(names[:MAX_LISTED])}
+            for reason, names in (left_out or {}).items()
+        },
         "publisher": _compare_published(counts, _count(sizes)),
     }
 

@@ -63,8 +63,8 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
     if audit["not_in_source"]:
         lines.append(f"  {audit['not_in_source']} images of the folder are not in the source; kept")
     if count := audit["ignored_files"]["count"]:
-        first = ", ".join(audit["ignored_files"]["first"][:3])
-        lines.append(f"  {count} files that are not images were ignored ({first})")
+        kinds = audit["ignored_files"]["suffixes"]
+        lines.append(f"  {count} files are not images and were passed over: {kinds}")
     return lines
 
 

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import multiprocessing
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,16 +14,17 @@ from helper import UserError
 from imaging.bit_depth import find_ranges, merge_extremes
 from phantoms.generator import PhantomPlan, encode_phantom, plan_phantoms, render_phantom
 from preparation.integrity import find_changes
-from preparation.layout import PlannedFile
 from preparation.manifest import ImageFacts, build_manifest, load_earlier_manifest, measure_images
+from preparation.targets import PlannedFile
 
 UNREADABLE_SHARE = 0.05
+MAX_REASONS = 3
 PHANTOMS_A_WORKER = 16  # starting another process is not worth it for fewer
 MAX_WORKERS = 60  # Windows waits for 63 handles at most, of which a pool needs two more
 
 
 def measure_source(
-    planned: Sequence[PlannedFile], where: Path, data_dir: Path
+    planned: Sequence[PlannedFile], where: Path, data_dir: Path, *, allow_empty: bool = False
 ) -> tuple[dict[str, ImageFacts], list[PlannedFile]]:
     """Read a source once without writing.
 
@@ -30,8 +32,8 @@ def measure_source(
         The facts of each image by its target, and the files that are missing or incomplete on disk.
 
     Raises:
-        UserError: More than one image and more than 5 % of all cannot be read, one is over the
-            pixel limit, or a file of that name with different content exists.
+        UserError: More than one image and more than 5 % of all, or all of a class, cannot be read;
+            one is over the pixel limit; a file of that name with different content exists.
     """
     missing: list[PlannedFile] = []
 
@@ -43,13 +45,47 @@ def measure_source(
             yield file.target, content
 
     facts = measure_images(read_all(), len(planned))
-    unreadable = sorted(name for name, fact in facts.items() if fact.note)
+    _check_unreadable(facts, planned, where, allow_empty)
+    return facts, missing
+
+
+def _check_unreadable(
+    facts: Mapping[str, ImageFacts],
+    planned: Sequence[PlannedFile],
+    where: Path,
+    allow_empty: bool,
+) -> None:
+    """Refuse a source of which a whole class, or more than 5 %, cannot be read."""
+    notes = {name: fact.note.removeprefix("unreadable: ") for name, fact in facts.items()}
+    unreadable = {name: note for name, note in notes.items() if note}
+    for label in sorted({file.label for file in planned}):
+        names = [file.target for file in planned if file.label == label]
+        if not allow_empty and all(name in unreadable for name in names):
+            raise UserError(
+                f"{where}: no image of class {label} can be read: "
+                f"{_count_reasons({name: unreadable[name] for name in names})}; leave the class "
+                "out by --exclude, or go on by --allow-empty"
+            )
     if len(unreadable) > max(1, UNREADABLE_SHARE * len(planned)):
         raise UserError(
             f"{where}: {len(unreadable)} of {len(planned)} images cannot be read, more than "
-            f"{UNREADABLE_SHARE:.0%} ({', '.join(unreadable[:3])}, ...); get a complete copy of it"
+            f"{UNREADABLE_SHARE:.0%}: {_count_reasons(unreadable)}; {_advise(unreadable.values())}"
         )
-    return facts, missing
+
+
+def _count_reasons(unreadable: Mapping[str, str]) -> str:
+    """Count the reasons, the commonest first, with an example of each."""
+    examples = {reason: name for name, reason in reversed(list(unreadable.items()))}
+    counts = Counter(unreadable.values()).most_common(MAX_REASONS)
+    return ", ".join(f"{count} {reason} (e.g. {examples[reason]})" for reason, count in counts)
+
+
+def _advise(reasons: Iterable[str]) -> str:
+    """Return what to do about the commonest reason."""
+    reason = Counter(reasons).most_common(1)[0][0]
+    if reason.startswith(("truncated", "damaged", "empty")):
+        return "download or copy them again, or leave them out by --exclude"
+    return "convert them, or leave them out by --exclude"
 
 
 def rescale(

@@ -24,14 +24,8 @@ from duplicates.sift_features import THUMBNAIL_PX
 from helper import UserError
 from imaging.bit_depth import Ranges, ValueScaler
 from imaging.grayscale import ImageError, ImageTooLargeError, resize_grey
-from imaging.reader import (
-    is_image_file,
-    read_first_bytes,
-    read_grey,
-    read_mode,
-    read_patient,
-    read_study,
-)
+from imaging.kinds import is_image_file, read_first_bytes
+from imaging.reader import read_grey, read_mode, read_patient, read_study
 from preparation.splits import SPLITS, extend_split
 
 COLUMNS = (

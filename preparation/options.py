@@ -1,15 +1,61 @@
 """Options of prepare.py and their parser; imports no heavy package, so that `--help` is quick."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from args import debug_option
-from common.cli import add_options, argument, build_parser, fill_dataclass, option
+from common.cli import add_options, argument, build_parser, fill_dataclass, name_flag, option
+
+_CLASS_NAME = r"[^=]+=[^=]+"
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class LayoutConfig:
+    """Which folders are classes and patients."""
+
+    class_level: int | None = option(
+        None,
+        "the class is folder N of the path inside the source, 1 the outermost",
+        low=1,
+        high=100,
+        metavar="N",
+    )
+    classes: tuple[str, ...] = option(
+        (), "use the folders of these names alone, at any level", metavar="A,B"
+    )
+    class_map: tuple[str, ...] = option(
+        (),
+        "rename a class, or merge it into another; may be repeated",
+        metavar="OLD=NEW",
+        pattern=_CLASS_NAME,
+    )
+    labels: Path | None = option(
+        None, "CSV or TSV with a column of files (or folders) and one of classes", metavar="FILE"
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        "leave out files and folders of this name or path, with * and ?; may be repeated",
+        metavar="PATTERN",
+    )
+    patient_level: int | None = option(
+        None, "the patient is folder N of the path", low=1, high=100, metavar="N"
+    )
+    patient_from: str | None = option(
+        None,
+        "the patient is what this regular expression (its first group) finds in the path",
+        metavar="REGEX",
+    )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of `--classes A,B`."""
+        return tuple(name for text in self.classes for name in text.split(",") if name)
+
+
+@dataclass(frozen=True)
+class PrepareConfig(LayoutConfig):
     """Source, destination and split of prepare.py."""
 
     source: Path | None = argument(
@@ -36,6 +82,13 @@ class PrepareConfig:
     phantom: int | None = option(
         None, "generate N phantoms instead of reading a source", low=6, high=1_000_000, metavar="N"
     )
+    evaluation_only: bool = option(
+        False, "data that are only evaluated: one class or a few images suffice, nothing is split"
+    )
+    allow_empty: bool = option(
+        False, "go on although a folder gave no picture, or a class none that can be read"
+    )
+    follow_links: bool = option(False, "follow links that leave the source folder")
     seed: int = option(0, "seed of the phantoms and of the split", low=0, metavar="N")
     debug: bool = debug_option()
 
@@ -50,10 +103,12 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         "examples:\n"
         "  python prepare.py brain_cancer_mri.zip\n"
         "  python prepare.py folder_of_class_folders --patients patients.csv\n"
+        "  python prepare.py study --labels labels.csv --exclude '*_t1.nii.gz'\n"
         "  python prepare.py other_hospital --data elsewhere --against data\n"
         "  python prepare.py --phantom 600",
     )
     add_options(parser, PrepareConfig)
+    add_options(parser, LayoutConfig)
     config = fill_dataclass(PrepareConfig, vars(parser.parse_args(argv)))
     if (config.source is None) == (config.phantom is None):
         parser.error("give either a SOURCE (archive or folder) or --phantom N")
@@ -61,6 +116,16 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         parser.error("--patients and --ignore-patients need a SOURCE: phantoms have known patients")
     if config.phantom is not None and config.against is not None:
         parser.error("--against needs a SOURCE: phantoms are copies of nothing")
+    ways = ("class_level", "classes", "labels")
+    if len(given := [name for name in ways if getattr(config, name)]) > 1:
+        parser.error(f"{name_flag(given[0])} and {name_flag(given[1])} contradict; give one")
+    if config.patient_level and config.patient_from:
+        parser.error("--patient-level and --patient-from contradict; give one")
+    if config.patient_from is not None:
+        try:
+            re.compile(config.patient_from)
+        except re.error as error:
+            parser.error(f"--patient-from {config.patient_from}: no regular expression ({error})")
     if config.patients is not None and config.ignore_patients:
         parser.error("--patients and --ignore-patients contradict each other; give one of them")
     return config

@@ -11,11 +11,12 @@ from imaging.dicom import DIGEST_DIGITS
 from preparation.manifest import ImageFacts, manifest_path, read_table
 from preparation.published import find_published_patients
 
+FOLDERS = "the folders of the source"
 _PSEUDONYM = re.compile(f"p[0-9a-f]{{{DIGEST_DIGITS}}}")  # of imaging.dicom.hash_patient
 
 # sources of a patient; the earlier manifest remembers what was given
 GIVEN, PUBLISHED, DICOM = (
-    "--patients or --against",
+    "--patients, --against or an earlier source",
     "the table of the published data set",
     "the PatientID of DICOM files",
 )
@@ -49,11 +50,13 @@ def collect_patients(
     facts: Mapping[str, ImageFacts],
     named: Mapping[str, str],
     inherited: Mapping[str, str],
+    stated: tuple[str, Mapping[str, str]] = ("", {}),
 ) -> KnownPatients:
     """Collect the known patients of the images of a data folder.
 
     The table of --patients takes precedence over --against, that over the earlier manifest, that
-    over the published table, and that over DICOM files. If slices of a patient inherit one other
+    over options about the source, that over the published table, that over DICOM files, and that
+    over the folders of the source. If slices of a patient inherit one other
     name, the whole patient takes it, so that nobody is divided into two patients.
 
     Args:
@@ -61,6 +64,8 @@ def collect_patients(
         facts: `ImageFacts` by path below the data folder.
         named: Patients by path in the table of --patients, from `read_patients`.
         inherited: Patients by path of the copies of another folder's slices.
+        stated: How the names of the source tell patients (an option or FOLDERS), and the patients
+            by path.
     """
     is_before = manifest_path(data_dir).is_file()
     earlier = _read_earlier(data_dir, facts) if is_before else {}
@@ -71,7 +76,12 @@ def collect_patients(
             path: published[fact.sha256] for path, fact in facts.items() if fact.sha256 in published
         },
     }
-    own = {**by_source[DICOM], **by_source[PUBLISHED], **earlier}
+    source, by_name = stated
+    if source == FOLDERS:
+        by_source = {source: dict(by_name), **by_source}
+    elif source:
+        by_source[source] = dict(by_name)
+    own = {path: name for found in (*by_source.values(), earlier) for path, name in found.items()}
     by_source[GIVEN] = {**earlier, **_rename_whole_patients(own, inherited), **named}
     patients: dict[str, str] = {}
     for found in by_source.values():
@@ -147,11 +157,11 @@ def _collect_studies(
     }
     n_studies, n_readable = len(set(studies.values())), sum(not f.note for f in facts.values())
     if n_studies == 1 and len(studies) == n_readable:
-        log.info("all %d DICOM files are of one study: ignored", n_readable)
+        log.info("all %d files are of one study or series: ignored", n_readable)
         return {}
     if studies:
         log.info(
-            "%d DICOM files name no patient; each of their %d studies stays in one split",
+            "%d files name a study or series, but no patient; each of these %d stays in one split",
             *(len(studies), n_studies),
         )
     named = {path: facts[path].study for path in patients if path in facts}

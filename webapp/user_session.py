@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.bit_depth import ValueScaler
-from imaging.dicom import is_dicom, read_header
+from imaging.dicom import read_header
 from imaging.grayscale import ImageError, Pixels
-from imaging.reader import read_first_bytes, read_frames
+from imaging.kinds import is_dicom, read_first_bytes
+from imaging.reader import read_frames
 from inference.image_stream import Picture
 from inference.output_table import Row
 from inference.pipeline import RowBuilder, predict_batches

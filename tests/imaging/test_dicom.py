@@ -14,8 +14,9 @@ import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 import imaging.dicom
-from imaging.dicom import has_preamble, hash_patient, is_dicom, read_header
+from imaging.dicom import hash_patient, read_header
 from imaging.grayscale import ImageError, ImageTooLargeError
+from imaging.kinds import has_preamble, is_dicom
 from imaging.reader import read_frames, read_grey, read_mode, read_patient, read_size
 from tests.support.builders import ROOT
 from tests.support.dicom_files import (

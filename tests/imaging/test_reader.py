@@ -1,10 +1,11 @@
-"""JPEG, PNG, TIFF and BMP: any bytes give a grey image or one ImageError."""
+"""Images of every format but DICOM: any bytes give a grey image or one ImageError."""
 
 import concurrent.futures
 import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -13,12 +14,20 @@ from PIL import Image
 
 from imaging import grayscale
 from imaging.grayscale import MAX_SCANS, ImageError, ImageTooLargeError
-from imaging.reader import is_image_file, read_frames, read_grey, read_mode, read_size
+from imaging.kinds import START_BYTES, find_kind, is_image_file
+from imaging.reader import (
+    _read_webp_size,
+    count_frames,
+    read_frames,
+    read_grey,
+    read_mode,
+    read_size,
+)
 from tests.support.fuzz_corpus import GREY, build_chunk, build_corpus, encode
 from tests.support.fuzz_mutations import write_tag
 
 SMALL = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP")
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 
 
 # ---- pixels
@@ -85,18 +94,64 @@ def test_path_and_bytes_are_read_alike(tmp_path: Path) -> None:
         assert read_size(path) == GREY.shape[::-1]
 
 
-def test_image_files_are_recognized_by_name_or_preamble() -> None:
+def test_the_suffix_or_the_content_makes_an_image_file() -> None:
     def refuse() -> bytes:
         raise AssertionError("the name is sufficient")
 
-    for name in ("a.JPG", "a.png", "a.tiff", "a.dcm", "a.DICOM", "MR.ima"):
+    for name in ("a.JPG", "a.png", "a.tiff", "a.dcm", "a.DICOM", "MR.ima", "a.webp", "a.jfif"):
         assert is_image_file(name, refuse)
-    for name in (".a.png", "DICOMDIR", "dicomdir", "readme.txt", "a.dcm.zip"):
+    for name in (".a.png", "DICOMDIR", "dicomdir"):
         assert not is_image_file(name, refuse)
-    for name in ("IM000001", "1.2.840.113619.2.5"):
+    for name in ("IM000001", "1.2.840.113619.2.5", "I0.img", "I0.MR", "scan 1.5T T1 0"):
         assert is_image_file(name, lambda: bytes(128) + b"DICM")
         assert not is_image_file(name, lambda: bytes(132))
         assert not is_image_file(name, lambda: b"")
+
+
+def test_every_format_is_recognized_by_its_content() -> None:
+    kinds = {member.name: find_kind(member.content[:START_BYTES]) for member in build_corpus()}
+    expected = {name: name.split()[0].replace("JPEG2000", "JPEG 2000") for name in kinds}
+    assert kinds == expected
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"BMW is a car, not a bitmap",
+        b"P1 and P2 are patients",
+        b"P5 1",
+        b"RIFF1234WAVE",
+        b"II*",
+        b"",
+    ],
+)
+def test_other_files_are_no_images(start: bytes) -> None:
+    assert find_kind(start) == ""
+
+
+def test_several_pictures_are_not_one_image() -> None:
+    for member in build_corpus():
+        if len(member.frames) > 1 and member.format != "DICOM":
+            assert count_frames(member.content) == len(member.frames)
+            with pytest.raises(ImageError, match="pictures instead of one"):
+                read_grey(member.content)
+
+
+def test_thumbnails_of_a_tiff_are_no_pages() -> None:
+    small = Image.fromarray(GREY[::2, ::2])
+    content = encode(GREY, "TIFF", save_all=True, append_images=[small])
+    np.testing.assert_array_equal(read_grey(content), GREY)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"exif": b"Exif\0\0"}])
+def test_the_size_of_a_webp_is_checked_before_it_is_opened(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encode(GREY, "WEBP", **options)
+    assert _read_webp_size(content) == GREY.shape[::-1]
+    monkeypatch.setattr(grayscale, "MAX_PIXELS", GREY.size - 1)
+    with pytest.raises(ImageTooLargeError):
+        read_size(content)
 
 
 # ---- refusals
@@ -105,7 +160,7 @@ def test_image_files_are_recognized_by_name_or_preamble() -> None:
 def test_errors_name_the_file_and_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "notes.jpg"
     path.write_text("text")
-    with pytest.raises(ImageError, match="not a JPEG, PNG, TIFF, BMP or DICOM") as caught:
+    with pytest.raises(ImageError, match=r"not a JPEG, PNG, .* or DICOM") as caught:
         read_grey(path)
     assert str(caught.value) == f"{path}: {caught.value.reason}"
     with pytest.raises(ImageError, match="No such file"):

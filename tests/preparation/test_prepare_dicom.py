@@ -32,7 +32,8 @@ def build_classes(patients: tuple[str, ...], n_each: int = 2) -> dict[str, bytes
 
 def test_patients_are_groups_under_pseudonyms(tmp_path: Path, capsys: Capture) -> None:
     files, data = build_classes(PATIENTS), tmp_path / "data"
-    film = encode_dataset(build_dataset(np.zeros((2, 8, 8), np.uint8), n_frames=2))
+    frames = np.random.default_rng(0).integers(0, 255, (2, 8, 8), dtype=np.uint8)
+    film = encode_dataset(build_dataset(frames, n_frames=2, PatientID="film"))
     extra = {"top/A/film.dcm": film, "top/A/a.png": make_picture(1), "top/B/b.png": make_picture(2)}
     ignored = {"top/DICOMDIR": files["top/A/1.dcm"], "top/A/README": b"DICM " * 99}
     source = write_zip(tmp_path / "source", files | extra | ignored)
@@ -40,11 +41,13 @@ def test_patients_are_groups_under_pseudonyms(tmp_path: Path, capsys: Capture) -
     printed = capsys.readouterr().out
 
     frame = load_manifest(data).set_index("path")
-    assert set(frame.index) == {name.replace("top/", "Images/") for name in files | extra}
-    film_row = frame.loc["Images/A/film.dcm"]
-    assert film_row["note"].startswith("unreadable: 2 frames")
-    assert (film_row["width"], film_row["split"], film_row["patient"]) == (0, "", "")
-    rows = frame[frame["patient"] != ""]
+    pages = ["top/A/film_0001.dcm", "top/A/film_0002.dcm"]
+    names = {*files, *extra, *pages} - {"top/A/film.dcm"}
+    assert set(frame.index) == {name.replace("top/", "Images/") for name in names}
+    film_rows = frame.loc[[name.replace("top/", "Images/") for name in pages]]
+    assert film_rows["group"].nunique() == film_rows["patient"].nunique() == 1
+    rows = frame.drop(film_rows.index)
+    rows = rows[rows["patient"] != ""]
     issuer = SECRETS["IssuerOfPatientID"]
     pseudonyms = {hash_patient(name.format(label), issuer) for name in PATIENTS for label in "AB"}
     assert set(rows["patient"]) == pseudonyms
@@ -54,13 +57,13 @@ def test_patients_are_groups_under_pseudonyms(tmp_path: Path, capsys: Capture) -
     assert rows["mean"].tolist() == pytest.approx(means, abs=0.0006)
 
     audit = read_audit(data)
-    assert audit["n_patients"] == 12
-    assert audit["modes"] == {"MONOCHROME2 16-bit": 24, "L": 2}
+    assert audit["n_patients"] == 13
+    assert audit["modes"] == {"MONOCHROME2 16-bit": 24, "MONOCHROME2 8-bit": 2, "L": 2}
     assert audit["ignored_files"]["count"] == 2
     for part in (
-        "12 patients by the PatientID of 24 DICOM files",
-        "patients: 12, known for 24 of 27",
-        "film.dcm",
+        "13 patients by the PatientID of 26 DICOM files",
+        "patients: 13, known for 26 of 28",
+        "1 files hold several pictures, 2 in all",
     ):
         assert part in printed
     tables = [path for path in data.rglob("*") if path.suffix in {".csv", ".json"}]
@@ -91,7 +94,7 @@ def test_a_study_without_patient_stays_in_one_split(tmp_path: Path, capsys: Capt
     assert frame.groupby(study)["group"].nunique().eq(1).all()
     assert frame["group"].nunique() == 2 * len(sizes)
     assert frame.groupby(study)["split"].nunique().eq(1).all()
-    assert "12 studies stays in one split" in capsys.readouterr().out
+    assert "each of these 12 stays in one split" in capsys.readouterr().out
 
 
 def test_large_frames_are_refused(tmp_path: Path, capsys: Capture) -> None:

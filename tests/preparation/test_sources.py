@@ -39,7 +39,7 @@ def test_every_kind_is_recognised_by_its_content(kind: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_names_that_leave_the_folder_are_refused(kind: str, tmp_path: Path) -> None:
     for name in (
-        *("../x.jpg", "A/../../x.jpg", "/x.jpg", "C:/x.jpg", "c:x.jpg", "A\\x.jpg", "..\\x.jpg"),
+        *("../x.jpg", "A/../../x.jpg", "/x.jpg", "C:/x.jpg", "c:x.jpg", "..\\x.jpg", "\\x.jpg"),
         *("A/x\n.jpg", "../notes.txt"),
     ):
         refuse(WRITERS[kind](tmp_path / "source", FILES | {name: b"x"}), "entry ")
@@ -68,6 +68,92 @@ def test_links_in_a_zip_and_encryption_are_refused(tmp_path: Path) -> None:
     content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
     path.write_bytes(content)
     refuse(path, "is encrypted")
+
+
+# ---- archives of other programs
+
+
+def patch_zip(path: Path, files: dict[str, bytes], *changes: tuple[bytes, bytes]) -> Path:
+    """Write a zip and replace bytes, such as names, without changing any length."""
+    content = write_zip(path, files).read_bytes()
+    for before, after in changes:
+        assert before in content
+        content = content.replace(before, after)
+    path.write_bytes(content)
+    return path
+
+
+def list_names(path: Path) -> list[str]:
+    with open_source(path) as source:
+        return [entry.name for entry in source.entries]
+
+
+def test_backslashes_are_folders(tmp_path: Path) -> None:
+    files = {"brain#yes#1.jpg": b"x", "brain#no#1.jpg": b"x"}
+    change = (b"#", b"\\")
+    path = patch_zip(tmp_path / "a.zip", files, change)
+    assert list_names(path) == ["brain/no/1.jpg", "brain/yes/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("encoded", "expected"),
+    [("méningiome".encode(), "méningiome"), ("脑瘤脑".encode(), "脑瘤脑")],
+)
+def test_names_are_utf8_without_the_flag(encoded: bytes, expected: str, tmp_path: Path) -> None:
+    name = "x" * len(encoded)
+    path = patch_zip(tmp_path / "a.zip", {f"{name}/1.jpg": b"x"}, (name.encode(), encoded))
+    assert list_names(path) == [f"{expected}/1.jpg"]
+
+
+def test_folder_names_in_an_unknown_encoding_are_refused(tmp_path: Path) -> None:
+    path = patch_zip(tmp_path / "a.zip", {"mXningiome/1.jpg": b"x"}, (b"mX", b"m\xe9"))
+    refuse(path, "encoding of the folder name")
+    path = patch_zip(tmp_path / "b.zip", {"A/caX.jpg": b"x"}, (b"caX", b"ca\xe9"))
+    assert len(list_names(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(9, "Deflate64"), (97, "number 97"), (93, "Zstandard")]
+)
+def test_compression_that_python_lacks_is_named(method: int, name: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", {"A/1.jpg": b"x" * 99})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x01\x02") + 10  # the method in the central directory
+    content[place : place + 2] = method.to_bytes(2, "little")
+    path.write_bytes(content)
+    refuse(path, f"1.jpg.*method.*{name}.*unpack it")
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"Rar!\x1a\x07\0", "a RAR archive; unpack"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack"),
+        (b"\xff\xd8\xff\xe0", "a single JPEG image"),
+    ],
+)
+def test_other_files_are_named_for_what_they_are(start: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(start + bytes(99))
+    refuse(tmp_path / "source", words)
+
+
+def test_archives_inside_are_named(tmp_path: Path) -> None:
+    inner = write_zip(tmp_path / "inner.zip", FILES).read_bytes()
+    refuse(write_zip(tmp_path / "a.zip", {"data/inner.zip": inner}), "such as data/inner.zip")
+    with open_source(write_zip(tmp_path / "b.zip", FILES | {"inner.zip": inner})) as source:
+        assert "inner.zip" in source.others
+
+
+def test_folders_are_listed_also_without_images(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "folder", FILES)
+    (root / "set/healthy").mkdir()
+    with open_source(root) as source:
+        assert "set/healthy" in source.folders
+    path = write_zip(tmp_path / "a.zip", FILES)
+    with zipfile.ZipFile(path, "a") as target:
+        target.writestr("set/healthy/", b"")
+    with open_source(path) as source:
+        assert source.folders == ["set/healthy"]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
@@ -117,4 +203,19 @@ def test_links_in_a_folder_may_only_point_inside_it(tmp_path: Path) -> None:
         assert len(source.entries) == 3
     (tmp_path / "elsewhere.jpg").write_bytes(b"x")
     (root / "set/A/outside.jpg").symlink_to(tmp_path / "elsewhere.jpg")
-    refuse(root, "link that points outside the folder")
+    refuse(root, "outside.jpg is a link that leaves the folder.*--follow-links")
+    with open_source(root, follow_links=True) as source:
+        assert "set/A/outside.jpg" in [entry.name for entry in source.entries]
+    (root / "set/A/outside.jpg").unlink()
+    (root / "set/A/lost.jpg").symlink_to("nothing.jpg")
+    refuse(root, "lost.jpg is a link to nothing")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making links needs rights on Windows")
+def test_folders_that_are_linked_inside_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "source", FILES)
+    (root / "set/C").symlink_to("B", target_is_directory=True)
+    with open_source(root) as source:
+        assert "set/C/2.png" in [entry.name for entry in source.entries]
+    (root / "set/A/up").symlink_to("..", target_is_directory=True)
+    refuse(root, "up is a link to a folder that holds it")

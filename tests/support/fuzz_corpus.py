@@ -39,7 +39,7 @@ class Member:
 
     @property
     def format(self) -> str:
-        """JPEG, PNG, TIFF, BMP or DICOM."""
+        """JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG2000, PNM or DICOM."""
         return self.name.split()[0]
 
 
@@ -118,6 +118,7 @@ def build_pngs() -> Images:
     }
     texts = [build_chunk(*chunk) for chunk in chunks.items()]
     frames = [Image.fromarray(BINARY)] * 2
+    encode(GREY, "PNG", save_all=True, append_images=frames)
     return {
         "PNG 1 bit": (encode(BINARY, "PNG", "1"), BINARY),
         "PNG grey": (encode(GREY, "PNG"), GREY),
@@ -130,7 +131,12 @@ def build_pngs() -> Images:
         "PNG 12 in 16 bit": (encode(DEEP, "PNG"), np.rint(DEEP * (255 / 4095)).astype(np.uint8)),
         "PNG 16 bit colour": (build_png((W, H), 16, 2, deep_colour), GREY),
         "PNG interlaced": (build_png((W, H), 8, 0, compress_rows(*passes), interlace=1), GREY),
-        "PNG animated": (encode(GREY, "PNG", save_all=True, append_images=frames), GREY),
+        "PNG animated": (
+            encode(GREY, "PNG", save_all=True, append_images=frames),
+            GREY,
+            BINARY,
+            BINARY,
+        ),
         "PNG rotated": (encode(GREY, "PNG", exif=build_exif()), ROTATED),
         "PNG texts": (build_png((W, H), 8, 0, compress_rows(GREY), *texts), GREY),
     }
@@ -143,7 +149,7 @@ def build_tiffs_and_bmps() -> Images:
         "TIFF rotated": (encode(GREY, "TIFF", exif=build_exif()), ROTATED),
         "TIFF 16 bit": (encode(DEEP * 16, "TIFF"), np.rint(DEEP * (16 / 257)).astype(np.uint8)),
         "TIFF float": (encode((GREY / 255).astype(np.float32), "TIFF"), GREY),
-        "TIFF pages": (encode(GREY, "TIFF", save_all=True, append_images=pages), GREY),
+        "TIFF pages": (encode(GREY, "TIFF", save_all=True, append_images=pages), GREY, GREY),
         "TIFF CMYK": (encode(GREY, "TIFF", "CMYK"), GREY),
         "TIFF fax": (encode(BINARY, "TIFF", "1", compression="group4"), BINARY),
         "BMP grey": (encode(GREY, "BMP"), GREY),
@@ -155,6 +161,36 @@ def build_tiffs_and_bmps() -> Images:
         images[f"TIFF {compression}"] = content, GREY
     images["TIFF jpeg"] = encode(GREY, "TIFF", compression="jpeg", quality=95), GREY
     return images
+
+
+def build_others() -> Images:
+    frames: dict[str, Any] = {"save_all": True, "append_images": [Image.fromarray(BINARY)]}
+    header = f"{W} {H}\n".encode()
+    twelve = np.rint(DEEP * (255 / 4095)).astype(np.uint8)
+    bits = np.packbits(BINARY == 0, axis=1).tobytes()
+    " ".join(map(str, GREY.flat)).encode()
+    wide = np.rint(DEEP * (16 / 257)).astype(np.uint8)
+    samples = [(scale * DEEP).astype(">u2").tobytes() for scale in (1, 16)]
+    return {
+        "WebP grey": (encode(GREY, "WEBP", lossless=True), GREY),
+        "WebP lossy": (encode(GREY, "WEBP", quality=90), GREY),
+        "WebP animated": (encode(GREY, "WEBP", lossless=True, **frames), GREY, BINARY),
+        "WebP rotated": (encode(GREY, "WEBP", lossless=True, exif=build_exif()), ROTATED),
+        "GIF grey": (encode(GREY, "GIF"), GREY),
+        "GIF animated": (encode(GREY, "GIF", **frames), GREY, BINARY),
+        "JPEG2000 grey": (encode(GREY, "JPEG2000"), GREY),
+        "JPEG2000 colour": (encode(GREY, "JPEG2000", "RGB"), GREY),
+        "JPEG2000 codestream": (encode(GREY, "JPEG2000", no_jp2=True), GREY),
+        "PNM grey": (encode(GREY, "PPM"), GREY),
+        "PNM colour": (encode(GREY, "PPM", "RGB"), GREY),
+        "PNM 1 bit": (b"P4\n" + header + bits, BINARY),
+        "PNM text": (
+            b"P2\n# note\n" + header + b"255\n" + " ".join(map(str, GREY.flat)).encode(),
+            GREY,
+        ),
+        "PNM 12 bit": (b"P5\n" + header + b"4095\n" + samples[0], twelve),
+        "PNM 16 bit": (b"P5\n" + header + b"65535\n" + samples[1], wide),
+    }
 
 
 def build_dicoms() -> Images:
@@ -215,8 +251,11 @@ def build_bundled() -> Images:
 @functools.cache
 def build_corpus() -> tuple[Member, ...]:
     """Return all members in a fixed order."""
-    images = build_jpegs() | build_pngs() | build_tiffs_and_bmps() | build_dicoms()
+    images = build_jpegs() | build_pngs() | build_tiffs_and_bmps()
+    images |= build_others() | build_dicoms()
     return tuple(
-        Member(name, content, tuple(frames), 6 if {"JPEG", "jpeg"} & set(name.split()) else 0)
+        Member(
+            name, content, tuple(frames), 6 if {"JPEG", "jpeg", "lossy"} & set(name.split()) else 0
+        )
         for name, (content, *frames) in (images | build_bundled()).items()
     )

@@ -118,8 +118,17 @@ def change_size(draw: random.Random, content: bytes) -> bytes:
             for type_ in (3, 4):
                 content = write_tag(content, struct.pack("<HHI", tag, type_, 1), number)
         return content
-    if content.startswith(b"\xff\xd8"):
+    if content.startswith((b"\xff\xd8", b"\0\0\0\x0cjP", b"\xff\x4f")):
         return resize_codestream(content, width, height)
+    if content.startswith(b"RIFF"):
+        canvas = (width.to_bytes(4, "little")[:3], height.to_bytes(4, "little")[:3])
+        place = {b"VP8X": 24, b"VP8L": 21}.get(content[12:16], 26)
+        size = b"".join(canvas) if place == 24 else struct.pack("<HH", width, height)
+        return content[:place] + size + content[place + len(size) :]
+    if content.startswith(b"GIF"):
+        return content[:6] + struct.pack("<HH", width, height) + content[10:]
+    if re.match(rb"P[1-6]\s", content):
+        return re.sub(rb"\d+ \d+", b"%d %d" % (width, height), content, count=1)
     content = resize_dicom(content, width, height)
     return resize_codestream(content, width, height) if draw.random() < 0.7 else content
 
@@ -228,6 +237,8 @@ def add_harmless(draw: random.Random, member: Member) -> bytes:
     if member.format == "DICOM":
         start = draw.choice((*STARTS, noise))[:128]
         return start + draw.randbytes(128 - len(start)) + content[128:]
+    if member.name == "PNM text":
+        return content + draw.choice((b"\n", b" \n\n", b"\t"))
     if member.format == "PNG" and draw.random() < 0.7:
         name = draw.choice((b"tEXt", b"teXt", b"prVt"))
         return content[:33] + build_chunk(name, b"Comment\0" + noise) + content[33:]
@@ -240,6 +251,7 @@ def add_harmless(draw: random.Random, member: Member) -> bytes:
 OF_FORMAT: dict[str, tuple[Change, ...]] = {
     **{"PNG": (change_size, change_chunks), "JPEG": (change_size, change_segments)},
     **{"TIFF": (change_size,), "BMP": (change_size,), "DICOM": (change_size, change_element)},
+    **dict.fromkeys(("WebP", "GIF", "JPEG2000", "PNM"), (change_size,)),
 }
 
 
