@@ -18,8 +18,8 @@ class PredictConfig:
     """Input, output and device of predict.py."""
 
     paths: tuple[Path, ...] = argument(
-        "session/RUN/best.pt or session/RUN, or several for an ensemble, then files and folders of "
-        "JPEG, PNG, TIFF, BMP or DICOM",
+        "session/RUN/best.pt or session/RUN, or several for an ensemble, then images, DICOM files "
+        "and folders of them",
         metavar="PATH",
         several=True,
     )
@@ -96,9 +96,11 @@ def predict(config: PredictConfig) -> None:
 
     from inference import image_stream, output_table, pipeline
     from inference.predictor import load_predictor
+    from preparation.sources import count_suffixes
 
     output_table.check_output(config.out, config.overwrite)
-    files = image_stream.find_files(config.images, exclude=config.heatmaps)
+    passed_over: list[str] = []
+    files = image_stream.find_files(config.images, config.heatmaps, passed_over)
     files = itertools.chain([next(files)], files)  # without any file no table is written
     predictor = load_predictor(
         config.checkpoints, config.device, config.threads, config.calibration
@@ -123,7 +125,12 @@ def predict(config: PredictConfig) -> None:
     if counts.errors == counts.rows:
         raise UserError(f"none of {counts.rows} images could be read; see {config.out}")
     log.info("%d images: %s", counts.rows, counts.describe())
-    if image_notes := counts.list_notes():
+    image_notes = counts.list_notes()
+    if passed_over:
+        image_notes.append(
+            f"files that are not images were passed over: {count_suffixes(passed_over)}"
+        )
+    if image_notes:
         log.info("note: %s", "; ".join(image_notes))
         about = output_table.describe_table(predictor, image_notes)
         atomic_files.write_text(output_table.about_path(config.out), about)

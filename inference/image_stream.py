@@ -13,8 +13,10 @@ from helper import UserError
 from imaging.bit_depth import Ranges, ValueScaler
 from imaging.dicom import read_dicom_patient, read_header
 from imaging.grayscale import ImageError, Pixels
-from imaging.kinds import is_dicom, is_image_file, read_first_bytes
-from imaging.reader import read_frames
+from imaging.kinds import FORMATS, is_dicom, is_image_file, read_first_bytes
+from imaging.pages import may_hold_several
+from imaging.reader import count_frames, read_frames
+from preparation.sources import count_suffixes
 
 Prepared = TypeVar("Prepared")
 
@@ -25,7 +27,7 @@ class Picture(Generic[Prepared]):
 
     path: Path
     frame: int = 0  # from 1 in a file of several frames, else 0
-    series: str = ""  # pseudonym of the DICOM series
+    series: str = ""  # pseudonym of the DICOM series; the file name for other pages
     patient: str = ""  # pseudonym of the DICOM patient
     prepared: Prepared | None = None  # result of `prepare` in `read_batches`; None: unreadable
     error: str = ""
@@ -38,7 +40,9 @@ class Picture(Generic[Prepared]):
         return f"{self.path.as_posix()}#{self.frame}" if self.frame else self.path.as_posix()
 
 
-def find_files(paths: Sequence[Path], exclude: Path | None = None) -> Iterator[Path]:
+def find_files(
+    paths: Sequence[Path], exclude: Path | None = None, passed_over: list[str] | None = None
+) -> Iterator[Path]:
     """Yield the image files of files and folders in the given order, folders sorted by name.
 
     A named file is always yielded; files in folders are chosen by `is_image_file`. A file or
@@ -48,6 +52,7 @@ def find_files(paths: Sequence[Path], exclude: Path | None = None) -> Iterator[P
     Args:
         paths: Files and folders.
         exclude: Output folder, which is skipped.
+        passed_over: Takes the names of the files in folders that are no images.
 
     Raises:
         UserError: At once for a missing path or one inside `exclude`; at the end if no image was
@@ -59,20 +64,23 @@ def find_files(paths: Sequence[Path], exclude: Path | None = None) -> Iterator[P
             raise UserError(f"{path}: no such file or folder; name images or folders of images")
         if excluded is not None and path.resolve().is_relative_to(excluded):
             raise UserError(f"{path} is inside the output folder {exclude}; name another folder")
-    return _walk(paths, excluded)
+    return _walk(paths, excluded, [] if passed_over is None else passed_over)
 
 
-def _walk(paths: Sequence[Path], excluded: Path | None) -> Iterator[Path]:
+def _walk(paths: Sequence[Path], excluded: Path | None, passed_over: list[str]) -> Iterator[Path]:
     found = False
     for path in paths:
-        for file in _walk_folder(path, excluded) if path.is_dir() else [path]:
+        for file in _walk_folder(path, excluded, passed_over) if path.is_dir() else [path]:
             found = True
             yield file
     if not found:
-        raise UserError(f"{', '.join(map(str, paths))}: no JPEG, PNG, TIFF, BMP or DICOM image")
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image "
+            f"({count_suffixes(passed_over) or 'empty'})"
+        )
 
 
-def _walk_folder(folder: Path, excluded: Path | None) -> Iterator[Path]:
+def _walk_folder(folder: Path, excluded: Path | None, passed_over: list[str]) -> Iterator[Path]:
     unreadable: list[Path] = []
     for parent, folders, names in os.walk(
         folder, onerror=lambda error: unreadable.append(Path(str(error.filename)))
@@ -86,6 +94,8 @@ def _walk_folder(folder: Path, excluded: Path | None) -> Iterator[Path]:
             path = Path(parent, name)
             if _is_image_file(path):
                 yield path
+            elif not name.startswith("."):
+                passed_over.append(path.as_posix())
     yield from unreadable
 
 
@@ -146,12 +156,15 @@ def _read_file(
     """Return the images of a file; those of several frames as a lazy iterator."""
     picture: Picture[Prepared] = Picture(path)
     try:
-        if is_dicom(read_first_bytes(path)):
-            header = read_header(path)
-            series = header.series or (path.name if header.n_frames > 1 else "")
-            picture = replace(picture, series=series, patient=read_dicom_patient(path))
-            if header.n_frames > 1:
-                return _read_frames(picture, header.n_frames, prepare, ranges)
+        start = read_first_bytes(path)
+        n_frames = count_frames(path) if may_hold_several(start) else 1
+        series = path.name if n_frames > 1 else ""
+        if is_dicom(start):
+            picture = replace(picture, patient=read_dicom_patient(path))
+            series = read_header(path).series or series
+        picture = replace(picture, series=series)
+        if n_frames > 1:
+            return _read_frames(picture, n_frames, prepare, ranges)
         scaler = ValueScaler(ranges)
         pixels = next(iter(read_frames(path, scaler)))
         return [replace(picture, prepared=prepare(pixels), note=scaler.note)]

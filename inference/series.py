@@ -1,4 +1,4 @@
-"""Combine the predictions of the slices of each DICOM series into one row."""
+"""Combine the predictions of the slices of each DICOM series, or file of several, into one row."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

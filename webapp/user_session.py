@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.bit_depth import ValueScaler
-from imaging.dicom import read_header
 from imaging.grayscale import ImageError, Pixels
-from imaging.kinds import is_dicom, read_first_bytes
-from imaging.reader import read_frames
+from imaging.reader import count_frames, read_frames
 from inference.image_stream import Picture
 from inference.output_table import Row
 from inference.pipeline import RowBuilder, predict_batches
@@ -90,7 +88,7 @@ def open_file(session: Session, predictor: SlicePredictor, path: Path) -> None:
     try:
         if fault := _find_fault(own):
             raise ImageError(fault)
-        session.n_frames = read_header(own).n_frames if is_dicom(read_first_bytes(own)) else 1
+        session.n_frames = count_frames(own)
         open_frame(session, predictor, 1)
     finally:
         if session.slice is None or session.n_frames == 1:

@@ -135,7 +135,7 @@ def test_bad_files_are_refused_without_their_names(
 ) -> None:
     session, path, frames = Session(), tmp_path / "Hidden Person.png", np.stack([render(0)] * 3)
     for content, reason in (
-        (b"this is text", "not a JPEG, PNG, TIFF, BMP or DICOM"),
+        (b"this is text", "not a JPEG, PNG, .* or DICOM"),
         (b"", "empty file"),
         (b"\x89PNG\r\n\x1a\n", "damaged"),
         (encode_dicom(render(0))[:-5000], "truncated"),
