@@ -53,6 +53,25 @@ def debug_option() -> Any:
     return option(False, "show the traceback of an error")
 
 
+def axis_option() -> Any:
+    """Return the field of `--axis`."""
+    return option(
+        "auto",
+        "plane of the slices of NIfTI volumes; auto: of the best resolution",
+        choices=("auto", "axial", "coronal", "sagittal"),
+    )
+
+
+def mat_fields_option() -> Any:
+    """Return the field of `--mat-fields`."""
+    return option(
+        None,
+        "variables of MATLAB files: image=NAME,label=NAME,patient=NAME (default: those of the data "
+        "set of Cheng et al.)",
+        metavar="NAMES",
+    )
+
+
 # ---- main.py
 
 

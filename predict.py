@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import helper
-from args import calibration_option, debug_option, device_option, threads_option
+from args import (
+    axis_option,
+    calibration_option,
+    debug_option,
+    device_option,
+    mat_fields_option,
+    threads_option,
+)
 from common import atomic_files
 from common.cli import add_options, argument, build_parser, fill_dataclass, option
 from helper import UserError, log
@@ -32,6 +39,8 @@ class PredictConfig:
         "also save each image with its heat map there; takes seconds an image on a CPU",
         metavar="DIR",
     )
+    axis: str = axis_option()
+    mat_fields: str | None = mat_fields_option()
     calibration: Path | None = calibration_option()
     device: str = device_option()
     threads: int = threads_option()
@@ -94,10 +103,12 @@ def predict(config: PredictConfig) -> None:
     """
     from tqdm import tqdm
 
+    from imaging.volumes import build_options
     from inference import image_stream, output_table, pipeline
     from inference.predictor import load_predictor
     from preparation.sources import count_suffixes
 
+    volumes = build_options(config.axis, config.mat_fields)
     output_table.check_output(config.out, config.overwrite)
     passed_over: list[str] = []
     files = image_stream.find_files(config.images, config.heatmaps, passed_over)
@@ -114,7 +125,7 @@ def predict(config: PredictConfig) -> None:
         output_table.open_table(config.out, predictor.classes) as table,
         tqdm(desc="predicting", unit="slice", disable=None) as bar,
     ):
-        for batch in pipeline.predict_batches(predictor, files):
+        for batch in pipeline.predict_batches(predictor, files, volumes):
             for picture, prediction in batch:
                 if prediction is not None and config.heatmaps:
                     pipeline.save_heatmap(config.heatmaps, predictor, picture, prediction)

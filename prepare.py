@@ -71,6 +71,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         contact_sheets,
         ingest,
         manifest,
+        outlines,
         patients,
         plan,
         sources,
@@ -120,6 +121,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         )
         for file in missing:
             ingest.write_image(data_dir / file.target, file.entry.read())
+    outlines.write_outlines(data_dir, planned.outlines)
     if duplicates is not known:
         finder.save_duplicates(duplicates, cache)
     path_of = frame.drop_duplicates("sha256").set_index("sha256")["path"]

@@ -108,6 +108,19 @@ def find_range(kind: str, low: float, high: float) -> Range:
     return low, low + 2**depth - 1
 
 
+def choose_value_type(dtype: np.dtype, low: float, high: float) -> np.dtype:
+    """Return the type in which values of `dtype` from `low` to `high` are stored as pictures.
+
+    uint8, int16 and uint16 are kept. Others become int16, uint16 or int32, never uint8, which would
+    exclude them from the common scale; floats and larger whole numbers become float32.
+    """
+    if (dtype.kind, dtype.itemsize) in {("u", 1), ("u", 2), ("i", 2)}:
+        return dtype.newbyteorder("=")
+    limits = [np.iinfo(kind) for kind in (np.int16, np.uint16, np.int32) if dtype.kind in "iu"]
+    fitting = (limit.dtype for limit in limits if limit.min <= low and high <= limit.max)
+    return next(fitting, np.dtype(np.float32))
+
+
 def is_ranges(value: Any) -> bool:
     """Return whether a value read from a file has the form of `find_ranges`."""
     return isinstance(value, dict) and all(

@@ -4,12 +4,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from imaging.volumes import VOLUME_SUFFIXES, find_volume_kind
+
 START_BYTES = 2048  # needed by `find_kind`
 DICOM = "DICOM"
 # suffixes of files that are meant as images: if their content is none, they count as unreadable
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"),
     *(".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".pnm", ".dcm", ".dicom", ".ima"),
+    *(".nii", ".nii.gz", ".mat"),
 )
 _SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -23,7 +26,7 @@ _SIGNATURES = {
         rb"P(?:[1-6](?:\s+#[^\n]*\n)?\s+(?:#[^\n]*\n\s*)*\d+\s+\d+\s|[fF]\s\d+\s+\d+)"
     ),
 }
-FORMATS = (*_SIGNATURES, DICOM)
+FORMATS = (*_SIGNATURES, *VOLUME_SUFFIXES, DICOM)
 _FIRST_VRS = {b"UL", b"CS", b"UI", b"DA", b"TM", b"LO", b"SH", b"OB"}
 
 
@@ -31,7 +34,8 @@ def find_kind(start: bytes) -> str:
     """Return the format of an image by the first START_BYTES of its file, "" for other files."""
     if is_dicom(start):
         return DICOM
-    return next((kind for kind, pattern in _SIGNATURES.items() if pattern.match(start)), "")
+    found = next((kind for kind, pattern in _SIGNATURES.items() if pattern.match(start)), "")
+    return found or find_volume_kind(start) or ""
 
 
 def is_image_file(name: str, peek: Callable[[], bytes]) -> bool:

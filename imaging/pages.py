@@ -1,4 +1,4 @@
-"""Unpack files of several pictures: pages of TIFF, animations, frames of DICOM.
+"""Unpack files of several pictures: pages, animations, frames of DICOM, slices of volumes.
 
 Every picture becomes the content of a file of its own, which is read as exactly the grey that the
 picture has inside its file (`reader.read_frames`).
@@ -17,8 +17,9 @@ from imaging import dicom_frames, reader
 from imaging.bit_depth import Range, ValueScaler
 from imaging.grayscale import Pixels
 from imaging.kinds import DICOM, START_BYTES, find_kind
+from imaging.volumes import VOLUME_SUFFIXES, VolumeOptions
 
-_MAY_HOLD_SEVERAL = {"TIFF", "PNG", "WebP", "GIF", DICOM}
+_MAY_HOLD_SEVERAL = {"TIFF", "PNG", "WebP", "GIF", *VOLUME_SUFFIXES, DICOM}
 _ANIMATED_PNG = b"acTL"  # before the pixels
 _WHITE_IS_ZERO = {262: 0}  # photometric interpretation of TIFF
 
@@ -31,17 +32,21 @@ class Page(NamedTuple):
 
 
 def may_hold_several(start: bytes) -> bool:
-    """Return whether a file with these first START_BYTES may hold several pictures."""
+    """Return whether a file with these first START_BYTES may hold several pictures, or arrays."""
     kind = find_kind(start)
     return kind in _MAY_HOLD_SEVERAL and (kind != "PNG" or _ANIMATED_PNG in start)
 
 
-def unpack(content: bytes) -> Iterator[Page]:
+def unpack(content: bytes, options: VolumeOptions | None = None) -> Iterator[Page]:
     """Unpack the pictures of a file, one at a time.
 
     DICOM frames become uncompressed DICOM files. Of other formats, pictures of 8 bits, or with a
     declared bit depth, become a PNG of 8 bits; other values are kept in a TIFF. The new files name
     the file that they come from as their series (`reader.read_study`), by its SHA-256.
+
+    Args:
+        content: The file.
+        options: How NIfTI and MATLAB files are read.
 
     Raises:
         ImageError: As `reader.read_frames`; valid pictures before the error are yielded.
@@ -51,7 +56,7 @@ def unpack(content: bytes) -> Iterator[Page]:
             yield Page(frame, ".dcm")
         return
     scaler = _ValueKeeper(hash_series(content))
-    for pixels in reader.read_frames(content, scaler):
+    for pixels in reader.read_frames(content, scaler, options):
         yield scaler.encode(pixels)
 
 

@@ -5,11 +5,8 @@ Pillow's process-wide state is not changed, so several threads can read at once.
 
 import contextlib
 import io
-import os
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -31,9 +28,17 @@ from PIL import (
 
 from helper import describe_error
 from imaging.bit_depth import Range, ValueScaler, find_png_range, find_pnm_range, find_tiff_range
+from imaging.content_checks import check_png_checksums, read_webp_size
 from imaging.dicom import MAX_FRAMES, read_dicom_frames, read_dicom_patient, read_header
 from imaging.grayscale import ImageError, Pixels, check_scans, check_size
 from imaging.kinds import FORMATS, START_BYTES, find_kind, is_dicom
+from imaging.volumes import (
+    VolumeKind,
+    VolumeOptions,
+    count_slices,
+    find_volume_kind,
+    read_slices,
+)
 
 SERIES_KEY, SERIES_DIGITS = "MRI series", 16  # text of a PNG or TIFF that pages.py wrote
 TIFF_DESCRIPTION = 270
@@ -69,10 +74,17 @@ _TIFF_SUBFILE_TYPE = 254
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def read_frames(source: Path | bytes, scaler: ValueScaler | None = None) -> Iterator[Pixels]:
-    """Read all pictures of a file, one at a time: frames of DICOM, pages, frames of an animation.
+def read_frames(
+    source: Path | bytes,
+    scaler: ValueScaler | None = None,
+    options: VolumeOptions | None = None,
+) -> Iterator[Pixels]:
+    """Read all pictures of a file, one at a time: frames, pages, or slices of a volume.
 
-    Arguments are those of `read_grey`.
+    Args:
+        source: As for `read_grey`.
+        scaler: As for `read_grey`.
+        options: How NIfTI and MATLAB files are read.
 
     Yields:
         uint8 [H, W]
@@ -83,6 +95,10 @@ def read_frames(source: Path | bytes, scaler: ValueScaler | None = None) -> Iter
     scaler = scaler or ValueScaler()
     if _is_dicom(source):
         yield from read_dicom_frames(source, scaler)
+        return
+    if kind := _find_volume_kind(source):
+        for _, values in read_slices(source, kind, options):
+            yield values if values.dtype == np.uint8 else scaler.scale(values)
         return
     with _open_image(source) as (stream, image):
         for page in list_pages(image):
@@ -120,14 +136,16 @@ def read_grey(source: Path | bytes, scaler: ValueScaler | None = None) -> Pixels
         return _read_page(stream, image, scaler)
 
 
-def count_frames(source: Path | bytes) -> int:
-    """Return the number of pictures of a file; 1 for most.
+def count_frames(source: Path | bytes, options: VolumeOptions | None = None) -> int:
+    """Return the number of pictures of a file; 1 for most. Empty slices of a volume are none.
 
     Raises:
         ImageError: As `read_grey`, for errors that the header reveals.
     """
     if _is_dicom(source):
         return read_header(source).n_frames
+    if kind := _find_volume_kind(source):
+        return count_slices(source, kind, options).n_slices
     with _open_image(source) as (_, image):
         return len(list_pages(image))
 
@@ -196,6 +214,9 @@ def read_mode(source: Path | bytes) -> str:
     """
     if _is_dicom(source):
         return read_header(source).mode
+    if kind := _find_volume_kind(source):
+        count_slices(source, kind)  # for the reason why it cannot be read
+        return kind
     with _open_image(source) as (_, image):
         return image.mode
 
@@ -233,9 +254,18 @@ def read_study(source: Path | bytes) -> str:
 
 def _is_dicom(source: Path | bytes) -> bool:
     """Return whether the content is DICOM; False for a file that cannot be opened."""
+    return is_dicom(_read_start(source))
+
+
+def _find_volume_kind(source: Path | bytes) -> VolumeKind | None:
+    return find_volume_kind(_read_start(source))
+
+
+def _read_start(source: Path | bytes) -> bytes:
+    """Return the first START_BYTES of a file, b"" if it cannot be opened."""
     with contextlib.suppress(OSError), _open_stream(source) as stream:
-        return is_dicom(stream.read(START_BYTES))
-    return False
+        return stream.read(START_BYTES)
+    return b""
 
 
 def _open_stream(source: Path | bytes) -> IO[bytes]:
@@ -262,27 +292,10 @@ def _open_header(stream: IO[bytes]) -> ImageFile.ImageFile:
     if kind not in _PLUGINS:
         raise ImageError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image")
     if kind == "WebP":  # its plugin allocates the picture when it opens the file
-        check_size(*_read_webp_size(start))
+        check_size(*read_webp_size(start))
     image = _PLUGINS[kind](stream)
     check_size(*image.size)
     return image
-
-
-def _read_webp_size(start: bytes) -> tuple[int, int]:
-    """Return width and height by the first chunk of a WebP file.
-
-    Source: RFC 9649, sections 2.5 to 2.7.
-    """
-    chunk = start[12:16]
-    if chunk == b"VP8X":
-        sides = (int.from_bytes(start[place : place + 3], "little") for place in (24, 27))
-        width, height = (side + 1 for side in sides)
-    elif chunk == b"VP8L":
-        bits = int.from_bytes(start[21:25], "little")
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    else:
-        width, height = (value & 0x3FFF for value in struct.unpack("<HH", start[26:30]))
-    return width, height
 
 
 def _check_content(stream: IO[bytes], image: ImageFile.ImageFile) -> None:
@@ -292,28 +305,8 @@ def _check_content(stream: IO[bytes], image: ImageFile.ImageFile) -> None:
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         check_scans(stream.read(_MAX_JPEG_BYTES))
     elif isinstance(image, PngImagePlugin.PngImageFile):
-        _check_png_checksums(stream)
+        check_png_checksums(stream)
     stream.seek(position)
-
-
-def _check_png_checksums(stream: IO[bytes]) -> None:
-    """Verify the checksums of pixel data; Pillow verifies only those of the chunks before them."""
-    stream.seek(8)
-    while len(start := stream.read(8)) == 8:
-        n_bytes, name = struct.unpack(">I4s", start)
-        if name == b"IEND":
-            return
-        if name not in {b"IDAT", b"fdAT", b"fcTL"}:  # the last two are of animations
-            stream.seek(n_bytes + 4, os.SEEK_CUR)
-            continue
-        checksum = zlib.crc32(name)
-        while n_bytes and (block := stream.read(min(n_bytes, 2**20))):
-            checksum, n_bytes = zlib.crc32(block, checksum), n_bytes - len(block)
-        stored = stream.read(4)
-        if len(stored) < 4:
-            raise ImageError("truncated")
-        if checksum != int.from_bytes(stored):
-            raise ImageError("damaged (pixel data does not match its checksum)")
 
 
 def _read_orientation(image: ImageFile.ImageFile) -> int:

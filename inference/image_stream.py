@@ -16,6 +16,7 @@ from imaging.grayscale import ImageError, Pixels
 from imaging.kinds import FORMATS, is_dicom, is_image_file, read_first_bytes
 from imaging.pages import may_hold_several
 from imaging.reader import count_frames, read_frames
+from imaging.volumes import VolumeOptions
 from preparation.sources import count_suffixes
 
 Prepared = TypeVar("Prepared")
@@ -116,6 +117,7 @@ def read_batches(
     *,
     overlap: bool,
     ranges: Ranges | None = None,
+    volumes: VolumeOptions | None = None,
 ) -> Iterator[list[Picture[Prepared]]]:
     """Read files on all cores and yield their images in order, in batches.
 
@@ -127,6 +129,7 @@ def read_batches(
         batch_size: Images in a batch.
         overlap: Read ahead by one batch. On a CPU it would take cores from the network.
         ranges: For values without a declared bit depth (`imaging.bit_depth`).
+        volumes: How NIfTI and MATLAB files are read.
     """
     remaining = iter(files)
     waiting: deque[list[Future[Iterable[Picture[Prepared]]]]] = deque()
@@ -137,7 +140,9 @@ def read_batches(
                 chunk = list(itertools.islice(remaining, batch_size))
                 if not chunk:
                     break
-                waiting.append([pool.submit(_read_file, path, prepare, ranges) for path in chunk])
+                waiting.append(
+                    [pool.submit(_read_file, path, prepare, ranges, volumes) for path in chunk]
+                )
             if not waiting:
                 break
             for future in waiting.popleft():
@@ -151,22 +156,25 @@ def read_batches(
 
 
 def _read_file(
-    path: Path, prepare: Callable[[Pixels], Prepared], ranges: Ranges | None
+    path: Path,
+    prepare: Callable[[Pixels], Prepared],
+    ranges: Ranges | None,
+    volumes: VolumeOptions | None,
 ) -> Iterable[Picture[Prepared]]:
     """Return the images of a file; those of several frames as a lazy iterator."""
     picture: Picture[Prepared] = Picture(path)
     try:
         start = read_first_bytes(path)
-        n_frames = count_frames(path) if may_hold_several(start) else 1
+        n_frames = count_frames(path, volumes) if may_hold_several(start) else 1
         series = path.name if n_frames > 1 else ""
         if is_dicom(start):
             picture = replace(picture, patient=read_dicom_patient(path))
             series = read_header(path).series or series
         picture = replace(picture, series=series)
         if n_frames > 1:
-            return _read_frames(picture, n_frames, prepare, ranges)
+            return _read_frames(picture, n_frames, prepare, ranges, volumes)
         scaler = ValueScaler(ranges)
-        pixels = next(iter(read_frames(path, scaler)))
+        pixels = next(iter(read_frames(path, scaler, volumes)))
         return [replace(picture, prepared=prepare(pixels), note=scaler.note)]
     except ImageError as error:
         return [replace(picture, error=error.reason)]
@@ -179,10 +187,11 @@ def _read_frames(
     n_frames: int,
     prepare: Callable[[Pixels], Prepared],
     ranges: Ranges | None,
+    volumes: VolumeOptions | None,
 ) -> Iterator[Picture[Prepared]]:
     frame, scaler = 0, ValueScaler(ranges)
     try:
-        for frame, pixels in enumerate(read_frames(picture.path, scaler), start=1):
+        for frame, pixels in enumerate(read_frames(picture.path, scaler, volumes), start=1):
             yield replace(picture, frame=frame, prepared=prepare(pixels), note=scaler.note)
     except ImageError as error:
         n_lost = n_frames - frame - 1

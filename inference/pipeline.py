@@ -9,6 +9,7 @@ from pathlib import Path
 from common import atomic_files
 from explanation.overlay import draw_overlay
 from helper import NOTICE
+from imaging.volumes import VolumeOptions
 from inference import image_stream
 from inference.image_stream import Picture
 from inference.output_table import Counts, Row, build_row
@@ -22,7 +23,7 @@ PredictedPicture = tuple[Picture[PreprocessedSlice], Prediction | None]
 
 
 def predict_batches(
-    predictor: SlicePredictor, files: Iterable[Path]
+    predictor: SlicePredictor, files: Iterable[Path], volumes: VolumeOptions | None = None
 ) -> Iterator[list[PredictedPicture]]:
     """Yield the images of files in order with their predictions, None for unreadable ones.
 
@@ -35,6 +36,7 @@ def predict_batches(
         BATCH_SIZE,
         overlap=predictor.device.type != "cpu",
         ranges=predictor.value_ranges,
+        volumes=volumes,
     )
     for batch in batches:
         readable = [picture.prepared for picture in batch if picture.prepared is not None]

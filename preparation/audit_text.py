@@ -60,6 +60,12 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
     if odd := audit["odd"]:
         first = ", ".join(f"{path} ({reason})" for path, reason in list(odd.items())[:3])
         lines.append(f"  odd: {len(odd)} images, such as {first}; all are in audit.json")
+    if count := audit["wrapped"]["count"]:
+        lines.append(
+            f"  wrapped intensities: {count} images, such as {audit['wrapped']['first'][0]}, look "
+            "like values of more bits modulo 256 (white areas become black in steps); convert "
+            "their originals again, scaled instead of cut to 8 bits"
+        )
     if audit["not_in_source"]:
         lines.append(f"  {audit['not_in_source']} images of the folder are not in the source; kept")
     if count := audit["ignored_files"]["count"]:

@@ -26,6 +26,7 @@ from imaging.bit_depth import Ranges, ValueScaler
 from imaging.grayscale import ImageError, ImageTooLargeError, resize_grey
 from imaging.kinds import is_image_file, read_first_bytes
 from imaging.reader import read_grey, read_mode, read_patient, read_study
+from imaging.wrapping import is_wrapped
 from preparation.splits import SPLITS, extend_split
 
 COLUMNS = (
@@ -46,6 +47,7 @@ class ImageFacts:
         study: Pseudonym of the study of a DICOM file, else "".
         thumbnail: uint8 [THUMBNAIL_PX, THUMBNAIL_PX]; None if the file cannot be read.
         extremes: Smallest and largest values, if the file declares no bit depth (`ValueScaler`).
+        is_wrapped: Whether 8-bit values look like those of more bits modulo 256.
     """
 
     sha256: str
@@ -58,6 +60,7 @@ class ImageFacts:
     study: str = ""
     thumbnail: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     extremes: Ranges = field(default_factory=dict)
+    is_wrapped: bool = False
 
 
 def manifest_path(data_dir: Path) -> Path:
@@ -104,6 +107,7 @@ def measure_image(content: bytes, ranges: Ranges | None = None) -> ImageFacts:
         study=study,
         thumbnail=thumbnail,
         extremes=scaler.extremes,
+        is_wrapped=not scaler.extremes and is_wrapped(pixels),
     )
 
 

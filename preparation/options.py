@@ -4,9 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from args import debug_option
+from args import axis_option, debug_option, mat_fields_option
 from common.cli import add_options, argument, build_parser, fill_dataclass, name_flag, option
+
+if TYPE_CHECKING:
+    from imaging.volumes import VolumeOptions
 
 _CLASS_NAME = r"[^=]+=[^=]+"
 
@@ -89,8 +93,17 @@ class PrepareConfig(LayoutConfig):
         False, "go on although a folder gave no picture, or a class none that can be read"
     )
     follow_links: bool = option(False, "follow links that leave the source folder")
+    axis: str = axis_option()
+    mat_fields: str | None = mat_fields_option()
     seed: int = option(0, "seed of the phantoms and of the split", low=0, metavar="N")
     debug: bool = debug_option()
+
+    @property
+    def volume_options(self) -> "VolumeOptions":
+        """How slices of NIfTI and MATLAB files are read."""
+        from imaging.volumes import build_options
+
+        return build_options(self.axis, self.mat_fields)
 
 
 def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:

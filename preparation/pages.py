@@ -1,5 +1,6 @@
 """Replace the files of a source that hold several pictures by their pictures."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +12,7 @@ from imaging.grayscale import ImageError
 from imaging.kinds import START_BYTES
 from imaging.pages import Page, may_hold_several, unpack
 from imaging.reader import count_frames
+from imaging.volumes import Stated, VolumeOptions, count_slices, find_volume_kind, read_stated
 from preparation.folder_kinds import strip_suffix
 from preparation.sources import Entry
 
@@ -23,6 +25,7 @@ class Unpacked:
         entries: An entry for each picture, sorted by name.
         n_files: Files of several pictures.
         n_pictures: Pictures in them.
+        n_empty: Empty slices of volumes, which are left out.
         damaged: Why the later pictures of a file are lost, by the name of the file.
     """
 
@@ -30,6 +33,7 @@ class Unpacked:
     n_files: int = 0
     n_pictures: int = 0
     damaged: dict[str, str] = field(default_factory=dict)
+    n_empty: int = 0
 
     def describe(self) -> list[str]:
         """Return lines on files of several pictures."""
@@ -42,17 +46,19 @@ class Unpacked:
                 f"{self.n_files} files hold several pictures, {self.n_pictures} in all: each "
                 "becomes a file of its own, and those of one file stay in one group"
             )
+        if self.n_empty:
+            lines.append(f"{self.n_empty} empty slices of NIfTI volumes are left out")
         return lines
 
 
-def unpack_entries(entries: Sequence[Entry]) -> Unpacked:
-    """Replace each file of several pictures by an entry for each of its pictures.
+def unpack_entries(entries: Sequence[Entry], options: VolumeOptions | None = None) -> Unpacked:
+    """Replace each file of several pictures, and each volume, by an entry for each picture.
 
     A file that is damaged from its first picture on stays as it is, and is counted as unreadable
     when it is read.
     """
     unpacked = Unpacked()
-    last = _LastFile()
+    last = _LastFile(options)
     for entry in tqdm(
         sorted(entries, key=lambda entry: entry.place),
         desc="looking for pages",
@@ -60,26 +66,45 @@ def unpack_entries(entries: Sequence[Entry]) -> Unpacked:
         disable=None,
         leave=False,
     ):
-        pages = _list_pages(entry, last, unpacked.damaged)
+        pages = _list_pages(entry, last, unpacked)
         unpacked.entries += pages or [entry]
-        unpacked.n_files += bool(pages)
-        unpacked.n_pictures += len(pages)
+        if len(pages) > 1:
+            unpacked.n_files += 1
+            unpacked.n_pictures += len(pages)
     unpacked.entries.sort(key=lambda entry: (entry.name, entry.place))
     return unpacked
 
 
-def _list_pages(entry: Entry, last: "_LastFile", damaged: dict[str, str]) -> list[Entry]:
+def read_stated_facts(
+    entries: Sequence[Entry], options: VolumeOptions | None = None
+) -> dict[str, Stated]:
+    """Return class, patient and outline of each entry that states one itself: MATLAB files."""
+    found: dict[str, Stated] = {}
+    for entry in entries:
+        if find_volume_kind(entry.peek()) == "MATLAB":
+            with contextlib.suppress(ImageError):  # reported when the file is measured
+                found[entry.name] = read_stated(entry.read(), "MATLAB", options)
+    return found
+
+
+def _list_pages(entry: Entry, last: "_LastFile", unpacked: Unpacked) -> list[Entry]:
     """Return an entry for each picture of a file of several, else []."""
-    if not may_hold_several(entry.peek()):
+    start = entry.peek()
+    if not may_hold_several(start):
         return []
+    kind = find_volume_kind(start)
     content = entry.read()
     pages: list[Entry] = []
     try:
-        if count_frames(content) == 1:
+        n_pictures = count_frames(content, last.options)
+        if kind is not None:
+            unpacked.n_empty += count_slices(content, kind, last.options).n_empty
+        elif n_pictures == 1:
             return []
-        for number, page in enumerate(unpack(content), start=1):
+        for number, page in enumerate(unpack(content, last.options), start=1):
             path = PurePosixPath(entry.name)
-            name = f"{strip_suffix(path.name)}_{number:04d}{page.suffix}"
+            place = f"_{number:04d}" if n_pictures > 1 else ""
+            name = f"{strip_suffix(path.name)}{place}{page.suffix}"
             read = partial(last.read, entry, number)
             pages.append(
                 Entry(
@@ -93,7 +118,7 @@ def _list_pages(entry: Entry, last: "_LastFile", damaged: dict[str, str]) -> lis
             )
     except ImageError as error:
         if pages:
-            damaged[entry.name] = error.reason
+            unpacked.damaged[entry.name] = error.reason
     return pages
 
 
@@ -104,7 +129,8 @@ def _read_start(read: partial[bytes]) -> bytes:
 class _LastFile:
     """Unpacks the file of several pictures that is read at present, one picture after another."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: VolumeOptions | None) -> None:
+        self.options = options
         self._name, self._number = "", 0
         self._pages: Iterator[Page] = iter(())
 
@@ -112,7 +138,7 @@ class _LastFile:
         """Return a picture; fast if it follows the one that was read last."""
         if (entry.name, number) != (self._name, self._number + 1):
             self._name, self._number = entry.name, 0
-            self._pages = unpack(entry.read())
+            self._pages = unpack(entry.read(), self.options)
         while self._number < number:
             page = next(self._pages)
             self._number += 1

@@ -11,7 +11,7 @@ from imaging.dicom import DIGEST_DIGITS
 from preparation.manifest import ImageFacts, manifest_path, read_table
 from preparation.published import find_published_patients
 
-FOLDERS = "the folders of the source"
+FOLDERS, STATED = "the folders of the source", "the MATLAB files"
 _PSEUDONYM = re.compile(f"p[0-9a-f]{{{DIGEST_DIGITS}}}")  # of imaging.dicom.hash_patient
 
 # sources of a patient; the earlier manifest remembers what was given

@@ -6,9 +6,10 @@ from pathlib import Path, PurePosixPath
 
 from helper import UserError
 from preparation.folder_kinds import FolderKind, find_kind, list_first
-from preparation.layout import matches, read_source
+from preparation.layout import Layout, matches, read_source
 from preparation.options import PrepareConfig
-from preparation.pages import Unpacked, unpack_entries
+from preparation.pages import Unpacked, read_stated_facts, unpack_entries
+from preparation.patients import STATED
 from preparation.sources import Source, count_suffixes
 from preparation.targets import PlannedFile, plan_files
 
@@ -22,6 +23,7 @@ class SourcePlan:
         patients: Patient by path, where the names of the source tell it.
         patient_source: How the patients were found.
         splits: Published split by path, where folders tell it.
+        outlines: Outline of the tumour by path, where a file states it.
         left_out: Names of the images that are left out, by reason.
         notes: What to tell about it, as lines of text.
     """
@@ -30,6 +32,7 @@ class SourcePlan:
     patients: dict[str, str]
     patient_source: str
     splits: dict[str, str]
+    outlines: dict[str, str]
     left_out: dict[str, list[str]]
     notes: list[str]
 
@@ -55,11 +58,18 @@ def plan_source(
             raise UserError(f"{where}: --exclude {pattern} matches nothing in it")
     if not (in_place or options.allow_empty or options.class_names or options.labels):
         _check_empty_folders(source, where, options.exclude)
-    layout = read_source(source.entries, where, options, in_place)
-    chosen = [entry for entry in source.entries if entry.name in layout.labels]
-    unpacked = Unpacked(chosen) if in_place else unpack_entries(chosen)
+    volumes = options.volume_options
+    facts = {} if in_place else read_stated_facts(source.entries, volumes)
+    is_given = options.class_level or options.class_names or options.labels
+    stated = {} if is_given else {name: fact.label for name, fact in facts.items() if fact.label}
+    others = [entry for entry in source.entries if entry.name not in stated]
+    layout = read_source(others, where, options, in_place) if others else Layout({})
+    classes = layout.labels | stated
+    chosen = [entry for entry in source.entries if entry.name in classes]
+    unpacked = Unpacked(chosen) if in_place else unpack_entries(chosen, volumes)
     origin = {entry.name: entry.container or entry.name for entry in unpacked.entries}
-    labels = {name: layout.labels[first] for name, first in origin.items()}
+    labels = {name: classes[first] for name, first in origin.items()}
+    patients = {name: fact.patient for name, fact in facts.items() if fact.patient}
     files = plan_files(
         *(unpacked.entries, labels, where), in_place=in_place, one_class=options.evaluation_only
     )
@@ -70,9 +80,10 @@ def plan_source(
 
     return SourcePlan(
         files,
-        list_by_target(layout.patients),
-        layout.patient_source,
+        list_by_target(layout.patients | patients),
+        STATED if patients else layout.patient_source,
         list_by_target(layout.splits),
+        list_by_target({name: fact.outline for name, fact in facts.items()}),
         layout.left_out,
         layout.describe() + unpacked.describe(),
     )

@@ -41,8 +41,7 @@ class Entry:
     """An image of a source: path inside it, bytes, position in the archive, and how to read it.
 
     `peek` reads the first START_BYTES alone. Compressed tars are slow unless read by `place`.
-    `container` names the file of which this image is one of several. `known` holds the class and
-    the patient that the file itself states, "" if it does not.
+    `container` names the file of which this image is one of several, or a volume.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Entry:
     read: Callable[[], bytes] = field(repr=False, compare=False)
     peek: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)
     container: str = ""
-    known: tuple[str, str] = ("", "")
 
     @property
     def file_name(self) -> str:

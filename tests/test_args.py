@@ -92,6 +92,9 @@ def pick_value(field: Field) -> tuple[list[str], Any]:
         value = next(x for x in (meta["low"], meta["high"]) if x not in (None, field.default))
     else:
         value = Path("some where") if kind == "Path" else "cpu"
+    if field.default == ():
+        value = "old=new" if meta["pattern"] else value
+        return [flag(field), value], (value,)
     return [flag(field), str(value)], value
 
 
@@ -130,7 +133,7 @@ def test_help_lists_options_with_defaults(name: str, capsys: Capture, monkeypatc
                 assert flag(field) in shown
                 if isinstance(field.default, bool):
                     expected += f" (default: {'yes' if field.default else 'no'})"
-                elif field.default is not None:
+                elif field.default not in (None, ()):
                     expected += f" (default: {field.default})"
             assert expected in shown
 

@@ -161,7 +161,7 @@ def test_a_folder_of_images_may_hold_a_config_json(tmp_path: Path) -> None:
         ([BEST], 2, "name images or folders after the checkpoint"),
         ([BEST, "nowhere"], 1, "nowhere: no such file or folder"),
         (["missing.pt", "images"], 1, "missing.pt: no such file"),
-        ([BEST, "session"], 1, "no JPEG, PNG, TIFF, BMP or DICOM image"),
+        ([BEST, "session"], 1, "MATLAB or DICOM image (2 .pt"),
         ([BEST, "images", "--out", "images"], 1, "images is a folder; name a file in it"),
         ([BEST, "bad/a.png"], 1, "none of 1 images could be read; see predictions.csv"),
     ],

@@ -66,7 +66,8 @@ def test_archive_becomes_classes_manifest_and_audit(tmp_path: Path, capsys: Capt
     assert audit["classes"] == {"Glioma": 7, "Menin": 7, "Tumor": 7}
     assert (audit["sizes"], audit["modes"]) == ({"8 x 8": 20}, {"L": 20})
     assert audit["byte_duplicates"] == {"files": 1, "sets": 1, "sets_across_classes": 0}
-    assert audit["ignored_files"] == {"count": 1, "first": ["top/readme.txt"]}
+    ignored = {"count": 1, "suffixes": "1 .txt (top/readme.txt)", "first": ["top/readme.txt"]}
+    assert audit["ignored_files"] == ignored
 
     printed = capsys.readouterr().out
     for part in (
@@ -162,7 +163,8 @@ def test_bad_sources_are_refused(tmp_path: Path, capsys: Capture) -> None:
     Image.new("1", (8001, 8000)).save(large)
     for pattern, content in (
         ("points outside the folder", files | {"../x.png": make_picture(1)}),
-        ("one class only (A)", build_files(("A",), 30) | {"top/B/1.png": b"bad"}),
+        ("one class only (A)", build_files(("A",), 30)),
+        ("no image of class B can be read", build_files(("A",), 30) | {"top/B/1.png": b"bad"}),
         ("large.png: 8001 x 8000 pixels", files | {"top/A/large.png": large.read_bytes()}),
         ("2 of 14 images cannot be read", files | unreadable),
         ("class 'C' has 2 group(s)", files | {f"top/C/{n}.png": make_picture(n) for n in (1, 2)}),

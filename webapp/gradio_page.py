@@ -35,7 +35,7 @@ MAX_AGE_S = 3600  # of an unused upload
 CLEANUP_S = 300  # interval
 MAX_WAITING = 32  # queued events
 MAX_SESSIONS = 200  # in memory, the latest
-FORMATS = "JPEG, PNG, TIFF, BMP or DICOM"
+FORMATS = "JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG 2000, PNM or DICOM"
 CSS = Path(__file__).with_name("page.css")
 # by default Gradio ignores an upload while an earlier one is being processed
 EVENT: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}

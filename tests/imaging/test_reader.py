@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from imaging import grayscale
+from imaging.content_checks import read_webp_size
 from imaging.grayscale import MAX_SCANS, ImageError, ImageTooLargeError
 from imaging.kinds import START_BYTES, find_kind, is_image_file
 from imaging.reader import (
-    _read_webp_size,
     count_frames,
     read_frames,
     read_grey,
@@ -148,7 +148,7 @@ def test_the_size_of_a_webp_is_checked_before_it_is_opened(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = encode(GREY, "WEBP", **options)
-    assert _read_webp_size(content) == GREY.shape[::-1]
+    assert read_webp_size(content) == GREY.shape[::-1]
     monkeypatch.setattr(grayscale, "MAX_PIXELS", GREY.size - 1)
     with pytest.raises(ImageTooLargeError):
         read_size(content)

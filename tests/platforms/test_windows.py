@@ -184,7 +184,9 @@ def test_a_refused_source_leaves_no_folder(windows: Path, capsys: Capture) -> No
 
 def test_names_that_windows_does_not_allow(windows: Path, capsys: Capture) -> None:
     names = ("CON.png", "a:b.png", "a_b.png", "c?.png", "e.PNG", "E.png")
-    files = build_files() | {f"x/A/{name}": make_picture(index) for index, name in enumerate(names)}
+    files = build_files() | {
+        f"top/A/{name}": make_picture(index) for index, name in enumerate(names)
+    }
     source = write_zip(windows / "a.zip", files)
     for _ in range(2):
         assert prepare.main([str(source), "--data", "data/new"]) == 0, capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The audit of a data folder: leak, odd files, duplicates and images that change their split."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -178,3 +179,17 @@ def test_splits_are_kept_for_the_same_seed_and_search(tmp_path: Path) -> None:
     for content, expected in ((audit, audit), ([], {}), (audit | {"schema": 1}, {})):
         (tmp_path / "CSV" / "audit.json").write_text(json.dumps(content))
         assert audits.read_audit(tmp_path) == expected
+
+
+def test_wrapped_intensities_are_counted_with_an_example() -> None:
+    frame = build_frame(list("abcd"), list("abcd"), ["a", "a", "b", "b"])
+    facts = build_facts(frame)
+    for row in (1, 2):
+        path = frame["path"][row]
+        facts[path] = dataclasses.replace(facts[path], is_wrapped=True)
+    audit = audits.build_audit(frame, facts, "source", 0)
+    assert audit["wrapped"] == {"count": 2, "first": ["Images/a/1.png", "Images/b/2.png"]}
+    (line,) = (line for line in audit_text.describe_audit(audit) if "wrapped" in line)
+    assert all(part in line for part in ("2 images", "Images/a/1.png", "256"))
+    plain = audits.build_audit(frame, build_facts(frame), "source", 0)
+    assert "wrapped" not in "\n".join(audit_text.describe_audit(plain))
