@@ -11,6 +11,7 @@ from imaging.grayscale import Pixels
 
 N_ROWS = 16  # compared; enough for a few hundred jumps
 MIN_JUMPS = 0.01  # share of neighbours that differ by more than half the range
+MIN_JUMPS_PER_ROW = 6  # on average; the edges of a bright head on black make two to four
 # Share of the variation that differences modulo 256 remove. Pictures of black and white alone, such
 # as masks, are above.
 REMOVED = (0.1, 0.8)
@@ -21,7 +22,8 @@ def is_wrapped(pixels: Pixels) -> bool:
     rows = pixels[:: max(1, len(pixels) // N_ROWS)].astype(np.int16)
     differences = np.abs(rows[:, 1:] - rows[:, :-1])
     jumps = differences > 128
-    if np.count_nonzero(jumps) < max(1, MIN_JUMPS * differences.size):
+    least = max(MIN_JUMPS * differences.size, MIN_JUMPS_PER_ROW * len(rows))
+    if np.count_nonzero(jumps) < least:
         return False
     removed = (2 * differences[jumps].astype(np.int64) - 256).sum() / differences.sum()
     return bool(REMOVED[0] <= removed <= REMOVED[1])

@@ -15,8 +15,13 @@ class _Series:
     """The slices of one series: readable ones as predictions, unreadable ones as a count."""
 
     patient: str = ""
+    files: set[Path] = field(default_factory=set)
     predictions: list[Prediction] = field(default_factory=list)
     n_unread: int = 0
+
+    def choose_name(self, numbered: str) -> str:
+        """Return the path of the file if all slices are in one, else the numbered name."""
+        return next(iter(self.files)).as_posix() if len(self.files) == 1 else numbered
 
     def build_row(self, name: str, classes: list[str]) -> Row:
         """Average the in-distribution slices, or all slices if none is in distribution.
@@ -66,6 +71,7 @@ class SeriesAggregator:
         if picture.series:
             series = self._series.setdefault(picture.series, _Series())
             series.patient = series.patient or picture.patient
+            series.files.add(picture.path)
             if prediction is None:
                 series.n_unread += 1 + picture.n_lost
             else:
@@ -75,7 +81,7 @@ class SeriesAggregator:
     def close(self) -> list[Row]:
         """Return the rows of all series with several slices, one of them readable, and reset."""
         rows = [
-            series.build_row(f"{self._folder}#series{number}", self.classes)
+            series.build_row(series.choose_name(f"{self._folder}#series{number}"), self.classes)
             for number, series in enumerate(self._series.values(), start=1)
             if series.predictions and len(series.predictions) + series.n_unread > 1
         ]

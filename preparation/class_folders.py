@@ -10,6 +10,7 @@ from preparation.folder_kinds import (
     MANY_FOLDERS,
     FolderKind,
     are_identifiers,
+    are_patients,
     find_kind,
     list_first,
 )
@@ -134,7 +135,7 @@ def _choose_reading(readings: list[dict[str, str]], where: Path) -> int:
     names = [set(reading.values()) for reading in readings]
     if len(readings) == 1:
         numbered = are_identifiers(names[0]) and len(names[0]) > FEW_FOLDERS
-        if len(names[0]) > MANY_FOLDERS or numbered:
+        if len(names[0]) > MANY_FOLDERS or numbered or are_patients(names[0]):
             raise UserError(
                 f"{where}: its {len(names[0])} folders ({list_first(sorted(names[0]), 3)}) look "
                 f"like patients, not classes; name the classes by --labels FILE, or insist by "

@@ -30,6 +30,7 @@ _PICTURES = {
     *("jpegimages", "png", "jpg", "jpeg", "dicom", "dcm", "nifti"),
 }
 _UNLABELLED = r"pred(?:ict(?:ions?)?)?|unlabel+ed|unknown labels?|inference"
+_PATIENT_WORDS = r"(?:patient|pat|subject|subj|sub|case|person|pid)[ _-]?\d"
 _MASK_FILE = re.compile(rf"(.*[^a-z])(?:{'|'.join(sorted(_MASKS))})(?:[ _-]?\d{{1,3}})?")
 _SUFFIXES = (".nii.gz",)  # of two parts
 
@@ -80,6 +81,13 @@ def are_identifiers(names: Collection[str]) -> bool:
     patterns = {re.sub(r"\d+", "#", name.casefold()) for name in names}
     return all(re.search(r"\d", name) for name in names) and len(patterns) <= max(
         1, len(names) // 2
+    )
+
+
+def are_patients(names: Collection[str]) -> bool:
+    """Return whether identifiers can only be patients: `patient_00`, or long numbers."""
+    return are_identifiers(names) and all(
+        is_global_identifier(name) or re.match(_PATIENT_WORDS, name.casefold()) for name in names
     )
 
 

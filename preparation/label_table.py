@@ -1,5 +1,6 @@
 """Classes and patients of images in a table: `--labels FILE`."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _FILE_COLUMNS = (
 _LABEL_COLUMNS = (
     *("label", "class", "diagnosis", "target", "classname", "labelname", "category", "tumortype"),
     *("tumourtype", "tumor", "tumour", "histology", "grade", "finding", "mgmtvalue", "y"),
+    *("histologicaltype", "neoplasmhistologicgrade", "tumorgrade", "pathology"),
 )
 _PATIENT_COLUMNS = ("patient", "patientid", "subject", "subjectid", "pid", "person", "case")
 
@@ -61,7 +63,11 @@ class LabelTable:
         for name in names:
             path = PurePosixPath(name)
             files = [name, strip_suffix_of_path(name), path.name, strip_suffix(path.name)]
-            folders = [part for parent in path.parents for part in (str(parent), parent.name)]
+            folders = [
+                part
+                for parent in path.parents
+                for part in (str(parent), *_list_prefixes(parent.name))
+            ]
             keys_of[name] = [key.casefold() for key in [*files, *folders]]
             for key in {key.casefold() for key in files}:
                 by_key[key].add(name)
@@ -83,6 +89,13 @@ class LabelTable:
                 f"{next(iter(self.rows))!r} instead of {names[0]!r}"
             )
         return found
+
+
+def _list_prefixes(folder: str) -> list[str]:
+    """Return a folder name and its starts that hold a number: TCGA_CS_4941 of TCGA_CS_4941_1996."""
+    ends = [found.start() for found in re.finditer(r"[_-]", folder)]
+    starts = [folder[:end] for end in reversed(ends)]
+    return [folder, *(start for start in starts if re.search(r"\d", start))]
 
 
 def strip_suffix_of_path(name: str) -> str:

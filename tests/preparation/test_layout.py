@@ -89,6 +89,8 @@ def test_class_and_patient_are_found(names: list[str], classes: str, n_patients:
         (tree("{glioma,menin}/{north,south}"), ["glioma 6", "north 6"]),
         (tree(numbers("patient_{:02d}", 20)), ["20 folders", "patients", "--labels"]),
         (tree(numbers("TCGA_CS_{:04d}", 40)), ["40 folders", "patients"]),
+        (tree("{patient_1,patient_2,patient_3}"), ["3 folders", "patients"]),
+        (tree("{TCGA_CS_4941_1996,TCGA_CS_4942_1996}"), ["2 folders", "patients"]),
         (tree("{T1,T2,FLAIR}"), ["sequence or plane", "--labels"]),
         (tree("{train,test}"), ["published split", "--labels"]),
         (tree("{images,labels}"), ["folder of pictures", "--labels"]),
@@ -215,7 +217,7 @@ def test_tables_name_classes(text: str, expected: list[str], tmp_path: Path) -> 
 def test_rows_may_name_folders_of_patients(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("Patient,grade\nTCGA_CS_4941,2\nTCGA_CS_4942,3\nTCGA_CS_9999,2\n", "utf-8")
-    names = tree("kaggle/TCGA_CS_4941", "kaggle/TCGA_CS_4942", "kaggle/TCGA_CS_4943")
+    names = tree(*(f"kaggle/TCGA_CS_{number}_19960909" for number in (4941, 4942, 4943)))
     layout = read_layout(names, WHERE, table=read_label_table(path))
     assert Counter(layout.labels.values()) == {"2": 3, "3": 3}
     assert set(layout.patients.values()) == {"TCGA_CS_4941", "TCGA_CS_4942"}
