@@ -48,6 +48,12 @@ def calibration_option() -> Any:
     return option(None, words, metavar="FILE")
 
 
+def threshold_option() -> Any:
+    """Return the field of `--threshold`."""
+    words = "predict CLASS where its calibrated probability is at least P (0 to 1)"
+    return option((), words, metavar="CLASS=P", pattern=r".+=[-+.\deE]+")
+
+
 def debug_option() -> Any:
     """Return the field of `--debug`."""
     return option(False, "show the traceback of an error")
@@ -244,6 +250,13 @@ class EvaluateConfig:
     split: str = option(
         "test", "split of the run; all: every slice", choices=("test", "val", "train", "all")
     )
+    class_map: tuple[str, ...] = option(
+        (),
+        "class OLD of the data is class NEW of the model; NEW is - if the model lacks it",
+        metavar="OLD=NEW",
+        pattern=r"[^=].*=.+",
+    )
+    threshold: tuple[str, ...] = threshold_option()
     name: str | None = option(
         None, "folder under results/ (default: the run's)", metavar="RUN", pattern=PLAIN_NAME
     )
@@ -348,6 +361,8 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
         "  python evaluate.py session/RUN/best.pt --stress\n"
         "  python evaluate.py session/A/best.pt session/B/best.pt\n"
         "  python evaluate.py session/RUN/best.pt --data elsewhere --split all\n"
+        "  python evaluate.py session/RUN --data elsewhere --class-map glioma_tumor=Glioma\n"
+        "  python evaluate.py session/RUN --threshold Glioma=0.2\n"
         "  python evaluate.py session/RUN --recalibrate elsewhere",
     )
     add_options(parser, EvaluateConfig)
@@ -357,6 +372,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:
         parser.error("--stress evaluates one run; give one CHECKPOINT_OR_RUN")
     if config.recalibrate is not None:
         fixed = {"checkpoints", "recalibrate", "name", "batch_size", "device", "threads", "debug"}
+        fixed |= {"class_map"}
         if extra := sorted(set(given) - fixed):
             parser.error(
                 f"--recalibrate fits all slices of its folder; leave out {name_flag(extra[0])}"

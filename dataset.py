@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from common.portable_names import quote
 from helper import UserError, log
 from imaging.bit_depth import Ranges
 from loading import memory_budget
@@ -17,6 +18,25 @@ from loading.pixel_cache import open_pixels
 from preparation.audit import check_version, read_audit
 from preparation.manifest import load_manifest
 from preparation.splits import check_disjoint, split_folds, split_groups, split_images
+
+
+def check_trainable(data_dir: Path) -> None:
+    """Check that a folder was not prepared for evaluation only.
+
+    Raises:
+        UserError: It was, so all of its slices are in the test split.
+    """
+    if is_evaluation_only(data_dir):
+        raise UserError(
+            f"{data_dir} was prepared with --evaluation-only, so it has no slices to train on: "
+            f"evaluate it by python evaluate.py session/RUN --data {quote(data_dir)}, or run "
+            "prepare.py on its source with another --data"
+        )
+
+
+def is_evaluation_only(data_dir: Path) -> bool:
+    """Return True if prepare.py --evaluation-only wrote this folder."""
+    return bool(read_audit(data_dir).get("evaluation_only"))
 
 
 def load_table(

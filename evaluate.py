@@ -33,13 +33,12 @@ def evaluate(config: args.EvaluateConfig) -> None:
     from evaluation import ensembles, predictions, robustness, training_copies
     from reporting import results, run_metrics
 
-    options: dict[str, Any] = {
-        name: getattr(config, name) for name in ("device", "batch_size", "threads")
-    }
+    split = choose_split(config)
+    options = list_options(config)
     is_one = len(config.checkpoints) == 1
     members = [
         predictions.predict_run(
-            path, config.split, config.data, config.calibration if is_one else None, **options
+            path, split, config.data, config.calibration if is_one else None, **options
         )
         for path in config.checkpoints
     ]
@@ -50,18 +49,18 @@ def evaluate(config: args.EvaluateConfig) -> None:
         "run": "+".join(names),
         "checkpoint": " ".join(each.path.as_posix() for each in members),
         "data": (config.data or trained_on).as_posix(),
-        "split": config.split,
+        "split": split,
         "environment": helper.describe_environment(helper.resolve_device(config.device), sys.argv),
     }
     if len(members) == 1:
         [combined] = members
-        report = results.build_report(combined, identity)
     else:
         members = ensembles.align(members)
         combined = ensembles.average_predictions(members, config.calibration)
-        report = results.build_report(combined, identity)
+    report = results.build_report(combined, identity, config.threshold)
+    if len(members) > 1:
         report["comparison"] = run_metrics.compare_runs(members, names, combined)
-    results_dir = RESULTS_DIR / name_results(config, identity["run"], trained_on)
+    results_dir = RESULTS_DIR / name_results(config, identity["run"], split, trained_on)
     results.check_results_dir(results_dir, report)
     if config.stress and combined.is_ensemble:
         raise UserError(
@@ -87,14 +86,26 @@ def recalibrate(config: args.EvaluateConfig, data: Path) -> None:
     file = (first if first.is_dir() else first.parent) / f"calibration-{name}.json"
     if file.exists():
         raise UserError(f"{file} exists; choose another --name, or delete it")
-    options: dict[str, Any] = {
-        key: getattr(config, key) for key in ("device", "batch_size", "threads")
-    }
+    options = list_options(config)
     for line in recalibration.recalibrate(config.checkpoints, data, file, **options):
         log.info("%s", line)
     log.info("%s", helper.NOTICE)
     runs = " ".join(map(quote, config.checkpoints))
     log.info("use it: python predict.py %s PATH --calibration %s", runs, quote(file))
+
+
+def list_options(config: args.EvaluateConfig) -> dict[str, Any]:
+    """Return the options of `predictions.predict_run`."""
+    names = ("device", "batch_size", "threads", "class_map")
+    return {name: getattr(config, name) for name in names}
+
+
+def choose_split(config: args.EvaluateConfig) -> str:
+    """Return `--split`; the test split of data that are only to be evaluated is all of them."""
+    import dataset
+
+    is_whole = config.data is not None and dataset.is_evaluation_only(config.data)
+    return "all" if is_whole and config.split == "test" else config.split
 
 
 def name_run(path: Path, run: str) -> str:
@@ -104,13 +115,13 @@ def name_run(path: Path, run: str) -> str:
     return run if path.stem == "best" else f"{run}-{path.stem}"
 
 
-def name_results(config: args.EvaluateConfig, run: str, trained_on: Path) -> str:
+def name_results(config: args.EvaluateConfig, run: str, split: str, trained_on: Path) -> str:
     """Return the folder under results/; other data, splits and calibrations get their own."""
     name = config.name or run
     data_dir = config.data or trained_on
     if data_dir.resolve() != trained_on.resolve():
         name = f"{name}-on-{data_dir.resolve().name}"
-    name = name if config.split == "test" else f"{name}-{config.split}"
+    name = name if split == "test" else f"{name}-{split}"
     return f"{name}-{config.calibration.stem}" if config.calibration else name
 
 
@@ -146,6 +157,14 @@ def print_summary(report: dict[str, Any], results_dir: Path) -> None:
         *(report["n_images"], report["n_groups"], patients),
         *(report["baselines"]["majority"], report["baselines"]["brightness"]),
     )
+    if thresholds := report["thresholds"]:
+        for name, value in thresholds["values"].items():
+            figures = thresholds["per_class"][name]
+            log.info(
+                "%s at threshold %g: sensitivity %s, specificity %s",
+                *(name, value, format_estimate(figures["sensitivity"])),
+                format_estimate(figures["specificity"]),
+            )
     if review := report["label_review"]:
         log.info(
             "label review: %d of %d groups hold a slice whose label may be wrong",

@@ -2,9 +2,10 @@
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import helper
 from args import (
@@ -14,10 +15,15 @@ from args import (
     device_option,
     mat_fields_option,
     threads_option,
+    threshold_option,
 )
-from common import atomic_files
+from common import atomic_files, fonts
 from common.cli import add_options, argument, build_parser, fill_dataclass, option
 from helper import UserError, log
+
+if TYPE_CHECKING:
+    from imaging.volumes import VolumeOptions
+    from inference.predictor import SlicePredictor
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class PredictConfig:
     """Input, output and device of predict.py."""
 
     paths: tuple[Path, ...] = argument(
-        "session/RUN/best.pt or session/RUN, or several for an ensemble, then images, DICOM files "
-        "and folders of them",
+        "session/RUN/best.pt or session/RUN, or several for an ensemble, then images, DICOM files, "
+        "folders and .zip, .tar or .tar.gz archives of them",
         metavar="PATH",
         several=True,
     )
@@ -39,6 +45,7 @@ class PredictConfig:
         "also save each image with its heat map there; takes seconds an image on a CPU",
         metavar="DIR",
     )
+    threshold: tuple[str, ...] = threshold_option()
     axis: str = axis_option()
     mat_fields: str | None = mat_fields_option()
     calibration: Path | None = calibration_option()
@@ -53,7 +60,7 @@ class PredictConfig:
 
     @property
     def images(self) -> tuple[Path, ...]:
-        """The files and folders after them."""
+        """The files, folders and archives after them."""
         return self.paths[len(self.checkpoints) :]
 
 
@@ -68,13 +75,14 @@ def parse_args(argv: Sequence[str] | None = None) -> PredictConfig:
     parser = build_parser(
         "predict.py",
         "CHECKPOINT_OR_RUN [MORE …] PATH… [options]",
-        "Predict images and DICOM series: a row for each with calibrated probabilities, prediction "
-        "set, needs_review (a human should check it) and out_of_distribution (the image differs "
-        "from the training images). Several checkpoints are averaged; session/RUN of a run with "
-        "--folds is one ensemble.",
+        "Predict images, DICOM series and patients: a row for each with calibrated probabilities, "
+        "prediction set, needs_review (a human should check it) and out_of_distribution (the image "
+        "differs from the training images). Several checkpoints are averaged; session/RUN of a run "
+        "with --folds is one ensemble.",
         "examples:\n"
         "  python predict.py session/RUN/best.pt slices/\n"
         "  python predict.py session/RUN slices/\n"
+        "  python predict.py session/RUN patients.zip --threshold Glioma=0.2\n"
         "  python predict.py session/RUN/best.pt study/ --out study.jsonl --heatmaps maps/",
     )
     add_options(parser, PredictConfig)
@@ -101,31 +109,62 @@ def predict(config: PredictConfig) -> None:
     Raises:
         UserError: A checkpoint or path is missing, the table exists, or no image could be read.
     """
-    from tqdm import tqdm
-
     from imaging.volumes import build_options
-    from inference import image_stream, output_table, pipeline
+    from inference import archives, image_stream, output_table
     from inference.predictor import load_predictor
-    from preparation.sources import count_suffixes
 
     volumes = build_options(config.axis, config.mat_fields)
     output_table.check_output(config.out, config.overwrite)
-    passed_over: list[str] = []
-    files = image_stream.find_files(config.images, config.heatmaps, passed_over)
-    files = itertools.chain([next(files)], files)  # without any file no table is written
-    predictor = load_predictor(
-        config.checkpoints, config.device, config.threads, config.calibration
-    )
-    for line in predictor.list_warnings():
+    with archives.unpack(config.images, beside=config.out) as unpacked:
+        passed_over: list[str] = []
+        files = image_stream.find_files(unpacked.paths, config.heatmaps, passed_over)
+        files = itertools.chain([next(files)], files)  # without any file no table is written
+        predictor = load_predictor(
+            *(config.checkpoints, config.device, config.threads, config.calibration),
+            thresholds=config.threshold,
+        )
+        predict_files(config, predictor, files, volumes, unpacked.names, passed_over)
+    log.info("%s", helper.NOTICE)
+    log.info("open %s", config.out)
+
+
+def predict_files(
+    config: PredictConfig,
+    predictor: "SlicePredictor",
+    files: Iterable[Path],
+    volumes: "VolumeOptions",
+    names: Mapping[Path, Path],
+    passed_over: Sequence[str],
+) -> None:
+    """Write the table and its notes.
+
+    Args:
+        config: Output and folder of heat maps.
+        predictor: The networks.
+        files: Image files.
+        volumes: How NIfTI and MATLAB files are read.
+        names: Paths to show for files that were unpacked from archives.
+        passed_over: Files that are no images; complete when all files are read.
+
+    Raises:
+        UserError: No image could be read.
+    """
+    from tqdm import tqdm
+
+    from inference import output_table, pipeline
+    from preparation.sources import count_suffixes
+
+    picture_notes = fonts.describe_names(predictor.classes) if config.heatmaps else []
+    for line in [*predictor.list_warnings(), *picture_notes]:
         log.info("note: %s", line)
-    notes = output_table.describe_table(predictor)
+    notes = output_table.describe_table(predictor, picture_notes)
     atomic_files.write_text(output_table.about_path(config.out), notes)
-    builder = pipeline.RowBuilder(predictor.classes)
+    builder = pipeline.RowBuilder(predictor, config.images)
     with (
         output_table.open_table(config.out, predictor.classes) as table,
         tqdm(desc="predicting", unit="slice", disable=None) as bar,
     ):
-        for batch in pipeline.predict_batches(predictor, files, volumes):
+        for batch in pipeline.predict_batches(predictor, files, names, volumes):
             for picture, prediction in batch:
                 if prediction is not None and config.heatmaps:
                     pipeline.save_heatmap(config.heatmaps, predictor, picture, prediction)
@@ -143,10 +182,8 @@ def predict(config: PredictConfig) -> None:
         )
     if image_notes:
         log.info("note: %s", "; ".join(image_notes))
-        about = output_table.describe_table(predictor, image_notes)
+        about = output_table.describe_table(predictor, [*picture_notes, *image_notes])
         atomic_files.write_text(output_table.about_path(config.out), about)
-    log.info("%s", helper.NOTICE)
-    log.info("open %s", config.out)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
 
     images_dir, seed = data_dir / "Images", config.seed
     in_place = path.resolve() == images_dir.resolve()
+    evaluation_only = audit.choose_purpose(data_dir, config.evaluation_only)
     other = against.load_other(config.against, data_dir) if config.against else None
     if config.ignore_patients and audit.has_given_patients(data_dir):
         raise UserError(
@@ -88,7 +89,9 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         )
     skip = None if in_place else data_dir
     with sources.open_source(path, skip, follow_links=config.follow_links) as source:
-        planned = plan.plan_source(source, path, config, in_place=in_place)
+        planned = plan.plan_source(
+            source, path, config, in_place=in_place, one_class=evaluation_only
+        )
         targets.check_clashes(planned.files, manifest.list_images(data_dir), data_dir)
         for line in planned.notes:
             log.info("%s", line)
@@ -115,6 +118,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
             *(data_dir, seed, facts, identified.patients, identified.studies),
             clusters=duplicates.cluster(*identified.list_by_digest(facts)),
             kept=kept,
+            evaluation_only=evaluation_only,
         )
         log.info(
             "%s: %d images in the source, %d to write", images_dir, len(planned.files), len(missing)
@@ -128,6 +132,9 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     links = duplicates.to_frame(path_of.to_dict())
     sheets = data_dir / "audit"
     is_unchanged = bool(earlier) and manifest.is_written(frame, data_dir)
+    shortcut = earlier["shortcut"] if is_unchanged else None
+    if not is_unchanged and not evaluation_only:
+        shortcut = _measure_shortcut(frame, facts)
     summary = audit.build_audit(
         frame,
         facts,
@@ -138,8 +145,9 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         n_not_in_source=len(facts) - len(planned.files),
         links=links,
         ranges=ranges,
-        shortcut=earlier["shortcut"] if is_unchanged else _measure_shortcut(frame, facts),
+        shortcut=shortcut,
         patient_sources=identified.sources,
+        evaluation_only=evaluation_only,
     )
     if not is_unchanged or not sheets.is_dir():
         contact_sheets.draw_sheets(duplicates, thumbnails, frame, sheets)
@@ -226,12 +234,17 @@ def _write_tables(data_dir: Path, frame: "pd.DataFrame", summary: dict[str, Any]
 
 
 def _print_summary(data_dir: Path, summary: dict[str, Any], next_command: str) -> None:
-    """Print the audit and the next command, with the option that selects this data folder."""
+    """Print the audit and the next command, with the option that selects this data folder.
+
+    Data for evaluation only have another one.
+    """
     from preparation import against
     from preparation.audit_text import describe_audit
     from preparation.manifest import manifest_path
 
     options = {DATA_DIR: "", PHANTOM_DIR: " --phantom"}
+    if summary.get("evaluation_only"):
+        next_command, options = "python evaluate.py session/RUN", {}
     next_command += options.get(data_dir, f" --data {quote(data_dir)}")
     copies = against.describe(summary["against"]) if "against" in summary else []
     log.info("%s", "\n".join([*describe_audit(summary), *copies]))

@@ -32,6 +32,8 @@ def option(
 ) -> Any:
     """Return a dataclass field that is also a command-line option `--name-with-dashes`.
 
+    An option of a tuple can be given several times, also as `--name A=1 B=2`.
+
     Args:
         default: Value when the option is not given; a bool gives `--name`, and `--no-name` if True.
         help: One line for `--help`, with the unit.
@@ -75,7 +77,31 @@ class OneLineParser(argparse.ArgumentParser):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        return self.parse_intermixed_args(args, namespace)
+        argv = sys.argv[1:] if args is None else args
+        return self.parse_intermixed_args(self._repeat_flags(argv), namespace)
+
+    def _repeat_flags(self, argv: Sequence[str]) -> list[str]:
+        """Write `--name A=1 B=2` as `--name A=1 --name B=2`.
+
+        With `nargs`, argparse would also take a positional argument that follows.
+        """
+        repeatable = {
+            flag
+            for action in self._actions
+            if isinstance(action, argparse._AppendAction)
+            for flag in action.option_strings
+        }
+        written: list[str] = []
+        flag = ""
+        for part in argv:
+            if part in repeatable:
+                flag = part
+            elif not flag or "=" not in part or part.startswith("-"):
+                flag = ""
+            elif written[-1] != flag:
+                written.append(flag)
+            written.append(part)
+        return written
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit."""
@@ -119,10 +145,12 @@ def add_options(parser: argparse.ArgumentParser, group: type) -> None:
             action = argparse.BooleanOptionalAction if entry.default else "store_true"
             section.add_argument(name_flag(entry.name), action=action, help=help_line)
         else:
-            default = "" if entry.default in (None, ()) else f" (default: {entry.default})"
+            is_tuple = get_origin(entry.type) is tuple
+            has_default = entry.default is not None and not is_tuple
+            default = f" (default: {entry.default})" if has_default else ""
             section.add_argument(
                 name_flag(entry.name),
-                action="append" if get_origin(entry.type) is tuple else "store",
+                action="append" if is_tuple else "store",
                 type=_build_converter(kind, meta),
                 choices=meta["choices"],
                 metavar=None if meta["choices"] else meta["metavar"] or "X",

@@ -12,6 +12,7 @@ import model
 from evaluation import calibration, fitted
 from evaluation.fitted import Fitted
 from evaluation.held_out import HeldOut, cross_fit
+from evaluation.other_classes import OtherClasses
 from helper import UserError
 from loading.image_source import SliceSource
 
@@ -49,6 +50,7 @@ class Predictions:
         is_ensemble: Whether all checkpoints predicted every slice and their mean is taken.
         n_training_slices: Distinct training slices among which copies of other data were searched;
             None: no search.
+        others: Slices of classes that the model lacks, which no metric counts.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class Predictions:
     member_slices: list[MemberSlices]
     is_ensemble: bool = False
     n_training_slices: int | None = None
+    others: OtherClasses | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -143,6 +146,7 @@ def pool_folds(path: Path, parts: Sequence[Predictions]) -> Predictions:
             "was not trained on its fold",
         ],
         member_slices=[member for part in parts for member in part.member_slices],
+        others=OtherClasses.concatenate([part.others for part in parts]),
     )
 
 
@@ -236,6 +240,7 @@ def stack(parts: Sequence[Predictions]) -> Predictions:
         member_slices=[],
         is_ensemble=True,
         n_training_slices=None if None in searched else first.n_training_slices,
+        others=OtherClasses.stack([part.others for part in parts]),
     )
 
 

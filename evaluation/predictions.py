@@ -4,6 +4,7 @@ The split stored in a checkpoint shows whether it was trained on a slice or on a
 """
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ import pandas as pd
 
 import dataset
 import helper
+import model
 from evaluation import baselines, calibration, fitted, ood
+from evaluation.class_names import ClassNames, match_classes
 from evaluation.ensembles import MemberSlices, Predictions, calibrate, pool_folds, stack
+from evaluation.other_classes import OtherClasses
 from helper import UserError
+from loading.image_source import SliceSource
 from modeling import activation_stats, forward, members
 from modeling import checkpoint as checkpoints
 from modeling.precision import keep_freed_memory
@@ -29,6 +34,7 @@ DUPLICATES_UNKNOWN = (
     "UNCHECKED: this data was not searched for duplicates. They may be in both training and test, "
     "so these figures are likely too high; run prepare.py again"
 )
+KNOWN, OTHERS = "known classes", "other classes"
 PHANTOM = "PHANTOM: generated slices; the figures do not apply to patients"
 
 
@@ -44,7 +50,7 @@ def predict_run(
         split: `test`, `val`, `train` or `all`.
         data: Another folder that prepare.py wrote; None: the data of the run.
         file: Calibration to use instead of that of the run.
-        options: `device`, `batch_size`, `threads` of `predict_checkpoint`.
+        options: `device`, `batch_size`, `threads`, `class_map` of `predict_checkpoint`.
 
     Raises:
         UserError: As `predict_checkpoint`; or folds are incomplete or overlap, or a split or
@@ -104,6 +110,7 @@ def predict_checkpoint(
     device: str,
     batch_size: int,
     threads: int,
+    class_map: Iterable[str] = (),
     with_distances: bool = False,
 ) -> Predictions:
     """Load one checkpoint and predict the slices of a split.
@@ -115,11 +122,12 @@ def predict_checkpoint(
         device: As for `--device`.
         batch_size: Slices in a forward pass.
         threads: CPU threads; 0: those of training.
+        class_map: `OLD=NEW` for classes of the data that have another name in the model.
         with_distances: Also compute the OOD distances.
 
     Raises:
-        UserError: No epoch is finished, slices are missing, a class is not in the checkpoint, or
-            logits are NaN or infinite.
+        UserError: No epoch is finished, slices are missing, class names do not fit, or logits are
+            NaN or infinite.
     """
     checkpoint = members.load_best(path)
     keep_freed_memory()
@@ -128,24 +136,25 @@ def predict_checkpoint(
     network = checkpoints.restore_model(checkpoint, path).to(on_device)
     data_dir = data or Path(checkpoint["data"])
     table = dataset.assign_split(dataset.load_table(data_dir), checkpoint["split"])
-    rows = select_rows(table, checkpoint, split, data_dir)
-    integrity.check_used(data_dir, set(rows["path"]))
+    selected = select_rows(table, checkpoint, split, data_dir)
+    integrity.check_used(data_dir, set(selected["path"]))
     image_size, classes = network.preprocess.image_size, checkpoint["classes"]
+    names = match_classes(set(selected["label"]), classes, class_map, data_dir)
+    rows, other_rows = divide_by_class(selected, names)
+    parts, marked = mark_parts(table, rows, other_rows, classes)
     ranges = dataset.read_ranges(data_dir) | network.preprocess.value_ranges
-    [slices] = dataset.load_slices(
-        table, [split], data_dir, classes, image_size, on_device, ranges=ranges
+    slices, *other_slices = dataset.load_slices(
+        marked, parts, data_dir, classes, image_size, on_device, ranges=ranges
     )
     with contextlib.ExitStack() as hooks:
         stats = None
         if with_distances:
             stats = hooks.enter_context(activation_stats.record_activation_stats(network))
-        logits = forward.predict_logits(network, slices.iterate(batch_size))[0].numpy()
-    n_bad = int((~np.isfinite(logits)).any(axis=1).sum())
-    if n_bad:
-        raise UserError(
-            f"{path}: {n_bad} of {len(logits)} images have logits that are NaN or infinite; "
-            "use another checkpoint or train again with a lower learning rate"
-        )
+        logits = _predict_finite(network, slices, batch_size, path)
+    others = None
+    if other_slices:
+        other_logits = _predict_finite(network, other_slices[0], batch_size, path)
+        others = OtherClasses(other_rows.reset_index(drop=True), other_logits[None])
     labels = slices.labels.cpu().numpy()
     assert slices.brightness is not None
     baseline_hits = baselines.score_baselines(checkpoint["baselines"], slices.brightness, labels)
@@ -167,9 +176,28 @@ def predict_checkpoint(
         held_out=None,
         baseline_hits={name: hits.astype(float) for name, hits in baseline_hits.items()},
         related=dataset.find_related(table, rows) & (split in {"test", "val"}),
-        warnings=list_warnings(checkpoint, table, split, data_dir),
+        warnings=[*list_warnings(checkpoint, table, split, data_dir), *names.describe()],
         member_slices=[MemberSlices(network, slices)],
+        others=others,
     )
+
+
+def _predict_finite(
+    network: model.Classifier, slices: SliceSource, batch_size: int, path: Path
+) -> np.ndarray:
+    """Return the logits [N, K] of slices.
+
+    Raises:
+        UserError: Some are NaN or infinite; names the checkpoint.
+    """
+    logits = forward.predict_logits(network, slices.iterate(batch_size))[0].numpy()
+    n_bad = int((~np.isfinite(logits)).any(axis=1).sum())
+    if n_bad:
+        raise UserError(
+            f"{path}: {n_bad} of {len(logits)} images have logits that are NaN or infinite; "
+            "use another checkpoint or train again with a lower learning rate"
+        )
+    return logits
 
 
 def select_rows(
@@ -178,18 +206,35 @@ def select_rows(
     """Select the rows of a split as the run recorded it.
 
     Raises:
-        UserError: Slices of the split are missing, or a class is not in the checkpoint.
+        UserError: Slices of the split are missing, or there are none.
     """
     rows = table if split == "all" else table[table["split"] == split]
     if split != "all":
         dataset.check_complete(table, checkpoint["split"], split, data_dir, checkpoint["run"])
-    unknown = sorted(set(rows["label"]) - set(checkpoint["classes"]))
-    if unknown:
-        raise UserError(
-            f"{data_dir}: class {', '.join(unknown)} is not one of the checkpoint's classes, "
-            f"{', '.join(checkpoint['classes'])}; rename or remove that folder"
-        )
+    if rows.empty:
+        raise UserError(f"{data_dir}: no slice in the {split} split; run prepare.py again")
     return rows
+
+
+def divide_by_class(rows: pd.DataFrame, names: ClassNames) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of the model's classes, with its names, and those of other classes."""
+    is_other = rows["label"].isin(names.others)
+    known = rows[~is_other]
+    return known.assign(label=known["label"].map(names.by_label)), rows[is_other]
+
+
+def mark_parts(
+    table: pd.DataFrame, known: pd.DataFrame, others: pd.DataFrame, classes: list[str]
+) -> tuple[list[str], pd.DataFrame]:
+    """Return the names of the parts to load, and the table with them as its split.
+
+    All rows stay in the table, so that evaluations of any part share one pixel cache. A slice of
+    another class has no id; it gets that of the first class, which nothing uses.
+    """
+    marked = table.assign(split="")
+    marked.loc[known.index, ["split", "label"]] = known.assign(split=KNOWN)[["split", "label"]]
+    marked.loc[others.index, ["split", "label"]] = (OTHERS, classes[0])
+    return [KNOWN, OTHERS] if len(others) else [KNOWN], marked
 
 
 def list_warnings(

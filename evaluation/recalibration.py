@@ -12,6 +12,7 @@ from evaluation.conformal import MIN_SLICES
 from evaluation.ensembles import Predictions, average_predictions
 from evaluation.fitted import Fitted, write_fitted
 from evaluation.held_out import CROSS_FITS, MIN_GROUPS, HeldOut, cross_fit, draw_folds
+from evaluation.other_classes import count_left_out
 from evaluation.predictions import predict_run
 from evaluation.training_copies import mark_copies
 from helper import UserError
@@ -26,7 +27,7 @@ def recalibrate(paths: Sequence[Path], data: Path, file: Path, **options: Any) -
         paths: best.pt or the folder of a run; the networks of several are averaged.
         data: Folder that prepare.py wrote; its slices must be new to the networks.
         file: The file to write.
-        options: `device`, `batch_size`, `threads` of `predict_checkpoint`.
+        options: `device`, `batch_size`, `threads`, `class_map` of `predict_checkpoint`.
 
     Returns:
         Lines that say what changes. Figures after the fit are cross-fitted: each fifth of the
@@ -45,9 +46,10 @@ def recalibrate(paths: Sequence[Path], data: Path, file: Path, **options: Any) -
     left_out = len(found.labels) - len(labels)
     if rows["group"].nunique() < MIN_GROUPS:
         copies = f" without copies of training slices ({left_out} slices)" if left_out else ""
+        others = "".join(f" ({line})" for line in count_left_out(found.others))
         raise UserError(
             f"{data}: {rows['group'].nunique()} groups{copies}, at least {MIN_GROUPS} are needed "
-            "to fit a temperature; add slices of other patients"
+            f"to fit a temperature; add slices of other patients{others}"
         )
     folds = draw_folds(rows["group"])
     held_out = HeldOut.of_rows(rows, labels, before.logits, before.distances, folds)
@@ -61,7 +63,7 @@ def recalibrate(paths: Sequence[Path], data: Path, file: Path, **options: Any) -
         slices=sorted(set(rows["sha256"])),
         report=report,
     )
-    notes = [f"note: {line}" for line in before.warnings]
+    notes = [f"note: {line}" for line in [*before.warnings, *count_left_out(found.others)]]
     if left_out:
         notes.append(
             f"note: {left_out} slices are left out: their groups hold copies of training slices"

@@ -3,11 +3,14 @@
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from common.fonts import draw_text
 
 STRENGTH = 0.6  # opacity where the map is 1, 0..1
 MIN_SIDE_PX = 384  # of the shorter side, so that the text is legible
 LINE_PX = 18
+FONT_PX = 13
 COLOURS = "inferno"
 
 
@@ -40,7 +43,7 @@ def draw_overlay(
         both = both.resize((round(both.width * zoom), round(both.height * zoom)))
     sheet = Image.new("RGB", (both.width, both.height + LINE_PX * len(lines) + 8), "black")
     sheet.paste(both)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    draw = ImageDraw.Draw(sheet)
     for row, line in enumerate(lines):
-        draw.text((6, both.height + 4 + row * LINE_PX), line, "white", font)
+        draw_text(draw, (6, both.height + 4 + row * LINE_PX), line, FONT_PX, "white")
     return sheet

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.thresholds import Thresholds
 from helper import NOTICE, UserError, log
 from inference.image_stream import Picture
 from inference.predictor import Prediction, SlicePredictor
@@ -22,8 +23,13 @@ PARTIAL_SUFFIX = ".part"
 COLUMN_NOTES = (
     "patient: pseudonym of the patient number in a DICOM file, the same in every table; empty "
     "for other formats. A pseudonym can be traced back by trying all numbers: handle it as "
-    "patient data.",
-    "prediction_set: classes that cannot be ruled out. needs_review: a human should check it. "
+    "patient data. In the row of a patient who was found by folders, it is the folder.",
+    "confidence: probability of the predicted class, the most probable one unless a THRESHOLD is "
+    "named above.",
+    "A file name that ends with #seriesN (… slices) or #patient (… slices) is a row for a series "
+    "or a patient.",
+    "prediction_set: classes that cannot be ruled out. needs_review: a human should check it, as "
+    "the set does not hold the predicted class alone or the image is out of distribution. "
     "out_of_distribution: the image differs from the training images; do not trust its prediction.",
     "Empty cells: not fitted, unreadable image (see error), or empty set.",
 )
@@ -55,7 +61,7 @@ def build_row(picture: Picture, prediction: Prediction | None, classes: list[str
     in_set = prediction.prediction_set
     return {
         **name,
-        **describe_probs(prediction.probs, classes),
+        **_list_probs(prediction.probs, classes, prediction.predicted),
         "prediction_set": None if in_set is None else list(in_set),
         "needs_review": prediction.needs_review,
         "out_of_distribution": prediction.out_of_distribution,
@@ -63,12 +69,17 @@ def build_row(picture: Picture, prediction: Prediction | None, classes: list[str
     }
 
 
-def describe_probs(probs: NDArray[np.float64], classes: list[str]) -> Row:
+def describe_probs(probs: NDArray[np.float64], rule: Thresholds) -> Row:
     """Return the cells that follow from probabilities [K]: class, confidence, each probability."""
+    classes = list(rule.classes)
+    return _list_probs(probs, classes, classes[int(rule.predict(probs[None])[0])])
+
+
+def _list_probs(probs: NDArray[np.float64], classes: list[str], predicted: str) -> Row:
     cells = {
         f"p_{name}": round(float(prob), DIGITS) for name, prob in zip(classes, probs, strict=True)
     }
-    return {"predicted": classes[probs.argmax()], "confidence": max(cells.values()), **cells}
+    return {"predicted": predicted, "confidence": cells[f"p_{predicted}"], **cells}
 
 
 class Counts:
@@ -122,8 +133,8 @@ class TableWriter:
                 self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             else:
                 in_set = "|".join(row["prediction_set"] or ())
-                file = _escape_formula(row["file"])
-                self._csv.writerow({**row, "file": file, "prediction_set": in_set})
+                names = {key: _escape_formula(row[key] or "") for key in ("file", "patient")}
+                self._csv.writerow({**row, **names, "prediction_set": in_set})
         self._stream.flush()
 
 

@@ -3,16 +3,18 @@
 import hashlib
 import os
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from common import atomic_files
+from common import atomic_files, fonts
 from explanation.overlay import draw_overlay
 from helper import NOTICE
 from imaging.volumes import VolumeOptions
 from inference import image_stream
 from inference.image_stream import Picture
 from inference.output_table import Counts, Row, build_row
+from inference.patients import PatientAggregator
 from inference.predictor import Prediction, PreprocessedSlice, SlicePredictor
 from inference.series import SeriesAggregator
 
@@ -23,9 +25,18 @@ PredictedPicture = tuple[Picture[PreprocessedSlice], Prediction | None]
 
 
 def predict_batches(
-    predictor: SlicePredictor, files: Iterable[Path], volumes: VolumeOptions | None = None
+    predictor: SlicePredictor,
+    files: Iterable[Path],
+    names: Mapping[Path, Path] | None = None,
+    volumes: VolumeOptions | None = None,
 ) -> Iterator[list[PredictedPicture]]:
     """Yield the images of files in order with their predictions, None for unreadable ones.
+
+    Args:
+        predictor: The networks.
+        files: Image files.
+        names: Paths to show instead of those of some files.
+        volumes: How NIfTI and MATLAB files are read.
 
     Raises:
         UserError: A network returns logits that are NaN or infinite.
@@ -39,6 +50,8 @@ def predict_batches(
         volumes=volumes,
     )
     for batch in batches:
+        if names:
+            batch = [replace(each, path=names.get(each.path, each.path)) for each in batch]
         readable = [picture.prepared for picture in batch if picture.prepared is not None]
         predictions = iter(predictor.predict(readable) if readable else [])
         yield [
@@ -47,25 +60,33 @@ def predict_batches(
 
 
 class RowBuilder:
-    """Builds the rows of images and of DICOM series, and counts those of images."""
+    """Builds the rows of images, DICOM series and patients, and counts those of images.
 
-    def __init__(self, classes: list[str]) -> None:
+    Args:
+        predictor: The networks.
+        roots: Folders and archives that were given, for patients by folder; None: no patient rows.
+    """
+
+    def __init__(self, predictor: SlicePredictor, roots: Sequence[Path] | None = None) -> None:
         self.counts = Counts()
-        self._classes = classes
-        self._series = SeriesAggregator(classes)
+        self._classes = predictor.classes
+        self._series = SeriesAggregator(predictor.classes, predictor.rule)
+        self._patients = None if roots is None else PatientAggregator(predictor.rule, roots)
 
     def add(self, batch: list[PredictedPicture]) -> list[Row]:
         """Return a batch's rows, and the series rows of the folders that it completes."""
         rows: list[Row] = []
         for picture, prediction in batch:
             rows += self._series.add(picture, prediction)
+            if self._patients is not None:
+                self._patients.add(picture, prediction)
             rows.append(build_row(picture, prediction, self._classes))
             self.counts.add(rows[-1], picture.note)
         return rows
 
     def close(self) -> list[Row]:
-        """Return the rows of the series of the last folder."""
-        return self._series.close()
+        """Return the rows of the series of the last folder, and those of all patients."""
+        return self._series.close() + (self._patients.close() if self._patients else [])
 
 
 def save_heatmap(
@@ -80,7 +101,8 @@ def save_heatmap(
     heatmap = predictor.explain(preprocessed, prediction.predicted)
     warnings = predictor.list_warnings()
     evidence = textwrap.wrap(predictor.describe_heatmaps(), LINE_CHARACTERS)
-    lines = [*predictor.describe_prediction(prediction), *warnings, *evidence, NOTICE]
+    names = fonts.choose_names(predictor.classes)
+    lines = [*predictor.describe_prediction(prediction, names), *warnings, *evidence, NOTICE]
     parts = [part.replace("..", "__") for part in picture.path.parts if part != picture.path.anchor]
     frame = f"#{picture.frame}" if picture.frame else ""
     path = folder.joinpath(*parts[:-1], _shorten(f"{parts[-1]}{frame}.png"))

@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import model
 from evaluation import calibration, fitted
 from evaluation.fitted import Fitted
 from evaluation.ood import REFERENCE_KEYS, Neighbours, Reference
+from evaluation.thresholds import Thresholds
 from explanation import heatmaps
 from explanation.evidence import describe_evidence
 from helper import UserError
@@ -46,10 +47,10 @@ class Prediction:
     """The prediction for one image; a value is None if nothing was fitted for it."""
 
     probs: NDArray[np.float64]  # calibrated [K], in the order of the classes
-    predicted: str  # the most probable class
+    predicted: str  # the most probable class, or that of `--threshold`
     confidence: float  # its probability
     prediction_set: tuple[str, ...] | None  # classes that cannot be ruled out
-    needs_review: bool | None  # not exactly one class in the set, or image is OOD
+    needs_review: bool | None  # not exactly one class in the set, or not this one, or image is OOD
     out_of_distribution: bool | None  # `distance` exceeds 1
     distance: float | None  # from the training slices, as a multiple of the OOD threshold
     nearest: Neighbours  # training slices
@@ -94,11 +95,18 @@ class SlicePredictor:
     Args:
         members: The networks.
         fitted: What was fitted for their average.
+        thresholds: `CLASS=P` each; without any, the most probable class is predicted.
+
+    Raises:
+        UserError: A threshold is invalid.
     """
 
-    def __init__(self, members: Sequence[Member], fitted: Fitted) -> None:
+    def __init__(
+        self, members: Sequence[Member], fitted: Fitted, thresholds: Iterable[str] = ()
+    ) -> None:
         self.members, self.fitted = list(members), fitted
         self.classes: list[str] = list(members[0].checkpoint["classes"])
+        self.rule = Thresholds.parse(thresholds, self.classes)
         self._pools = ThreadpoolController()
         # else forward hooks would also record other threads' passes
         self._predict_lock, self._explain_lock = threading.Lock(), threading.Lock()
@@ -134,17 +142,26 @@ class SlicePredictor:
             warnings.append(f"ENSEMBLE: no prediction sets and no review flags: {source}")
         if any(each.get("reference") is None for each in saved):
             warnings.append("NO OOD DETECTION: out-of-distribution images are not marked")
-        return warnings
+        return [*warnings, *self.rule.describe()]
 
-    def describe_prediction(self, prediction: Prediction) -> list[str]:
-        """Return a prediction as lines of text, its warnings first."""
+    def describe_prediction(
+        self, prediction: Prediction, names: Mapping[str, str] | None = None
+    ) -> list[str]:
+        """Return a prediction as lines of text, its warnings first.
+
+        Args:
+            prediction: The prediction.
+            names: How classes are called in pictures, see `common.fonts`.
+        """
+        names = names or {name: name for name in self.classes}
         lines = []
         if prediction.out_of_distribution:
             lines.append("OUT OF DISTRIBUTION: do not trust this prediction")
         elif prediction.needs_review:
-            classes = " or ".join(prediction.prediction_set or ()) or "none of the classes"
+            in_set = [names[name] for name in prediction.prediction_set or ()]
+            classes = " or ".join(in_set) or "none of the classes"
             lines.append(f"NEEDS REVIEW by a radiologist: it could be {classes}")
-        lines.append(f"{prediction.predicted} {prediction.confidence:.1%}")
+        lines.append(f"{names[prediction.predicted]} {prediction.confidence:.1%}")
         return lines
 
     def describe_heatmaps(self) -> str:
@@ -232,12 +249,13 @@ class SlicePredictor:
         distance: float,
         nearest: Neighbours,
     ) -> Prediction:
-        best = int(probs.argmax())
+        best = int(self.rule.predict(probs[None])[0])
         prediction_set = needs_review = None
         is_ood = None if math.isnan(distance) else bool(distance > 1)
         if in_set is not None:
             prediction_set = tuple(np.array(self.classes)[in_set].tolist())
-            needs_review = len(prediction_set) != 1 or bool(is_ood)
+            is_other = bool(self.rule.values) and self.classes[best] not in prediction_set
+            needs_review = len(prediction_set) != 1 or is_other or bool(is_ood)
         return Prediction(
             probs=probs,
             predicted=self.classes[best],
@@ -251,7 +269,11 @@ class SlicePredictor:
 
 
 def load_predictor(
-    paths: Sequence[Path], device: str = "auto", threads: int = 0, file: Path | None = None
+    paths: Sequence[Path],
+    device: str = "auto",
+    threads: int = 0,
+    file: Path | None = None,
+    thresholds: Iterable[str] = (),
 ) -> SlicePredictor:
     """Load runs for prediction; their networks are averaged.
 
@@ -260,10 +282,11 @@ def load_predictor(
         device: As for `--device`.
         threads: CPU threads; 0: one for each core.
         file: Calibration to use instead of those of the runs.
+        thresholds: As for `SlicePredictor`.
 
     Raises:
         UserError: A file is not a checkpoint of a run, no epoch is finished, a fold or calibration
-            is missing, or classes differ.
+            is missing, classes differ, or a threshold is invalid.
     """
     keep_freed_memory()
     # for all threads: one that leaves `disable_tf32` would allow TF32 to another that is inside
@@ -290,4 +313,4 @@ def load_predictor(
             )
         network = checkpoints.restore_model(checkpoint, path).to(on_device)
         networks.append(Member(path, network.eval(), checkpoint))
-    return SlicePredictor(networks, found)
+    return SlicePredictor(networks, found, thresholds)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.thresholds import Thresholds
 from inference.image_stream import Picture
 from inference.output_table import Row, describe_probs
 from inference.predictor import Prediction
@@ -23,7 +24,7 @@ class _Series:
         """Return the path of the file if all slices are in one, else the numbered name."""
         return next(iter(self.files)).as_posix() if len(self.files) == 1 else numbered
 
-    def build_row(self, name: str, classes: list[str]) -> Row:
+    def build_row(self, name: str, rule: Thresholds) -> Row:
         """Average the in-distribution slices, or all slices if none is in distribution.
 
         A series has no prediction set. `needs_review` is True unless all slices are readable and
@@ -31,7 +32,7 @@ class _Series:
         """
         inside = [each for each in self.predictions if not each.out_of_distribution]
         probs = np.mean([each.probs for each in inside or self.predictions], axis=0)
-        row = describe_probs(probs, classes)
+        row = describe_probs(probs, rule)
         has_sets = all(each.prediction_set is not None for each in self.predictions)
         has_ood = all(each.out_of_distribution is not None for each in self.predictions)
         n_read, n_all = len(self.predictions), len(self.predictions) + self.n_unread
@@ -52,10 +53,14 @@ class SeriesAggregator:
     """Collects the slices of each DICOM series and returns a row for it at the end of its folder.
 
     Only the predictions of the present folder are kept.
+
+    Args:
+        classes: In the order of the probabilities.
+        rule: Chooses the predicted class; None: the most probable one.
     """
 
-    def __init__(self, classes: list[str]) -> None:
-        self.classes = classes
+    def __init__(self, classes: list[str], rule: Thresholds | None = None) -> None:
+        self.rule = rule or Thresholds(tuple(classes), {})
         self._folder: Path | None = None
         self._series: dict[str, _Series] = {}
 
@@ -81,7 +86,7 @@ class SeriesAggregator:
     def close(self) -> list[Row]:
         """Return the rows of all series with several slices, one of them readable, and reset."""
         rows = [
-            series.build_row(series.choose_name(f"{self._folder}#series{number}"), self.classes)
+            series.build_row(series.choose_name(f"{self._folder}#series{number}"), self.rule)
             for number, series in enumerate(self._series.values(), start=1)
             if series.predictions and len(series.predictions) + series.n_unread > 1
         ]

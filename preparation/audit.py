@@ -39,6 +39,7 @@ def build_audit(
     ranges: Ranges | None = None,
     shortcut: Mapping[str, float] | None = None,
     patient_sources: Mapping[str, int] | None = None,
+    evaluation_only: bool = False,
 ) -> dict[str, Any]:
     """Return the content of audit.json; the same data give the same audit.
 
@@ -54,6 +55,7 @@ def build_audit(
         ranges: Values that are black and white in files without a declared bit depth.
         shortcut: Accuracies of the brightness and majority-class baselines.
         patient_sources: Number of images by the source of their patient.
+        evaluation_only: Nothing may be trained on these data.
     """
     readable = frame[frame["mean"].notna()]
     unreadable = frame[frame["mean"].isna()]
@@ -65,6 +67,7 @@ def build_audit(
     return {
         "schema": AUDIT_SCHEMA,
         "phantom": False,
+        "evaluation_only": evaluation_only,
         "source": source,
         "seed": seed,
         "n_images": len(frame),
@@ -91,7 +94,7 @@ def build_audit(
             "linked": [] if links is None else _list_linked_patients(readable, links),
         },
         "duplicates": None if links is None else _describe_duplicates(readable, links),
-        "leak": _compute_leak(readable),
+        "leak": None if evaluation_only else _compute_leak(readable),
         "shortcut": dict(shortcut) if shortcut else None,
         "splits": {
             split: {str(label): int(n_images.get(split, {}).get(label, 0)) for label in counts}
@@ -261,6 +264,21 @@ def check_version(data_dir: Path) -> None:
             f"{path} is damaged or of another version of prepare.py; run prepare.py again on the "
             "source of this folder"
         )
+
+
+def choose_purpose(data_dir: Path, evaluation_only: bool) -> bool:
+    """Return whether a data folder is for evaluation only; a folder remembers its purpose.
+
+    Raises:
+        UserError: It was prepared for training, and `evaluation_only` is given now.
+    """
+    earlier = read_audit(data_dir)
+    if evaluation_only and earlier and not earlier.get("evaluation_only"):
+        raise UserError(
+            f"{data_dir} was prepared for training, and --evaluation-only would put all of its "
+            "images into the test split; choose another --data"
+        )
+    return evaluation_only or bool(earlier.get("evaluation_only"))
 
 
 def has_given_patients(data_dir: Path) -> bool:

@@ -51,6 +51,8 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {audit['n_groups']} generated patients; no patient is in two splits")
     else:
         lines += _describe_related(audit)
+    if audit.get("evaluation_only"):
+        lines.append("  for evaluation only: all images are in the test split")
     if shortcut := audit["shortcut"]:
         lines.append(
             f"  brightness baseline, without anatomy: accuracy {shortcut['brightness']:.0%} "

@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from common.atomic_files import atomic_path
+from common.fonts import draw_text
 from duplicates.finder import Duplicates
 from duplicates.registration import Matrix, Registrations
 from duplicates.sift_features import THUMBNAIL_PX
@@ -20,6 +21,7 @@ PAIRS_PER_BAND = 4
 GROUPS_SHOWN, IMAGES_SHOWN = 8, 14
 CONFLICTS_SHOWN = 24
 TITLE_PX, GAP_PX = 18, 6
+TITLE_FONT_PX = 10
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -117,7 +119,7 @@ def _to_rgb(pixels: Bytes) -> Bytes:
 def _add_title(picture: Bytes, title: str) -> Image.Image:
     image = Image.new("RGB", (picture.shape[1] + GAP_PX, picture.shape[0] + TITLE_PX + GAP_PX))
     image.paste(Image.fromarray(picture), (0, TITLE_PX))
-    ImageDraw.Draw(image).text((4, 3), title, fill=(255, 230, 120))
+    draw_text(ImageDraw.Draw(image), (4, 3), title, TITLE_FONT_PX, (255, 230, 120))
     return image
 
 

@@ -169,6 +169,7 @@ def build_manifest(
     true_ids: Mapping[str, tuple[str, str, str]] | None = None,
     clusters: tuple[Mapping[str, int], Mapping[str, int]] | None = None,
     kept: Mapping[str, str] | None = None,
+    evaluation_only: bool = False,
 ) -> pd.DataFrame:
     """Build the table of all images of a data folder, with ids and split; writes nothing.
 
@@ -182,6 +183,7 @@ def build_manifest(
         clusters: Duplicate-set and group numbers by sha256 (`Duplicates.cluster`); without them
             only byte-identical files are duplicates.
         kept: Splits of an earlier manifest by sha256 (`extend_split`).
+        evaluation_only: All readable images are in the test split, of any number of classes.
 
     Returns:
         COLUMNS, sorted by path; unreadable rows have a note, no mean and no split.
@@ -208,8 +210,18 @@ def build_manifest(
         study = [(studies or {}).get(name, "") for name in names]
         groups = link_groups(frame["duplicate_set"], related, frame["patient"], study)
         frame["group"] = name_sets("g", groups, digests)
-    frame["split"] = _split_readable(frame, seed, data_dir, kept or {})
+    if evaluation_only:
+        frame["split"] = _split_for_evaluation(frame, data_dir)
+    else:
+        frame["split"] = _split_readable(frame, seed, data_dir, kept or {})
     return frame[list(COLUMNS)]
+
+
+def _split_for_evaluation(frame: pd.DataFrame, data_dir: Path) -> npt.NDArray[np.str_]:
+    readable = frame["mean"].notna().to_numpy()
+    if not readable.any():
+        raise UserError(f"{data_dir / 'Images'}: none of its {len(frame)} images is readable")
+    return np.where(readable, "test", "")
 
 
 def _split_readable(

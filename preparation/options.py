@@ -83,11 +83,11 @@ class PrepareConfig(LayoutConfig):
         "prepared folder to compare with: report copies of its slices, inherit their patients",
         metavar="OTHER",
     )
+    evaluation_only: bool = option(
+        False, "prepare data to evaluate on, not to train: one class and few images suffice"
+    )
     phantom: int | None = option(
         None, "generate N phantoms instead of reading a source", low=6, high=1_000_000, metavar="N"
-    )
-    evaluation_only: bool = option(
-        False, "data that are only evaluated: one class or a few images suffice, nothing is split"
     )
     allow_empty: bool = option(
         False, "go on although a folder gave no picture, or a class none that can be read"
@@ -118,6 +118,7 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         "  python prepare.py folder_of_class_folders --patients patients.csv\n"
         "  python prepare.py study --labels labels.csv --exclude '*_t1.nii.gz'\n"
         "  python prepare.py other_hospital --data elsewhere --against data\n"
+        "  python prepare.py other_hospital --data elsewhere --evaluation-only\n"
         "  python prepare.py --phantom 600",
     )
     add_options(parser, PrepareConfig)
@@ -129,6 +130,8 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         parser.error("--patients and --ignore-patients need a SOURCE: phantoms have known patients")
     if config.phantom is not None and config.against is not None:
         parser.error("--against needs a SOURCE: phantoms are copies of nothing")
+    if config.phantom is not None and config.evaluation_only:
+        parser.error("--evaluation-only needs a SOURCE: phantoms are generated to train on")
     ways = ("class_level", "classes", "labels")
     if len(given := [name for name in ways if getattr(config, name)]) > 1:
         parser.error(f"{name_flag(given[0])} and {name_flag(given[1])} contradict; give one")

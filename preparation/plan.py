@@ -38,7 +38,12 @@ class SourcePlan:
 
 
 def plan_source(
-    source: Source, where: Path, options: PrepareConfig, *, in_place: bool = False
+    source: Source,
+    where: Path,
+    options: PrepareConfig,
+    *,
+    in_place: bool = False,
+    one_class: bool = False,
 ) -> SourcePlan:
     """Decide what is taken from a source.
 
@@ -47,6 +52,7 @@ def plan_source(
         where: The source, for errors.
         options: What the user stated.
         in_place: The source is the Images folder of a data folder; its names stay as they are.
+        one_class: Allow a single class.
 
     Raises:
         UserError: The classes are not clear, or a folder gave no picture.
@@ -70,9 +76,7 @@ def plan_source(
     origin = {entry.name: entry.container or entry.name for entry in unpacked.entries}
     labels = {name: classes[first] for name, first in origin.items()}
     patients = {name: fact.patient for name, fact in facts.items() if fact.patient}
-    files = plan_files(
-        *(unpacked.entries, labels, where), in_place=in_place, one_class=options.evaluation_only
-    )
+    files = plan_files(*(unpacked.entries, labels, where), in_place=in_place, one_class=one_class)
 
     def list_by_target(found: dict[str, str]) -> dict[str, str]:
         by_target = {file.target: found.get(origin[file.entry.name], "") for file in files}

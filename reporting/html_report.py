@@ -75,6 +75,8 @@ def write_report(path: Path, report: Metrics, plots_dir: Path, context: Context)
         classes=_tabulate_classes(report["per_class"]),
         patients=_tabulate_patients(report),
         operating_points=_tabulate_operating_points(report["operating_points"]),
+        thresholds=_tabulate_thresholds(report["thresholds"]),
+        other_classes=_tabulate_others(report),
         calibration=_tabulate_calibration(report["calibration"]),
         coverage=_tabulate_coverage(report["conformal"]),
         stress=_build_stress(report.get("stress")),
@@ -189,6 +191,37 @@ def _tabulate_operating_points(points: Metrics | None) -> Table | None:
     return _table(
         ["class", "sensitivity", "specificity reached"],
         ((name, *(format_estimate(point[key]) for key in keys)) for name, point in points.items()),
+    )
+
+
+def _tabulate_thresholds(thresholds: Metrics | None) -> Table | None:
+    if not thresholds:
+        return None
+    columns = ["sensitivity", "specificity"]
+    if thresholds["accuracy_per_patient"]["value"] is not None:
+        columns += ["sensitivity_per_patient", "specificity_per_patient"]
+    return _table(
+        ["class", "threshold", *(name.replace("_", " ") for name in columns)],
+        (
+            (
+                name,
+                f"{thresholds['values'][name]:g}" if name in thresholds["values"] else "",
+                *(format_estimate(figures[key]) for key in columns),
+            )
+            for name, figures in thresholds["per_class"].items()
+        ),
+    )
+
+
+def _tabulate_others(report: Metrics) -> Table | None:
+    if not report["other_classes"]:
+        return None
+    return _table(
+        ["class that the model lacks", "images", *(f"as {name}" for name in report["classes"])],
+        (
+            (name, found["n_images"], *found["predicted"].values())
+            for name, found in report["other_classes"].items()
+        ),
     )
 
 

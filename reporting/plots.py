@@ -4,6 +4,7 @@ Figures are built without pyplot, so no window, backend or global state of matpl
 """
 
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -364,5 +365,10 @@ def _label_classes(axes: Axes, names: Sequence[str], space_inch: float) -> None:
 
 
 def _compute_width_inch(names: Sequence[str]) -> float:
-    """Return the width of the longest line of wrapped names, 0.077 inch per 9-point letter."""
-    return 0.077 * max(len(line) for name in names for line in name.splitlines())
+    """Return the width of the longest line of wrapped names, 0.077 inch per 9-point letter.
+
+    Chinese, Japanese and Korean characters have twice this width.
+    """
+    lines = [line for name in names for line in name.splitlines()]
+    wide = [sum(unicodedata.east_asian_width(letter) in "WF" for letter in line) for line in lines]
+    return 0.077 * max(len(line) + more for line, more in zip(lines, wide, strict=True))

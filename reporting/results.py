@@ -1,7 +1,8 @@
 """Build the content of metrics.json and write the files of results/RUN."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from common import atomic_files
-from evaluation import calibration, conformal, patients, training_copies
+from common import atomic_files, fonts
+from evaluation import calibration, conformal, other_classes, patients, training_copies
 from evaluation.ensembles import Predictions
 from evaluation.intervals import describe
 from evaluation.label_review import review_predictions
 from evaluation.predictions import LEAKY_SPLIT, PHANTOM, describe_leak
+from evaluation.thresholds import Thresholds, evaluate_thresholds
 from explanation import heatmaps
 from explanation.evidence import describe_evidence
 from helper import UserError
@@ -40,20 +42,27 @@ METRICS_SCHEMA = 1
 # ---- metrics.json
 
 
-def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str, Any]:
+def build_report(
+    predictions: Predictions, identity: dict[str, Any], thresholds: Iterable[str] = ()
+) -> dict[str, Any]:
     """Compute the content of metrics.json.
 
     Args:
         predictions: Of one run, pooled folds or an ensemble.
         identity: `run`, `checkpoint`, `data`, `split` and `environment`.
+        thresholds: `CLASS=P` each, of `--threshold`; only `thresholds` depends on them.
+
+    Raises:
+        UserError: A threshold is invalid.
     """
     calibrated, fitted = predictions.calibrated, predictions.calibrations
     labels, classes = predictions.labels, predictions.classes
     ids = get_ids(predictions)
-    groups = ids[2]
+    groups, rule = ids[2], Thresholds.parse(thresholds, classes)
     computed = compute_run_metrics(predictions, ids)
     temperature = float(np.mean([each["temperature"] for each in fitted])) if fitted else None
     copies = training_copies.summarise(predictions)
+    others = _summarise_others(predictions)
     report = {
         "schema": METRICS_SCHEMA,
         **{key: identity[key] for key in ("run", "checkpoint", "data", "split")},
@@ -67,18 +76,24 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
         "conformal": dict.fromkeys(conformal.CONFORMAL_KEYS),
         "review": None,
         "operating_points": None,
+        "thresholds": evaluate_thresholds(
+            rule, calibrated.probs, labels, groups, _aggregate_by_patient(predictions)
+        ),
         "label_review": review_predictions(predictions)[1],
         "baselines": predictions.baselines,
         "copies_of_training": copies,
+        "other_classes": others,
         "provenance": _describe_provenance(predictions.checkpoints),
         "environment": identity["environment"],
         "notes": [
             *predictions.warnings,
+            *other_classes.describe(others),
             *describe_leak(predictions),
             *_describe_copies(copies),
             *computed["notes"],
             *_describe_majority(predictions),
             *_describe_calibration(predictions),
+            *fonts.describe_names(classes),
         ],
     }
     if report["patients"] != patients.KNOWN:
@@ -93,6 +108,21 @@ def build_report(predictions: Predictions, identity: dict[str, Any]) -> dict[str
             ),
         }
     return report
+
+
+def _aggregate_by_patient(predictions: Predictions) -> patients.PatientPredictions:
+    patient, _, group = get_ids(predictions)
+    probs, labels = predictions.calibrated.probs, predictions.labels
+    return patients.aggregate_by_patient(probs, labels, patient, group)
+
+
+def _summarise_others(predictions: Predictions) -> dict[str, Any] | None:
+    """Return `other_classes` of metrics.json; null without slices of other classes."""
+    if predictions.others is None:
+        return None
+    fitted = predictions.fitted.calibration
+    calibrated = calibration.apply_calibration(fitted, predictions.others.logits)
+    return other_classes.summarise(predictions.others, calibrated, predictions.classes)
 
 
 def _describe_patients(predictions: Predictions, report: Mapping[str, Any]) -> str:
@@ -223,7 +253,8 @@ def write_results(
     """
     (results_dir / "metrics.json").unlink(missing_ok=True)
     with atomic_files.atomic_path(results_dir / "predictions.csv") as temporary:
-        tabulate(predictions).to_csv(temporary, index=False, lineterminator="\n")
+        table = tabulate(predictions, report["thresholds"])
+        table.to_csv(temporary, index=False, lineterminator="\n")
     _write_patients(results_dir / "patients.csv", predictions)
     cases, _ = review_predictions(predictions)
     with atomic_files.atomic_path(results_dir / "label_review.csv") as temporary:
@@ -234,8 +265,10 @@ def write_results(
     stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
     stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
     n_gallery = n_gallery if predictions.member_slices else 0
-    for name, figure in draw_plots(report, predictions, n_gallery, cases):
-        plots.save(figure, plots_dir / f"{name}.png", stamp)
+    shown, renamed, shown_cases = _name_readably(report, predictions, cases)
+    with fonts.use_fonts(fonts.collect(predictions.classes, predictions.rows["path"])):
+        for name, figure in draw_plots(shown, renamed, n_gallery, shown_cases):
+            plots.save(figure, plots_dir / f"{name}.png", stamp)
     context = _build_context(report, predictions, n_gallery)
     write_report(results_dir / "report.html", report, plots_dir, context)
     write_model_card(results_dir / "model_card.md", report, predictions.checkpoints, context)
@@ -244,9 +277,7 @@ def write_results(
 
 def _write_patients(path: Path, predictions: Predictions) -> None:
     """Write patients.csv if a patient is known; otherwise remove one of an earlier evaluation."""
-    patient, _, group = get_ids(predictions)
-    probs, labels = predictions.calibrated.probs, predictions.labels
-    found = patients.aggregate_by_patient(probs, labels, patient, group)
+    found = _aggregate_by_patient(predictions)
     if not len(found.patients):
         path.unlink(missing_ok=True)
         return
@@ -255,8 +286,11 @@ def _write_patients(path: Path, predictions: Predictions) -> None:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def tabulate(predictions: Predictions) -> pd.DataFrame:
-    """Return predictions.csv, one row per slice; classes of a prediction set are joined by |."""
+def tabulate(predictions: Predictions, thresholds: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """Return predictions.csv, one row per slice; classes of a prediction set are joined by |.
+
+    With `thresholds` of metrics.json, `predicted_by_threshold` is the class by this rule.
+    """
     calibrated, classes = predictions.calibrated, np.array(predictions.classes)
     columns = ["path", "sha256", "patient", "duplicate_set", "group", "label"]
     table = predictions.rows[columns].reset_index(drop=True)
@@ -264,12 +298,32 @@ def tabulate(predictions: Predictions) -> pd.DataFrame:
     table["confidence"] = calibrated.probs.max(1).round(6)
     for index, name in enumerate(classes):
         table[f"p_{name}"] = calibrated.probs[:, index].round(6)
+    if thresholds:
+        rule = Thresholds(tuple(predictions.classes), thresholds["values"])
+        table["predicted_by_threshold"] = classes[rule.predict(calibrated.probs)]
     if calibrated.prediction_sets is None:
         return table.assign(prediction_set="", needs_review="")
     return table.assign(
         prediction_set=["|".join(classes[row]) for row in calibrated.prediction_sets],
         needs_review=calibrated.needs_review,
     )
+
+
+def _name_readably(
+    report: dict[str, Any], predictions: Predictions, cases: pd.DataFrame
+) -> tuple[dict[str, Any], Predictions, pd.DataFrame]:
+    """Return all that is plotted with stand-ins for class names that no installed font shows."""
+    names = fonts.choose_names(predictions.classes)
+    if all(old == new for old, new in names.items()):
+        return report, predictions, cases
+    classes = list(names.values())
+    renamed = replace(
+        predictions,
+        checkpoints=[{**each, "classes": classes} for each in predictions.checkpoints],
+        rows=predictions.rows.assign(label=predictions.rows["label"].map(names)),
+    )
+    per_class = {names[name]: figures for name, figures in report["per_class"].items()}
+    return {**report, "per_class": per_class}, renamed, cases.replace(names)
 
 
 def draw_plots(

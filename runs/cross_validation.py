@@ -77,6 +77,7 @@ def load_new_tables(config: TrainConfig) -> list[pd.DataFrame]:
     Raises:
         UserError: The slices are missing, changed or too few for the folds.
     """
+    dataset.check_trainable(config.data_dir)
     integrity.check_all(config.data_dir)
     return _load_tables(config)
 

@@ -55,6 +55,7 @@ def check_model(config: TrainConfig) -> None:
 
 def load_table(config: TrainConfig) -> pd.DataFrame:
     """Load the manifest with the splits of a new run, after an integrity check of its files."""
+    dataset.check_trainable(config.data_dir)
     integrity.check_all(config.data_dir)
     return dataset.load_table(config.data_dir, config.data.split_by, config.data.split_seed)
 

@@ -84,6 +84,8 @@ def pick_value(field: Field) -> tuple[list[str], Any]:
     meta, kind = field.metadata, kind_of(field)
     if kind == "bool":
         return [f"--no-{flag(field)[2:]}" if field.default else flag(field)], not field.default
+    if kind == "tuple":
+        return [flag(field), "a=0.5", flag(field), "b=1"], ("a=0.5", "b=1")
     if meta["choices"]:
         value: Any = next(choice for choice in meta["choices"] if choice != field.default)
     elif kind == "int":
@@ -169,6 +171,17 @@ def test_each_option_sets_its_field_only() -> None:
         if name == "prepare.py" and field.name == "phantom":  # instead of a SOURCE
             required, expected["source"] = (), None
         assert flatten(command.parse([*required, *needed, *typed])) == expected, flag(field)
+
+
+def test_options_of_several_values_stop_before_the_next_argument() -> None:
+    written = ["--class-map", "a=b", "c d=e", "best.pt", "--class-map=f=g", "x=1/best.pt"]
+    config = args.parse_evaluate(written)
+    assert config.class_map == ("a=b", "c d=e", "f=g")
+    assert config.checkpoints == (Path("best.pt"), Path("x=1/best.pt"))
+    typed = predict.parse_args(["best.pt", "--threshold", "A=0.2", "B=.3", "slices", "more"])
+    assert (typed.threshold, typed.images) == (("A=0.2", "B=.3"), (Path("slices"), Path("more")))
+    assert "--class-map" in refuse(args.parse_evaluate, "best.pt", "--class-map", "a")
+    assert "--threshold" in refuse(predict.parse_args, "best.pt", "a", "--threshold", "A=high")
 
 
 def test_wrong_values_are_refused() -> None:

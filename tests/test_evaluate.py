@@ -1,6 +1,8 @@
 """evaluate.py: splits and data, calibrated probabilities, and several checkpoints together."""
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,11 +120,11 @@ def test_the_split_comes_from_the_checkpoint(trained: Run, phantom_dir: Path) ->
 
 def test_data_that_do_not_fit_are_refused(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
     make_data_folder(Path("other"), ("Glioma", "Menin", "Tumor"))
-    make_data_folder(Path("four"), ("Glioma", "No Finding"))
+    make_data_folder(Path("strange"), ("No Finding", "Stroke"))
     line = expect_refusal(capsys, run_evaluate(FIRST, "--data", "other"))
     assert "test slices of run first" in line
-    line = expect_refusal(capsys, run_evaluate(FIRST, "--data", "four", "--split", "all"))
-    assert "No Finding" in line
+    line = expect_refusal(capsys, run_evaluate(FIRST, "--data", "strange", "--split", "all"))
+    assert "No Finding, Stroke" in line
     assert "Glioma, Menin, Tumor" in line
     line = expect_refusal(capsys, run_evaluate(change_checkpoint("other")))
     assert "holds results of checkpoint session/first/best.pt" in line
@@ -144,6 +146,101 @@ def test_unusable_checkpoints_are_refused(trained: Run, capsys: pytest.CaptureFi
     for path in ("none.pt", "session", "broken.pt"):
         assert path in expect_refusal(capsys, main.main(["--resume", path]))
     assert not Path("results/new").exists()
+
+
+# ---- class names and thresholds
+
+
+def follow_advice(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
+    """Add the options that each error names until the command succeeds; return the errors."""
+    lines: list[str] = []
+    while (status := run_evaluate(*argv)) != 0:
+        line = expect_refusal(capsys, status)
+        assert line not in lines
+        lines.append(line)
+        advice = re.search(r"(?:--split all|(?:--class-map (?:\"[^\"]*\"|\S+) ?)+)", line)
+        assert advice, line
+        given = list(argv[: argv.index("--class-map")] if "--class-map" in argv else argv)
+        argv = (*given, *shlex.split(advice[0]))
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("classes", "n_errors", "n_others"),
+    [
+        (("glioma_tumor", "MENIN", "pituitary"), 2, 6),
+        (("Glioma", "meningioma", "brain tumor"), 2, 0),
+        (("Glioma Images", "Healthy", "Stroke=old"), 2, 12),
+        (("Healthy", "Stroke"), 2, 6),  # none is known: the example is followed
+        (("Glioma", "Healthy"), 1, 6),
+    ],
+)
+def test_the_advice_on_class_names_leads_to_an_evaluation(
+    trained: Run,
+    capsys: pytest.CaptureFixture[str],
+    classes: tuple[str, ...],
+    n_errors: int,
+    n_others: int,
+) -> None:
+    make_data_folder(Path("other"), classes)
+    assert len(follow_advice(capsys, FIRST, "--data", "other")) == n_errors
+    report = read_metrics(trained.root, "first-on-other-all")
+    assert report["n_images"] == 6 * len(classes) - n_others
+    others = report["other_classes"] or {}
+    assert sum(found["n_images"] for found in others.values()) == n_others
+    assert all(sum(found["predicted"].values()) == 6 for found in others.values())
+    assert has_note(report, "OTHER CLASSES") == (n_others > 0)
+    assert has_note(report, "CLASS NAMES") == (n_errors == 2)
+    page = Path("results/first-on-other-all/report.html").read_text("utf-8")
+    assert ("class that the model lacks" in page) == (n_others > 0)
+    # undefined figures are stated, and JSON has no NaN
+    empty = [name for name, figures in report["per_class"].items() if not figures["support"]]
+    assert all(has_note(report, f"{name}: ") for name in empty)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("--class-map", "Gliom=Glioma"),
+            "has no class Gliom; its classes are Menin, glioma_tumor",
+        ),
+        (("--class-map", "glioma_tumor=gLioma"), "--class-map glioma_tumor=Glioma"),
+        (("--class-map", "glioma_tumor=x"), "x is not a class of the model"),
+        (("--class-map", "glioma_tumor=-", "Menin=-"), "nothing is left to evaluate"),
+        (("--threshold", "Gliom=0.2"), "--class-map glioma_tumor=Glioma"),
+        (("--class-map", "glioma_tumor=-", "--threshold", "A=0.2"), "A is not a class"),
+    ],
+)
+def test_wrong_class_names_are_refused(
+    trained: Run, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    make_data_folder(Path("other"), ("glioma_tumor", "Menin"))
+    argv = (FIRST, "--data", "other", "--split", "all")
+    assert words in expect_refusal(capsys, run_evaluate(*argv, *options))
+
+
+def test_thresholds_are_measured_before_they_are_used(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_evaluate(FIRST, "--threshold", "Tumor=0", "--threshold", "Menin=0.5") == 0
+    report, table = read_metrics(trained.root, "first"), read_predictions("first")
+    assert set(table["predicted_by_threshold"]) == {"Tumor"}
+    found = report["thresholds"]
+    assert found["values"] == {"Tumor": 0.0, "Menin": 0.5}
+    tumor = found["per_class"]["Tumor"]
+    for unit in ("", "_per_patient"):
+        assert tumor[f"sensitivity{unit}"]["value"] == 1
+        assert tumor[f"specificity{unit}"]["value"] == 0
+        assert tumor[f"specificity{unit}"]["ci95"][1] > 0
+    assert found["accuracy"]["value"] == pytest.approx((table["label"] == "Tumor").mean())
+    assert report["accuracy"]["value"] == pytest.approx(
+        (table["label"] == table["predicted"]).mean()
+    )
+    assert "Tumor at threshold 0: sensitivity 1.0000 [" in capsys.readouterr().out
+    page = Path("results/first/report.html").read_text("utf-8")
+    assert "Prediction by thresholds" in page
+    assert "Tumor 0.0, Menin 0.5" in page
 
 
 # ---- calibration

@@ -1,5 +1,6 @@
 """predict.py: the table, its notes, heat maps, series, refusals."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 import predict
+from evaluation.thresholds import Thresholds
 from inference import pipeline
 from inference.predictor import Prediction, SlicePredictor
 from phantoms.generator import plan_phantoms, render_phantom
@@ -188,3 +190,69 @@ def test_long_heat_map_names_are_cut_and_stay_different() -> None:
     assert first != second
     assert max(len(first), len(second)) <= 255
     assert pipeline._shorten("a.png") == "a.png"
+
+
+# ---- archives, patients, thresholds
+
+
+def test_an_archive_gives_the_rows_of_its_folder(images: Path) -> None:
+    for number in range(6):
+        folder = images / f"patient_{number % 2}"
+        folder.mkdir(exist_ok=True)
+        (images / f"{number}.png").rename(folder / f"{number}.png")
+    shutil.make_archive("images", "gztar", ".", "images")
+    assert predict.main([BEST, "images", *ON_CPU]) == 0
+    plain = read_table()
+    argv = [BEST, "images.tar.gz", "--heatmaps", "maps", "--overwrite", *ON_CPU]
+    assert predict.main(argv) == 0
+    packed = read_table()
+    for column in ("file", "patient"):
+        text = plain[column].str.replace("images/", "images.tar.gz/images/")
+        assert packed[column].tolist() == text.tolist()
+    assert packed.drop(columns=["file", "patient"]).equals(plain.drop(columns=["file", "patient"]))
+    assert packed["file"].tolist()[-2:] == [
+        f"images.tar.gz/images/patient_{number}#patient (3 slices)" for number in range(2)
+    ]
+    probs = packed[["p_Glioma", "p_Menin", "p_Tumor"]].astype(float).to_numpy()
+    np.testing.assert_allclose(probs[6], probs[:3].mean(axis=0), atol=2e-6)
+    assert Path("maps/images.tar.gz/images/patient_1/5.png.png").is_file()
+    assert not list(Path().glob(".part-*"))
+
+
+def test_a_damaged_archive_is_one_line(images: Path, capsys: Capture) -> None:
+    shutil.make_archive("images", "zip", ".", "images")
+    content = bytearray(Path("images.zip").read_bytes())
+    Path("cut.zip").write_bytes(content[:-40])
+    content[200:300] = bytes(100)
+    Path("bad.zip").write_bytes(content)
+    for name in ("cut.zip", "bad.zip"):
+        assert f"{name}: truncated or damaged" in expect_refusal(
+            capsys, predict.main([BEST, name, *ON_CPU])
+        )
+    assert not Path("predictions.csv").exists()
+
+
+def test_a_threshold_decides_and_is_named(images: Path, capsys: Capture) -> None:
+    assert predict.main([BEST, "images", *ON_CPU, "--threshold", "Tumor=0", "Menin=0.9"]) == 0
+    table = read_table()
+    assert set(table["predicted"]) == {"Tumor"}
+    assert table["confidence"].equals(table["p_Tumor"])
+    rule = "THRESHOLD: predicted is Tumor if its probability is at least 0, else Menin if"
+    assert rule in capsys.readouterr().out
+    notes = Path("predictions.csv.about.txt").read_text("utf-8")
+    assert rule in notes
+    assert "does not hold the predicted class alone" in notes
+    argv = [BEST, "images", "--overwrite", *ON_CPU, "--threshold"]
+    assert "Glioma, Menin, Tumor" in expect_refusal(capsys, predict.main([*argv, "x=0.2"]))
+    assert "0 to 1" in expect_refusal(capsys, predict.main([*argv, "Menin=2"]), 2)
+
+
+def test_a_threshold_asks_for_review_unless_the_set_agrees() -> None:
+    predictor = SlicePredictor.__new__(SlicePredictor)
+    predictor.classes = ["A", "B"]
+    probs, in_set = np.array([0.7, 0.3]), np.array([True, False])
+    for options, expected in (([], False), (["A=0.5"], False), (["B=0.3"], True)):
+        predictor.rule = Thresholds.parse(options, predictor.classes)
+        found = predictor._build_prediction(probs, in_set, 0.5, ())
+        assert found.needs_review is expected
+        assert found.confidence == probs[predictor.classes.index(found.predicted)]

@@ -148,7 +148,7 @@ def predict_files(predictor: SlicePredictor, paths: Sequence[Path]) -> Iterator[
 
     Rows have plain file names; each DICOM series has a row too.
     """
-    builder = RowBuilder(predictor.classes)
+    builder = RowBuilder(predictor)
     try:
         faults = {path: _find_fault(path) for path in paths}
         refused = [path for path in paths if faults[path]]

@@ -98,8 +98,10 @@ def test_unusable_slices_are_refused(other_phantoms: Path, capsys: Capture, tmp_
     make_data_folder(Path("four"), ("Glioma", "No Finding"))
     few = Path("few")
     make_data_folder(few, ("Glioma", "Menin"), n_each=4)
+    make_data_folder(Path("alike"), ("glioma_tumor", "Menin"), n_each=4)
     for folder, words in (
-        ("four", "No Finding"),
+        ("four", "6 slices of No Finding are left out"),
+        ("alike", "--class-map glioma_tumor=Glioma"),
         ("few", "8 groups, at least 20 are needed"),
         ("data/phantom", "60 of 60 slices belong to the run"),
         ("nowhere", "nowhere"),

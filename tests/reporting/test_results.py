@@ -41,6 +41,7 @@ def test_metrics_have_every_key_of_the_contract(first_run: Run) -> None:
             "copies_of_training",
             "environment",
             "augrc",
+            *("other_classes", "thresholds"),
             *("patients", "n_patients", "accuracy_per_patient", "recall_per_patient"),
             "label_review",
             *FIGURES,

@@ -1,0 +1,104 @@
+"""Images in archives: unpacked one at a time to a temporary folder, named as in the archive."""
+
+import contextlib
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from common.atomic_files import UNFINISHED
+from common.portable_names import make_portable
+from helper import UserError, log
+from preparation.sources import Source, open_source
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+MAX_NAME = 60  # characters of a file name that are kept; the number before it makes it unique
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """Paths to read, and the names of those that were unpacked.
+
+    Attributes:
+        paths: Files and folders; a folder in place of each archive.
+        names: `ARCHIVE/inside/path` of each unpacked file.
+    """
+
+    paths: list[Path]
+    names: dict[Path, Path]
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a file is an archive, by its suffix or its content."""
+    if not path.is_file():
+        return False
+    if path.name.lower().endswith(SUFFIXES):
+        return True
+    with contextlib.suppress(OSError, EOFError, zlib.error):  # a damaged file is reported when read
+        with path.open("rb") as stream:
+            if stream.read(4) == b"PK\3\4":
+                return True
+        return tarfile.is_tarfile(path)
+    return False
+
+
+@contextlib.contextmanager
+def unpack(paths: Sequence[Path], beside: Path) -> Iterator[Unpacked]:
+    """Unpack the images of all archives among the paths; they are deleted at the end.
+
+    Args:
+        paths: Files, folders and archives.
+        beside: The temporary folder is created in the folder of this file.
+
+    Raises:
+        UserError: An archive is damaged, encrypted or unsafe, has no images, or needs more space
+            than the disk has.
+    """
+    archives = [path for path in paths if is_archive(path)]
+    if not archives:
+        yield Unpacked(list(paths), {})
+        return
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside.parent, prefix=UNFINISHED) as temporary:
+        names: dict[Path, Path] = {}
+        folders: dict[Path, Path] = {}
+        for number, path in enumerate(archives):
+            folders[path] = Path(temporary, f"{number}")
+            with open_source(path) as source:
+                names |= _write(source, path, folders[path])
+        yield Unpacked([folders.get(path, path) for path in paths], names)
+
+
+def _write(source: Source, archive: Path, folder: Path) -> dict[Path, Path]:
+    """Write the images of an archive, and return the name of each."""
+    needed = sum(entry.size for entry in source.entries)
+    if needed > shutil.disk_usage(folder.parent).free:
+        raise UserError(
+            f"{archive}: its images need {needed / 2**20:.0f} MiB unpacked, more than is free in "
+            f"{folder.parent.parent}; give --out on another disk"
+        )
+    if source.others:
+        log.info(
+            "note: %s: %d files are not images and are passed over, such as %s",
+            *(archive, len(source.others), source.others[0]),
+        )
+    parents = [PurePosixPath(entry.name).parent for entry in source.entries]
+    numbers = {parent: number for number, parent in enumerate(dict.fromkeys(parents))}
+    targets = [
+        folder
+        / f"{numbers[parent]:06}"
+        / f"{place:07}_{make_portable(entry.file_name)[-MAX_NAME:]}"
+        for place, (entry, parent) in enumerate(zip(source.entries, parents, strict=True))
+    ]
+    # a compressed tar is read forwards only
+    for target, entry in sorted(
+        zip(targets, source.entries, strict=True), key=lambda pair: pair[1].place
+    ):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(entry.read())
+    return {
+        target: archive / entry.name for target, entry in zip(targets, source.entries, strict=True)
+    }
