@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import helper
-from args import calibration_option, debug_option, device_option, threads_option
 from common.cli import add_options, argument, build_parser, fill_dataclass, option
+from common.shared_options import calibration_option, debug_option, device_option, threads_option
 from helper import log
 from webapp import request_filter, server
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import run_paths
 from common.cli import (
-    OneLineParser,
     add_options,
     argument,
     build_parser,
@@ -21,61 +21,22 @@ from common.cli import (
     restore_dataclass,
     simplify,
 )
+from common.config_file import Contradiction, find_contradiction, take_options
 from common.portable_names import PLAIN_NAME
+from common.shared_options import (
+    calibration_option,
+    debug_option,
+    device_option,
+    threads_option,
+    threshold_option,
+)
+from helper import UserError
 
 DATA_DIR = Path("data")
 PHANTOM_DIR = Path("data/phantom")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 INTENSITIES = ("raw", "percentile", "zscore")
 MODEL_HELP = "torchvision classifier by name, or `net` for the custom CNN"
-
-
-def device_option() -> Any:
-    """Return the field of `--device`."""
-    devices = r"auto|cpu|mps|cuda(:\d+)?"
-    return option("auto", "auto, cpu, cuda, cuda:1 or mps", metavar="D", pattern=devices)
-
-
-def threads_option(purpose: str = "") -> Any:
-    """Return the field of `--threads`; `purpose` follows "CPU threads" in its help."""
-    words = f"CPU threads{purpose}; 0: as many as there are cores"
-    return option(0, words, low=0, high=1024, metavar="N")
-
-
-def calibration_option() -> Any:
-    """Return the field of `--calibration`."""
-    words = "calibration that evaluate.py --recalibrate wrote (default: that of the run)"
-    return option(None, words, metavar="FILE")
-
-
-def threshold_option() -> Any:
-    """Return the field of `--threshold`."""
-    words = "predict CLASS where its calibrated probability is at least P (0 to 1)"
-    return option((), words, metavar="CLASS=P", pattern=r".+=[-+.\deE]+")
-
-
-def debug_option() -> Any:
-    """Return the field of `--debug`."""
-    return option(False, "show the traceback of an error")
-
-
-def axis_option() -> Any:
-    """Return the field of `--axis`."""
-    return option(
-        "auto",
-        "plane of the slices of NIfTI volumes; auto: of the best resolution",
-        choices=("auto", "axial", "coronal", "sagittal"),
-    )
-
-
-def mat_fields_option() -> Any:
-    """Return the field of `--mat-fields`."""
-    return option(
-        None,
-        "variables of MATLAB files: image=NAME,label=NAME,patient=NAME (default: those of the data "
-        "set of Cheng et al.)",
-        metavar="NAMES",
-    )
 
 
 # ---- main.py
@@ -109,7 +70,9 @@ class ModelOptions:
 
     model: str = option("resnet18", MODEL_HELP, metavar="NAME")
     pretrained: bool = option(True, "start from ImageNet weights; `net` has none")
-    weights: Path | None = option(None, "state dict to load instead of a download", metavar="FILE")
+    weights: Path | None = option(
+        None, "weights to start from: any checkpoint of PyTorch, or best.pt", metavar="FILE"
+    )
     image_size: int = option(224, "side of the square input, px", low=16, high=2048, metavar="PX")
     intensity: str = option(
         "raw", "normalisation of each slice by the grey values of its head", choices=INTENSITIES
@@ -221,8 +184,10 @@ class ResumeConfig:
     """Options of `main.py --resume`; all others are those of the stopped run."""
 
     resume: Path
-    device: str
-    debug: bool
+    device: str = "auto"
+    debug: bool = False
+    epochs: int | None = None
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -300,7 +265,9 @@ def parse_train(
         "  python main.py --model resnet18 --epochs 30\n"
         "  python main.py --model net --phantom --image-size 96 --epochs 12\n"
         "  python main.py --model resnet18 --epochs 30 --folds 5\n"
-        "  python main.py --resume session/RUN",
+        "  python main.py --resume session/RUN\n"
+        "  python main.py --resume session/RUN --epochs 60\n"
+        "  python main.py --config session/RUN/config.json --seed 1",
     )
     for group in TRAIN_GROUPS.values():
         add_options(parser, group)
@@ -308,7 +275,14 @@ def parse_train(
         "--resume",
         type=Path,
         metavar="session/RUN",
-        help="continue a stopped run with its own options; only --device and --debug can be added",
+        help="continue a run with its own options; --epochs N extends it, --data DIR names the "
+        "folder that its data moved to, --device and --debug can be added",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="take the options from config.json of a run; those of the command line override them",
     )
     parser.add_argument(
         "--dry-run",
@@ -318,34 +292,70 @@ def parse_train(
     )
     given = vars(parser.parse_args(argv))
     if "resume" in given:
-        extra = sorted(set(given) - {"resume", "device", "debug"})
-        if extra:
+        names = {field.name for field in dataclasses.fields(ResumeConfig)}
+        if extra := sorted(set(given) - names):
             parser.error(f"--resume uses the options of the run; leave out {name_flag(extra[0])}")
-        return ResumeConfig(given["resume"], given.get("device", "auto"), given.get("debug", False))
-    _check_train(parser, given)
+        return fill_dataclass(ResumeConfig, given)
+    if "config" in given:
+        path, typed = given["config"], set(given)
+        try:
+            given, lines = take_options(path, given, TRAIN_GROUPS, CONTRADICTIONS)
+        except UserError as error:
+            parser.exit(error.status, f"error: {error}\n")
+        if not typed & {"data", "phantom"}:
+            usual = PHANTOM_DIR if given.get("phantom") else given.get("data", DATA_DIR)
+            if (data := run_paths.locate(usual, path)) != usual:  # the run is in another folder
+                given |= {"phantom": False, "data": data}
+                lines.append(f"--data {data}")
+        print("\n".join(lines), flush=True)
+    if found := find_contradiction(given, CONTRADICTIONS):
+        parser.error(found[1])
     config = TrainConfig(
         **{key: fill_dataclass(group, given) for key, group in TRAIN_GROUPS.items()}
     )
     return DryRunConfig(config) if "dry_run" in given else config
 
 
-def _check_train(parser: OneLineParser, given: dict[str, Any]) -> None:
-    """Exit with status 2 if options of main.py contradict each other."""
-    is_net = given.get("model") == "net"
-    if given.get("phantom") and "data" in given:
-        parser.error("--phantom reads data/phantom; leave out --data, or leave out --phantom")
-    if is_net and given.get("pretrained"):
-        parser.error("--pretrained: `net` has no ImageNet weights; leave it out")
-    if is_net and "weights" in given:
-        parser.error("--weights: `net` trains from scratch; choose a torchvision --model")
-    if "weights" in given and given.get("pretrained") is False:
-        parser.error("--weights and --no-pretrained contradict each other; give one of them")
-    if "dropout" in given and not is_net:
-        parser.error("--dropout is for `net` only; leave it out, or give --model net")
-    if given.get("freeze_epochs") and (is_net or given.get("pretrained") is False):
-        parser.error("--freeze-epochs: there is no pretrained backbone to freeze; leave it out")
-    if given.get("mixup") and given.get("cutmix"):
-        parser.error("--mixup and --cutmix cannot be combined; give one of them")
+def _is_net(given: dict[str, Any]) -> bool:
+    return given.get("model") == "net"
+
+
+CONTRADICTIONS: list[Contradiction] = [
+    (
+        ("phantom", "data"),
+        lambda given: bool(given.get("phantom")) and "data" in given,
+        "--phantom reads data/phantom; leave out --data, or leave out --phantom",
+    ),
+    (
+        ("pretrained",),
+        lambda given: _is_net(given) and bool(given.get("pretrained")),
+        "--pretrained: `net` has no ImageNet weights; leave it out",
+    ),
+    (
+        ("weights", "pretrained"),
+        lambda given: "weights" in given and given.get("pretrained") is False,
+        "--weights and --no-pretrained contradict each other; give one of them",
+    ),
+    (
+        ("dropout",),
+        lambda given: "dropout" in given and not _is_net(given),
+        "--dropout is for `net` only; leave it out, or give --model net",
+    ),
+    (
+        ("freeze_epochs",),
+        lambda given: (
+            bool(given.get("freeze_epochs"))
+            and "weights" not in given
+            and (_is_net(given) or given.get("pretrained") is False)
+        ),
+        "--freeze-epochs: there is no pretrained backbone to freeze; leave it out",
+    ),
+    (
+        ("mixup", "cutmix"),
+        lambda given: bool(given.get("mixup")) and bool(given.get("cutmix")),
+        "--mixup and --cutmix cannot be combined; give one of them",
+    ),
+]
 
 
 def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:

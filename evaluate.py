@@ -8,9 +8,8 @@ from typing import Any
 import args
 import helper
 from common.portable_names import quote
+from common.run_paths import choose_results_dir, store
 from helper import UserError, log
-
-RESULTS_DIR = Path("results")
 
 # torch is imported inside the functions, so that `--help` and a wrong option respond without it.
 
@@ -47,7 +46,7 @@ def evaluate(config: args.EvaluateConfig) -> None:
     members = [training_copies.mark_copies(each, config.data or trained_on) for each in members]
     identity: dict[str, Any] = {
         "run": "+".join(names),
-        "checkpoint": " ".join(each.path.as_posix() for each in members),
+        "checkpoint": " ".join(store(each.path, each.path).as_posix() for each in members),
         "data": (config.data or trained_on).as_posix(),
         "split": split,
         "environment": helper.describe_environment(helper.resolve_device(config.device), sys.argv),
@@ -60,8 +59,10 @@ def evaluate(config: args.EvaluateConfig) -> None:
     report = results.build_report(combined, identity, config.threshold)
     if len(members) > 1:
         report["comparison"] = run_metrics.compare_runs(members, names, combined)
-    results_dir = RESULTS_DIR / name_results(config, identity["run"], split, trained_on)
-    results.check_results_dir(results_dir, report)
+    name = name_results(config, identity["run"], split, trained_on)
+    results_dir = choose_results_dir(config.checkpoints[0]) / name
+    earlier_data = members[0].checkpoints[0].get("earlier_data", [])
+    results.check_results_dir(results_dir, report, earlier_data)
     if config.stress and combined.is_ensemble:
         raise UserError(
             "--stress changes the slices of one network each; leave it out, or give one best.pt"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import helper
-from args import calibration_option, debug_option, threads_option
 from common import atomic_files
 from common.cli import add_options, argument, build_parser, fill_dataclass, option
+from common.shared_options import calibration_option, debug_option, threads_option
 from helper import UserError, log
 
 TIMED_SLICES = 32

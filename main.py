@@ -10,9 +10,8 @@ import evaluate
 import helper
 from common import signals
 from common.portable_names import quote
+from common.run_paths import RESULTS_DIR, SESSION_DIR
 from helper import UserError
-
-SESSION_DIR = Path("session")
 
 # torch is imported inside the functions, so that `--help` and a wrong option respond at once
 
@@ -53,22 +52,23 @@ def dry_run(config: args.TrainConfig) -> None:
     lifecycle.check_model(config)
     device = distributed.init(config.run.device)
     run_dir = choose_run_dir(config)
-    dry_run.try_run(config, run_dir, evaluate.RESULTS_DIR / run_dir.name, device)
+    dry_run.try_run(config, run_dir, RESULTS_DIR / run_dir.name, device)
     distributed.destroy()
 
 
 def resume(config: args.ResumeConfig) -> None:
-    """Continue a stopped run or cross-validation and evaluate it into results/RUN."""
+    """Continue or extend a run or cross-validation and evaluate it into results/RUN."""
     from runs import cross_validation, lifecycle
+    from runs.extension import Changes
     from training import distributed
 
     device = distributed.init(config.device)
-    run_dir = config.resume
+    run_dir, changes = config.resume, Changes(config.epochs, config.data)
     if cross_validation.is_cross_validation(run_dir):
-        cross_validation.resume_folds(run_dir, device)
+        cross_validation.resume_folds(run_dir, device, changes)
         evaluate_once(run_dir, config.device)
     else:
-        lifecycle.resume_run(run_dir, device)
+        lifecycle.resume_run(run_dir, device, changes)
         evaluate_once(run_dir / "best.pt", config.device)
 
 
@@ -82,7 +82,7 @@ def choose_run_dir(config: args.TrainConfig) -> Path:
 
     time = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     name = distributed.broadcast(config.run.name or f"{config.model.model}-{time}")
-    run_dir, results_dir = SESSION_DIR / name, evaluate.RESULTS_DIR / name
+    run_dir, results_dir = SESSION_DIR / name, RESULTS_DIR / name
     if distributed.is_main_process() and results_dir.exists() and not run_dir.exists():
         raise UserError(f"{results_dir} exists; choose another --name, or move that folder")
     return run_dir

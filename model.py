@@ -142,14 +142,14 @@ def check_model(name: str, image_size: int, pretrained: bool, first_px: int | No
         ("--first-size", first_px or image_size, "give a larger fraction or leave it out"),
     ):
         try:
-            network = _build_on_meta(name, image_size, pretrained).eval()
+            network = build_on_meta(name, image_size, pretrained).eval()
             network(torch.empty(1, 1, side_px, side_px, device="meta"))
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = f"{name} does not accept {side_px} px ({first_line(error)})"
             raise UserError(f"{option}: {reason}; {advice}", status=2) from error
 
 
-def _build_on_meta(name: str, image_size: int, pretrained: bool) -> Classifier:
+def build_on_meta(name: str, image_size: int, pretrained: bool) -> Classifier:
     """Build a network on the meta device (shapes without values), which is fast at any size."""
 
     def build() -> Classifier:
@@ -208,10 +208,18 @@ def adapt_backbone(backbone: nn.Module, name: str, n_classes: int, image_size: i
     """Replace the stem by a one-channel stem and the head by a new one of K classes."""
     head = find_head(backbone)
     means, stds = _get_channel_statistics(name)
-    preprocess = Preprocess(image_size, sum(means) / 3, sum(stds) / 3)
-    _replace_stem(backbone, means, stds, preprocess)
+    _replace_stem(backbone, name)
     replace_head(backbone, n_classes)
-    return Classifier(backbone, head, preprocess)
+    return Classifier(backbone, head, Preprocess(image_size, sum(means) / 3, sum(stds) / 3))
+
+
+def find_stem(backbone: nn.Module) -> str:
+    """Return the dotted name of the first convolution, of three channels or of one."""
+    return next(
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d) and module.in_channels in (1, 3)
+    )
 
 
 def find_head(backbone: nn.Module) -> str:
@@ -237,10 +245,25 @@ def replace_head(backbone: nn.Module, n_classes: int) -> None:
     backbone.set_submodule(head, new)
 
 
-def _replace_stem(
-    backbone: nn.Module, means: list[float], stds: list[float], preprocess: Preprocess
-) -> None:
-    """Fold the first convolution of three channels into one channel and a bias.
+def _replace_stem(backbone: nn.Module, name: str) -> None:
+    """Replace the first convolution of a backbone by one of a single channel and a bias."""
+    stem = find_stem(backbone)
+    old = backbone.get_submodule(stem)
+    assert isinstance(old, nn.Conv2d)
+    new = nn.Conv2d(
+        1,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+    )
+    new.weight, new.bias = map(nn.Parameter, fold_stem(name, old.weight, old.bias))
+    backbone.set_submodule(stem, new)
+
+
+@torch.no_grad()
+def fold_stem(name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Fold the kernels of three channels into that of one channel and a bias.
 
     The network receives z = (x - mean) / std of the grey value x. Channel c of three copies would
     be (x - means[c]) / stds[c] = scale[c] * z + shift[c]. So the kernel of z is the sum of
@@ -250,32 +273,20 @@ def _replace_stem(
     between output channels. docs/architecture.md gives the size of the difference.
 
     Args:
-        backbone: Takes three channels; changed in place.
-        means: Subtracted from each channel in 0..1.
-        stds: Divide the differences.
-        preprocess: Normalisation of the grey channel.
+        name: A torchvision classifier, which determines the statistics of the channels.
+        weight: [O, 3, H, W].
+        bias: [O], or None.
+
+    Returns:
+        Kernel [O, 1, H, W] and bias [O].
     """
-    name, old = next(
-        (name, module)
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3
-    )
-    new = nn.Conv2d(
-        1,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-    )
-    weight = old.weight  # [O, 3, H, W]
-    scale = weight.new_tensor([preprocess.std / std for std in stds])
-    shift = weight.new_tensor([(preprocess.mean - m) / s for m, s in zip(means, stds, strict=True)])
-    with torch.no_grad():
-        kernel = (weight * scale.view(3, 1, 1)).sum(dim=1, keepdim=True)
-        bias = (weight * shift.view(3, 1, 1)).sum(dim=(1, 2, 3))
-    new.weight = nn.Parameter(kernel)
-    new.bias = nn.Parameter(bias if old.bias is None else bias + old.bias.detach())
-    backbone.set_submodule(name, new)
+    means, stds = _get_channel_statistics(name)
+    mean, std = sum(means) / 3, sum(stds) / 3
+    scale = weight.new_tensor([std / each for each in stds])
+    shift = weight.new_tensor([(mean - m) / s for m, s in zip(means, stds, strict=True)])
+    kernel = (weight * scale.view(3, 1, 1)).sum(dim=1, keepdim=True)
+    added = (weight * shift.view(3, 1, 1)).sum(dim=(1, 2, 3))
+    return kernel, added if bias is None else bias + added
 
 
 def find_nondeterministic_layers(network: nn.Module) -> list[str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import helper
-from args import (
+from common import atomic_files, fonts
+from common.cli import add_options, argument, build_parser, fill_dataclass, option
+from common.shared_options import (
     axis_option,
     calibration_option,
     debug_option,
@@ -17,8 +19,6 @@ from args import (
     threads_option,
     threshold_option,
 )
-from common import atomic_files, fonts
-from common.cli import add_options, argument, build_parser, fill_dataclass, option
 from helper import UserError, log
 
 if TYPE_CHECKING:

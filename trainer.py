@@ -28,9 +28,10 @@ from training.ema import update_ema
 from training.history import History
 from training.loss_scaling import LossScaler
 from training.loss_tracker import STEPS_PER_READ, LossTracker
-from training.optimizer import build_optimizer, compute_lr_factor, set_learning_rate
-from training.progressive_resizing import compute_size, shrink
+from training.optimizer import build_optimizer, set_learning_rate
+from training.progressive_resizing import shrink
 from training.replica import Replica
+from training.schedule import Schedule
 
 if TYPE_CHECKING:
     from args import TrainConfig
@@ -93,7 +94,7 @@ class Trainer:
         self.scaler = LossScaler(self.device, is_enabled=record["precision"] == "fp16")
         self.batch_size = train.compute_batch_size(self.options.batch_size)
         self.steps_per_epoch = train.count_steps(self.options.batch_size)
-        self.n_steps = self.options.epochs * self.steps_per_epoch
+        self.schedule = Schedule.plan(self.options, self.steps_per_epoch, self.peak_lr)
         self.draws = EpochDraws(
             self.augmentation, self.steps_per_epoch, self.batch_size, self.seed, self.device
         )
@@ -140,7 +141,7 @@ class Trainer:
                         "epoch": self.epoch,
                         "train_loss": train_loss,
                         **scores,
-                        "lr": self.peak_lr * self._compute_lr_factor(self.step - 1),
+                        "lr": self.schedule.compute_lr(self.step - 1),
                         "skipped_steps": n_skipped,
                         "images_per_s": n_slices / train_time_s,
                         "time_s": train_time_s,
@@ -152,7 +153,7 @@ class Trainer:
         if self.epoch < n_epochs:
             log.info("stopped early: no better val macro-F1 for %d epochs", patience)
         if distributed.is_main_process():
-            best = load_checkpoint(self.run_dir / "best.pt")
+            best = {**load_checkpoint(self.run_dir / "best.pt"), **self.record}
             save_checkpoint(self.run_dir / "best.pt", {**best, "history": self.history.rows})
 
     def train_epoch(self) -> float:
@@ -206,7 +207,7 @@ class Trainer:
         Returns:
             Sum of these slices' losses divided by the size of the global batch, on the device.
         """
-        set_learning_rate(self.optimizer, self.peak_lr * self._compute_lr_factor(step))
+        set_learning_rate(self.optimizer, self.schedule.compute_lr(step))
         loss = self.retry(partial(self.accumulate_gradients, batch, step))
         self.scaler.update_weights(self.optimizer, self.parameters, self.options.clip_norm)
         update_ema(self.ema_parameters, self.parameters, self.options.ema_decay, step)
@@ -231,7 +232,7 @@ class Trainer:
         """Add the gradients of a micro-batch; return its contribution to the mean loss."""
         seed_device(self.device, self.seed, "step", step, part.offset)  # for dropout
         full_px = self.record["preprocess"]["image_size"]
-        size_px = compute_size(step, self.n_steps, full_px, self.options.first_size)
+        size_px = self.schedule.compute_size(step, full_px, self.options.first_size)
         slices = shrink(to_unit_range(part.pixels), size_px)  # [B, 1, S, S]
         images = self.augmentation.augment(slices, draws)
         targets = F.one_hot(part.labels, self.n_classes).float()  # [B, K]
@@ -304,6 +305,7 @@ class Trainer:
             "micro_batch": self.micro_batch,
             "compiles": self.replica.compiles,
             "partial_epoch": partial_epoch,
+            "schedule": self.schedule.to_record(),
         }
         save_checkpoint(self.run_dir / "last.pt", {**best, **progress})
         if improved:
@@ -322,6 +324,8 @@ class Trainer:
         self.replica.build()
         self.epoch, self.partial_epoch = last["epoch"], last.get("partial_epoch")
         self.history.rows, self.history.best = last["history"], last["best"]
+        self.schedule = self.schedule.restore(last.get("schedule"))
+        self.history.first_epoch = self.schedule.first_epoch
         if self.history.rows and not self.partial_epoch:
             # the run may have been killed after last.pt was written and before the other files
             self.save(improved=self.history.best["epoch"] == self.epoch)
@@ -377,10 +381,6 @@ class Trainer:
         )
 
     # ---- parts of an epoch
-
-    def _compute_lr_factor(self, step: int) -> float:
-        n_warmup = self.options.warmup_epochs * self.steps_per_epoch
-        return compute_lr_factor(step, self.n_steps, n_warmup)
 
     def set_mode(self) -> None:
         """Set training mode; a frozen backbone keeps the statistics of its batch norm."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from args import MODEL_HELP, PRECISIONS, debug_option, device_option, threads_option
+from args import MODEL_HELP, PRECISIONS
 from common.cli import add_options, build_parser, fill_dataclass, name_flag, option, simplify
+from common.shared_options import debug_option, device_option, threads_option
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,11 @@ def predict_checkpoint(
     on_device = helper.resolve_device(device)
     network = checkpoints.restore_model(checkpoint, path).to(on_device)
     data_dir = data or Path(checkpoint["data"])
+    if data is None and not data_dir.is_dir():
+        raise UserError(
+            f"{data_dir}: the data folder of run {checkpoint['run']} is missing; if it moved, add "
+            "--data DIR"
+        )
     table = dataset.assign_split(dataset.load_table(data_dir), checkpoint["split"])
     selected = select_rows(table, checkpoint, split, data_dir)
     integrity.check_used(data_dir, set(selected["path"]))

@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-import evaluate
 import main as training
+from common.run_paths import RESULTS_DIR, SESSION_DIR
 from duplicates.clustering import DUPLICATE_SCORE, STRONG_SCORE, connect
 from duplicates.finder import Duplicates, load_duplicates
 from evaluation.comparison import compare_paired
@@ -136,7 +136,7 @@ def train(
     """Train one cross-validation unless it is finished; return its folder of results."""
     kind = "-random" if options.random_labels else ""
     name = f"{options.data.name}{kind}-{split}-{model}-{seed}"
-    results_dir, run_dir = evaluate.RESULTS_DIR / name, training.SESSION_DIR / name
+    results_dir, run_dir = RESULTS_DIR / name, SESSION_DIR / name
     if (results_dir / "metrics.json").exists():  # written last
         return results_dir
     command = ["--resume", str(run_dir)]

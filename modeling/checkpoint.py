@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from args import INTENSITIES
+from common import run_paths
 from common.atomic_files import atomic_path
 from helper import UserError
 from imaging.bit_depth import is_ranges
 from model import Classifier, Preprocess, build_model, list_models
-from modeling.weights import load_tensors
+from modeling.weight_files import load_tensors
 
 Types = dict[str, type]
 Rule = tuple[Callable[[Any], bool], str]  # test and expectation of a value
@@ -37,6 +38,7 @@ RECORD_TYPES: Types = {
     "environment": dict,
 }
 RECORD_KEYS = tuple(RECORD_TYPES)
+OPTIONAL_KEYS = ("earlier_data",)  # folders from which the data of the run moved
 RUN_TYPES = {**RECORD_TYPES, "weights": dict, "history": list, "best": dict, "baselines": dict}
 # Further entries of last.pt, from which a run is resumed.
 LAST_TYPES: Types = {
@@ -101,6 +103,23 @@ def _is_partial_epoch(partial_epoch: Any) -> bool:
     return isinstance(losses, torch.Tensor) and losses.dim() == 1 and type(skipped) is int
 
 
+def _is_schedule(schedule: Any) -> bool:
+    """Return whether the entry is missing, or that of `training.schedule.Schedule.to_record`."""
+    kinds = {"first_step": int, "first_factor": float, "first_epoch": int, "growing_steps": int}
+    if schedule is None:
+        return True
+    return isinstance(schedule, dict) and kinds == {
+        name: type(value) for name, value in schedule.items()
+    }
+
+
+def _are_folders(folders: Any) -> bool:
+    """Return whether the entry is missing or a list of paths."""
+    return folders is None or (
+        isinstance(folders, list) and all(isinstance(folder, str) for folder in folders)
+    )
+
+
 # Checked after the types.
 RUN_RULES: dict[str, Rule] = {
     "run": (_is_file_name, "a plain name"),
@@ -115,11 +134,13 @@ RUN_RULES: dict[str, Rule] = {
     "best": (lambda best: not best or type(best.get("epoch")) is int, "the row of an epoch"),
     "split": (_is_split, "as many splits as sha256"),
     "model": (lambda name: name in list_models(), "a model of this version"),
+    "earlier_data": (_are_folders, "a list of folders"),
 }
 LAST_RULES: dict[str, Rule] = {
     "micro_batch": (lambda size: size >= 1, "1 or more"),
     "epoch": (lambda epoch: epoch >= 0, "0 or more"),
     "partial_epoch": (_is_partial_epoch, "losses, one per step, and skipped_steps"),
+    "schedule": (_is_schedule, "step, learning rate and epoch of an extension"),
 }
 
 
@@ -129,9 +150,12 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     Raises:
         OSError: The file cannot be written; an older file at `path` is unchanged.
     """
+    content = {"schema": CHECKPOINT_SCHEMA, **checkpoint}
+    if "data" in content:
+        content["data"] = run_paths.store(Path(content["data"]), path).as_posix()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save({"schema": CHECKPOINT_SCHEMA, **checkpoint}, file)
+            torch.save(content, file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # torch's own message lacks the cause
                 raise error.__context__ from None
@@ -158,11 +182,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_run(path: Path) -> dict[str, Any]:
     """Read a checkpoint of a run and check all entries that define the run.
 
+    Its `data` is where the data folder is now, seen from the current folder.
+
     Raises:
         UserError: As `load_checkpoint`, or an entry is missing, of a wrong type or out of range.
     """
     checkpoint = load_checkpoint(path)
     _check(checkpoint, RUN_TYPES, RUN_RULES, path)
+    checkpoint["data"] = run_paths.locate(Path(checkpoint["data"]), path).as_posix()
     return checkpoint
 
 

@@ -1,15 +1,26 @@
 """Pretrained weights: download or read them, check them and load them into a backbone."""
 
-import re
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import model
-from helper import UserError, first_line
+from helper import UserError, first_line, log
+from modeling import state_dicts
+from modeling.weight_files import read_weights
+
+NATIVE_PX = 224
+# Compared with a file that does not fit; the shapes of all models would take seconds.
+COMMON_MODELS = (
+    *(model.CUSTOM_NET, "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("wide_resnet50_2", "resnext50_32x4d", "densenet121", "densenet169", "mobilenet_v2"),
+    *("mobilenet_v3_large", "mobilenet_v3_small", "efficientnet_b0", "efficientnet_b1"),
+    *("vgg11", "vgg16", "vgg16_bn", "vgg19", "alexnet", "googlenet", "inception_v3"),
+    *("convnext_tiny", "swin_t", "vit_b_16", "shufflenet_v2_x1_0", "squeezenet1_1"),
+)
 
 
 def build_initial_model(
@@ -28,21 +39,26 @@ def build_initial_model(
         n_classes: K.
         image_size: Side of the slices, px.
         pretrained: Load torchvision's default ImageNet weights (torch downloads them once).
-        weights: Load this local state dict instead.
+        weights: Load this file instead; one line says what was loaded.
         dropout: Dropout before the head of the custom network.
 
     Raises:
         UserError: The weights are missing or do not fit.
     """
-    if name == model.CUSTOM_NET or not (pretrained or weights):
+    is_custom = name == model.CUSTOM_NET
+    if weights is None and (is_custom or not pretrained):
         return model.build_model(name, n_classes, image_size, dropout=dropout)
-    if weights:
-        state, origin = _read_state_dict(weights), str(weights)
+    content = _download_state_dict(name) if weights is None else read_weights(weights, "--weights")
+    if is_custom:
+        network = model.build_model(name, n_classes, image_size, dropout=dropout)
     else:
-        state, origin = _download_state_dict(name), model.get_weights_record(name).url
-    backbone = model.build_backbone(name, image_size, pretrained=True)
-    _load_backbone(backbone, state, origin)
-    return model.adapt_backbone(backbone, name, n_classes, image_size)
+        backbone = model.build_backbone(name, image_size, pretrained=True)
+        network = model.adapt_backbone(backbone, name, n_classes, image_size)
+    origin = model.get_weights_record(name).url if weights is None else f"--weights {weights}"
+    line = _load_weights(network, name, content, origin)
+    if weights is not None:
+        log.info("%s: %s", origin, line)
+    return network
 
 
 def describe_start(name: str, pretrained: bool, weights: Path | None) -> str:
@@ -52,27 +68,6 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> str:
     if name == model.CUSTOM_NET or not pretrained:
         return "scratch"
     return f"ImageNet weights {model.get_weights_record(name)}"
-
-
-def load_tensors(path: Path, what: str) -> Any:
-    """Load a file of tensors and plain values onto the CPU; code in it is never run.
-
-    Raises:
-        UserError: The file is missing or holds something else.
-    """
-    if path.is_dir():  # opening one raises another error on each system
-        raise UserError(f"{what} {path}: a folder; give the file in it")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about files that torch.save did not write
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{what} {path}: no such file") from error
-    except Exception as error:
-        raise UserError(
-            f"{what} {path}: not readable as plain tensors (weights_only=True refuses code): "
-            f"{first_line(error)}"
-        ) from error
 
 
 def _download_state_dict(name: str) -> dict[str, Tensor]:
@@ -89,44 +84,90 @@ def _download_state_dict(name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    state = load_tensors(path, "--weights")
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise UserError(f"--weights {path}: not a state dict (names and tensors)")
-    return state
-
-
-def _load_backbone(backbone: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load all weights except those of the classifier heads.
+def _load_weights(network: model.Classifier, name: str, content: Any, origin: str) -> str:
+    """Load the backbone from the content of a file and describe what was loaded.
 
     Raises:
-        UserError: Weights are missing, unexpected or of another shape; names them.
+        UserError: Weights are missing, of another shape, of a larger backbone, or not finite.
     """
-    heads = tuple(f"{head}." for head in (model.find_head(backbone), *model.AUXILIARY_HEADS))
-    given = {
-        # torchvision's DenseNet files are older than its module names: norm.1 became norm1
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value
-        for key, value in state.items()
-        if not key.startswith(heads)
-    }
-    own = {key: value for key, value in backbone.state_dict().items() if not key.startswith(heads)}
-    counters = {key for key in own if key.endswith("num_batches_tracked")}
-    differences = {
-        "missing": sorted(set(own) - set(given) - counters),
-        "unexpected": sorted(set(given) - set(own)),
-        "of another shape": sorted(
-            f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in set(given) & set(own)
-            if given[key].shape != own[key].shape
-        ),
-    }
-    faults = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for kind, keys in differences.items()
-        if keys
-    ]
-    if faults:
-        raise UserError(f"{origin}: not the weights of this model: {'; '.join(faults)}")
-    backbone.load_state_dict({**own, **given}, strict=False)
+    target = state_dicts.Target(network, takes_colour=name != model.CUSTOM_NET)
+    match = state_dicts.find_weights(content, target)
+    if not match.is_whole:
+        raise UserError(f"{origin}: {_describe_mismatch(name, content, match, target)}")
+    wrong = [key for key, tensor in match.loaded.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise UserError(
+            f"{origin}: weights must be finite; {_shorten(wrong)} of {len(match.loaded)} tensors "
+            "hold NaN or infinity; use an earlier checkpoint of that training"
+        )
+    loaded, stem = dict(match.loaded), target.stem
+    kernel = loaded[f"{stem}weight"]
+    if target.takes_colour and kernel.shape[1] == state_dicts.MAX_STEM_CHANNELS:
+        bias = loaded.get(f"{stem}bias")
+        folded = model.fold_stem(name, kernel.float(), None if bias is None else bias.float())
+        loaded[f"{stem}weight"], loaded[f"{stem}bias"] = folded
+    elif target.takes_colour and f"{stem}bias" not in loaded:
+        loaded[f"{stem}bias"] = torch.zeros(len(kernel))
+    state = network.backbone.state_dict()  # an OrderedDict with the versions of its modules
+    state.update(loaded)
+    network.backbone.load_state_dict(state)
+    return _describe_match(match, target)
+
+
+def _describe_match(match: state_dicts.Match, target: state_dicts.Target) -> str:
+    """Return in one line what was loaded, under which names, and what was left out."""
+    found = [f"key {match.key}"] if match.key else []
+    found += ["layers by number"] if match.in_order else []
+    found += [f"prefix {match.prefix}"] if match.prefix else []
+    n_loaded, n_needed = len(target.needed & set(match.loaded)), len(target.needed)
+    line = f"{n_loaded} of {n_needed} backbone tensors loaded"
+    line += f" ({', '.join(found)})" if found else ""
+    if target.takes_colour and match.loaded[f"{target.stem}weight"].shape[1] == 1:
+        line += "; the one-channel stem as it is"
+    if match.left_out:
+        line += f"; left out: {_shorten(match.left_out)}"
+        line += f" ({match.n_classes} classes)" if match.n_classes else ""
+    if match.others:
+        line += f"; not used: {_shorten(match.others)}"
+    return line
+
+
+def _describe_mismatch(
+    name: str, content: Any, match: state_dicts.Match, target: state_dicts.Target
+) -> str:
+    found = state_dicts.list_state_dicts(content)
+    if not found:
+        keys = [str(key) for key in content] if isinstance(content, dict) else []
+        return f"no state dict in it (names and tensors), but {_shorten(keys) or 'other values'}"
+    n_loaded = len(target.needed & set(match.loaded))
+    faults = [f"{n_loaded} of {len(target.needed)} backbone tensors agree"]
+    for words, names in (
+        ("missing", match.missing),
+        ("of another shape", match.misshapen),
+        ("of a larger or other network", match.surplus),
+    ):
+        faults += [f"{len(names)} {words} ({_shorten(names)})"] if names else []
+    fitting = _find_architectures(content, name)
+    advice = f"; it fits --model {' or '.join(fitting)}" if fitting else ""
+    return f"not the weights of {name}: {'; '.join(faults)}{advice}"
+
+
+def _find_architectures(content: Any, name: str) -> list[str]:
+    """Return the common architectures whose names and shapes a file has."""
+    fitting = []
+    for each in COMMON_MODELS:
+        if each == name:
+            continue
+        is_custom = each == model.CUSTOM_NET
+        if is_custom:
+            network = model.build_model(each, 2, 32)
+        else:
+            network = model.build_on_meta(each, NATIVE_PX, True)
+        target = state_dicts.Target(network, takes_colour=not is_custom)
+        if state_dicts.find_weights(content, target).is_whole:
+            fitting.append(each)
+    return fitting
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from args import axis_option, debug_option, mat_fields_option
 from common.cli import add_options, argument, build_parser, fill_dataclass, name_flag, option
+from common.shared_options import axis_option, debug_option, mat_fields_option
 
 if TYPE_CHECKING:
     from imaging.volumes import VolumeOptions

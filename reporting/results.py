@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from common import atomic_files, fonts
+from common import atomic_files, fonts, run_paths
 from evaluation import calibration, conformal, other_classes, patients, training_copies
 from evaluation.ensembles import Predictions
 from evaluation.intervals import describe
@@ -20,10 +20,9 @@ from evaluation.thresholds import Thresholds, evaluate_thresholds
 from explanation import heatmaps
 from explanation.evidence import describe_evidence
 from helper import UserError
-from modeling.checkpoint import hash_weights
 from preparation.audit import read_audit
 from preparation.audit_text import describe_audit
-from reporting import galleries, label_sheet, plots, uncertainty_plots
+from reporting import galleries, label_sheet, notes, plots, uncertainty_plots
 from reporting.html_report import write_report
 from reporting.model_card import write_model_card
 from reporting.run_metrics import compute_run_metrics, get_ids
@@ -83,7 +82,7 @@ def build_report(
         "baselines": predictions.baselines,
         "copies_of_training": copies,
         "other_classes": others,
-        "provenance": _describe_provenance(predictions.checkpoints),
+        "provenance": notes.describe_provenance(predictions.checkpoints),
         "environment": identity["environment"],
         "notes": [
             *predictions.warnings,
@@ -91,8 +90,8 @@ def build_report(
             *describe_leak(predictions),
             *_describe_copies(copies),
             *computed["notes"],
-            *_describe_majority(predictions),
-            *_describe_calibration(predictions),
+            *notes.describe_majority(predictions),
+            *notes.describe_calibration(predictions),
             *fonts.describe_names(classes),
         ],
     }
@@ -146,74 +145,18 @@ def _describe_copies(copies: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _describe_provenance(checkpoints: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the SHA-256 of the splits, and of names and values of the weights."""
-    digests = [hash_weights(checkpoint) for checkpoint in checkpoints]
-    splits = dict.fromkeys(checkpoint["fingerprint"] for checkpoint in checkpoints)
-    return {"split_sha256": " ".join(splits), "weights_sha256": " ".join(digests)}
-
-
-def _describe_calibration(predictions: Predictions) -> list[str]:
-    """Return notes on the limits of the calibration."""
-    fitted, checkpoints = predictions.calibrations, predictions.checkpoints
-    n_unfitted = sum(not each.get("calibration") for each in checkpoints)
-    if not fitted and n_unfitted:
-        return [
-            f"calibration: {n_unfitted} of {len(checkpoints)} checkpoints have none, "
-            "so temperature, prediction sets and review are null and these probabilities are plain "
-            "softmax; fit it with python main.py --resume session/RUN"
-        ]
-    if not fitted:
-        return [
-            "calibration: the ensemble averages probabilities that each run calibrated; nothing "
-            "was fitted to the average, so temperature, prediction sets and review are null: "
-            f"{predictions.fitted.source}"
-        ]
-    notes = [
-        "temperature, prediction sets and review thresholds were fitted on "
-        f"{predictions.fitted.source}"
-    ]
-    if len(fitted) > 1:
-        n_images, n_groups = (
-            _format_range([each[key] for each in fitted]) for key in ("n_images", "n_groups")
-        )
-        notes = [f"{notes[0]}: {n_images} slices ({n_groups} groups) for each fold"]
-        notes.append(f"temperature: mean of {len(fitted)} folds")
-    for name in predictions.classes:
-        fewest = min(each["conformal"]["n_slices"][name] for each in fitted)
-        if fewest < conformal.MIN_SLICES:
-            notes.append(
-                f"prediction sets: {name} is in every set, as they were fitted on only {fewest} of "
-                f"its groups; at least {conformal.MIN_SLICES} are needed"
-            )
-    return notes
-
-
-def _describe_majority(predictions: Predictions) -> list[str]:
-    """Return a note if the majority class of training does not occur among the slices."""
-    majority = {each["baselines"]["majority"] for each in predictions.checkpoints}
-    absent = sorted(majority - set(predictions.labels.tolist()))
-    if not absent:
-        return []
-    reached = np.bincount(predictions.labels).max() / len(predictions.labels)
-    names = ", ".join(predictions.classes[index] for index in absent)
-    return [
-        f"baselines: {names}, the most frequent class of training, does not occur among these "
-        f"slices; always predicting their most frequent class would reach {reached:.4f}"
-    ]
-
-
-def _format_range(counts: Sequence[int]) -> str:
-    """Format counts as 133, or 480 to 520."""
-    least, most = min(counts), max(counts)
-    return f"{least}" if least == most else f"{least} to {most}"
-
-
 # ---- files
 
 
-def check_results_dir(results_dir: Path, report: dict[str, Any]) -> None:
+def check_results_dir(
+    results_dir: Path, report: dict[str, Any], earlier_data: Sequence[str] = ()
+) -> None:
     """Check that no results of another checkpoint, split or data folder are overwritten.
+
+    Args:
+        results_dir: results/RUN.
+        report: New results.
+        earlier_data: Folders from which the data of the run moved.
 
     Raises:
         UserError: The folder holds such results.
@@ -232,8 +175,13 @@ def check_results_dir(results_dir: Path, report: dict[str, Any]) -> None:
             f"{path} was not written by this program or is damaged; choose another --name or move "
             "that folder"
         )
+    base = results_dir.parent.parent  # of relative paths in metrics.json
+    moved = [(base / folder).resolve() for folder in earlier_data]
     for key in identity:
-        if Path(present[key]).resolve() != Path(report[key]).resolve():
+        there = (base / present[key]).resolve()
+        here = Path(report[key]) if key == "data" else base / report[key]
+        is_moved = key == "data" and there in moved
+        if not is_moved and there != here.resolve():
             raise UserError(
                 f"{results_dir} holds results of {key} {present[key]}, not {report[key]}; choose "
                 "another --name or move that folder"
@@ -272,7 +220,8 @@ def write_results(
     context = _build_context(report, predictions, n_gallery)
     write_report(results_dir / "report.html", report, plots_dir, context)
     write_model_card(results_dir / "model_card.md", report, predictions.checkpoints, context)
-    atomic_files.write_json(results_dir / "metrics.json", report)
+    data = run_paths.make_relative(Path(report["data"]), results_dir.parent.parent)
+    atomic_files.write_json(results_dir / "metrics.json", report | {"data": data.as_posix()})
 
 
 def _write_patients(path: Path, predictions: Predictions) -> None:

@@ -18,6 +18,8 @@ from helper import UserError, log
 from preparation import integrity
 from runs import lifecycle, run_folder
 from runs.ensemble import fit_ensemble
+from runs.extension import Changes, check_data_dir, locate_paths
+from runs.lifecycle import UNCHANGED
 from runs.training_features import save_training_features
 from training import distributed
 
@@ -58,16 +60,24 @@ def start_folds(config: TrainConfig, run_dir: Path, device: torch.device) -> Non
         raise
 
 
-def resume_folds(run_dir: Path, device: torch.device) -> None:
+def resume_folds(run_dir: Path, device: torch.device, changes: Changes = UNCHANGED) -> None:
     """Continue a cross-validation: finish the stopped fold and train the missing ones.
 
     Raises:
-        UserError: The slices have changed since the run started, so the folds would differ.
+        UserError: The folds have the epochs already, or the slices have changed since the run
+            started, so the folds would differ.
     """
     config = run_folder.read_config(run_dir / "config.json")
+    changes.check_epochs(config.train.epochs, config.train.epochs, run_dir)
+    stored = changes.change_options(config, run_dir)
+    config = locate_paths(stored, run_dir)
+    check_data_dir(config.data_dir, run_dir)
     tables = _load_tables(config)
     integrity.check_used(config.data_dir, set(tables[0]["path"]))
     (run_dir / run_folder.FAILED).unlink(missing_ok=True)
+    if changes != UNCHANGED and distributed.is_main_process():
+        _check_assignment(tables, run_dir)
+        atomic_files.write_json(run_dir / "config.json", stored.to_dict())
     _train_folds(config, tables, run_dir, device)
 
 
@@ -111,7 +121,7 @@ def _train_folds(
                 line = atomic_files.describe_os_error(error.__cause__)
                 raise UserError(f"fold {fold}: {line} with --resume {quote(run_dir)}") from error
         if distributed.is_main_process():
-            save_training_features(config, tables, run_dir)
+            save_training_features(config, tables, config.data_dir, run_dir)
             _fit_ensemble(run_dir, device)
 
 
@@ -130,7 +140,8 @@ def _train_fold(
     config: TrainConfig, table: pd.DataFrame, fold_dir: Path, device: torch.device
 ) -> None:
     if distributed.broadcast((fold_dir / "last.pt").exists()):
-        lifecycle.resume_run(fold_dir, device)
+        changes = Changes(config.train.epochs, config.data_dir, is_fold=True)
+        lifecycle.resume_run(fold_dir, device, changes)
         return
     if distributed.is_main_process() and fold_dir.exists():
         shutil.rmtree(fold_dir)  # killed before its first checkpoint

@@ -21,6 +21,7 @@ from loading.image_source import SliceSource
 from modeling import checkpoint, precision
 from modeling.weights import build_initial_model, describe_start
 from preparation import integrity
+from runs.extension import Changes, extend_schedule, locate_data, locate_paths, needs_extension
 from runs.post_hoc import fit_post_hoc
 from runs.run_folder import (
     FAILED,
@@ -32,10 +33,12 @@ from runs.run_folder import (
     read_config,
 )
 from runs.training_features import save_training_features
+from runs.transfer import describe_transfer
 from trainer import Trainer
 from training import distributed, progressive_resizing
 from training.augmentation import Augmentation, choose_resampling
 
+UNCHANGED = Changes()
 WEIGHT_COPIES = 4  # EMA weights, gradients and the two moments of AdamW
 
 # ---- start
@@ -126,6 +129,9 @@ def build_new_trainer(
         intensity=options.intensity,
         value_ranges=dataset.read_ranges(config.data_dir),
     )
+    if options.weights is not None:
+        for line in describe_transfer(options.weights, network.preprocess, table):
+            log.info(line)
     record = build_record(config, network, table, name, device)
     return build_trainer(config, record, network, table, device, run_dir)
 
@@ -143,16 +149,19 @@ def _is_worth_keeping(run_dir: Path, trainer: Trainer | None, error: BaseExcepti
 # ---- resume
 
 
-def resume_run(run_dir: Path, device: torch.device) -> None:
+def resume_run(run_dir: Path, device: torch.device, changes: Changes = UNCHANGED) -> None:
     """Continue a stopped run from its last.pt, or restart it if it was killed before any save.
 
     Raises:
-        UserError: There is no such run, or its slices have changed since it started.
+        UserError: There is no such run, it has the epochs already, or its slices have changed since
+            it started.
     """
     path = run_dir / "last.pt"
     if _was_never_saved(run_dir):
         log.info("%s: killed before anything was saved; it restarts", run_dir)
-        config = read_config(run_dir / "config.json")
+        config = changes.change_options(read_config(run_dir / "config.json"), run_dir)
+        _write_config(config, run_dir, changes)
+        config = locate_paths(config, run_dir)
         _train_new(config, load_table(config), run_dir, run_dir.name, device)
         return
     if not path.is_file():
@@ -161,6 +170,10 @@ def resume_run(run_dir: Path, device: torch.device) -> None:
         last = checkpoint.load_run(path)
         checkpoint.check_progress(last, path)
         helper.set_threads(last["threads"])
+        config = parse_config(last["config"], path)
+        planned, changes = config.train.epochs, changes.ignore_same(Path(last["data"]))
+        changes.check_epochs(planned, last["epoch"], run_dir)
+        locate_data(last, changes, run_dir)
         table = dataset.assign_split(dataset.load_table(Path(last["data"])), last["split"])
         if dataset.compute_fingerprint(table[table["split"] != ""]) != last["fingerprint"]:
             raise UserError(
@@ -168,14 +181,25 @@ def resume_run(run_dir: Path, device: torch.device) -> None:
                 "(added, removed, renamed or relabelled); restore them, or start a new run"
             )
         integrity.check_used(Path(last["data"]), set(table["path"][table["split"] != ""]))
-        config = parse_config(last["config"], path)
+        config = changes.change_options(config, run_dir)
+        last["config"] = config.to_dict()
         distributed.check_batch_size(table["split"].tolist(), config.train.batch_size)
         network = checkpoint.restore_model(last, path)
-        record = {key: last[key] for key in checkpoint.RECORD_KEYS}
+        keys = (*checkpoint.RECORD_KEYS, *checkpoint.OPTIONAL_KEYS)
+        record = {key: last[key] for key in keys if key in last}
         log.info("%s: continuing after epoch %d", run_dir, last["epoch"])
         trainer = build_trainer(config, record, network, table, device, run_dir)
+        if needs_extension(last, changes, config, planned):
+            extend_schedule(trainer, last, planned)
+        _write_config(config, run_dir, changes)
         (run_dir / FAILED).unlink(missing_ok=True)
         _train(trainer, table, last)
+
+
+def _write_config(config: TrainConfig, run_dir: Path, changes: Changes) -> None:
+    """Write config.json of a changed run."""
+    if changes != UNCHANGED and distributed.is_main_process():
+        atomic_files.write_json(run_dir / "config.json", config.to_dict())
 
 
 def _was_never_saved(run_dir: Path) -> bool:
@@ -258,7 +282,8 @@ def _train(trainer: Trainer, table: pd.DataFrame, last: dict[str, Any] | None = 
         if distributed.is_main_process():
             trainer.retry(lambda: fit_post_hoc(run_dir / "best.pt", trainer, table))
             if not is_fold(run_dir):
-                save_training_features(trainer.config, [table], run_dir)
+                data_dir = Path(trainer.record["data"])
+                save_training_features(trainer.config, [table], data_dir, run_dir)
     except KeyboardInterrupt as error:
         steps = f" and {trainer.saved_steps} of {trainer.steps_per_epoch} steps"
         raise type(error)(

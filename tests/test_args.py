@@ -222,7 +222,8 @@ def test_unknown_options_are_refused() -> None:
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        ("--resume session/a --epochs 3", "--epochs"),
+        ("--resume session/a --epochs 0", "--epochs"),
+        ("--resume session/a --config c.json", "--config"),
         ("--resume session/a --seed 0", "--seed"),  # the default, but given
         ("--resume session/a --phantom", "--phantom"),
         ("--resume session/a --no-pretrained", "--pretrained"),
@@ -230,7 +231,6 @@ def test_unknown_options_are_refused() -> None:
         ("--phantom --data data", "--data"),
         ("--weights w.pth --no-pretrained", "--no-pretrained"),
         ("--model net --pretrained", "--pretrained"),
-        ("--model net --weights w.pth", "--weights"),
         ("--mixup 0.2 --cutmix 1", "--cutmix"),
         ("--freeze-epochs 2 --no-pretrained", "--freeze-epochs"),
         ("--freeze-epochs 2 --model net", "--freeze-epochs"),
@@ -283,6 +283,8 @@ def test_resume_accepts_device_and_debug() -> None:
     config = args.parse_train(["--resume", "session/a", "--device", "cpu", "--debug"])
     assert config == args.ResumeConfig(Path("session/a"), "cpu", True)
     assert args.parse_train(["--resume", "b"]) == args.ResumeConfig(Path("b"), "auto", False)
+    config = args.parse_train(["--resume", "b", "--epochs", "3", "--data", "c"])
+    assert config == args.ResumeConfig(Path("b"), epochs=3, data=Path("c"))
 
 
 def test_a_configuration_survives_json() -> None:

@@ -22,11 +22,13 @@ class History:
         rows: One row per epoch, with the keys of history.csv.
         best: Row of the epoch with the highest val macro-F1; a tie goes to the lowest val loss.
             Empty before the first epoch.
+        first_epoch: Epochs before the run was extended, which do not count for early stopping.
     """
 
     def __init__(self, run_dir: Path, uses_tensorboard: bool) -> None:
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
+        self.first_epoch = 0
         self._run_dir = run_dir
         self._tensorboard = _open_tensorboard(run_dir) if uses_tensorboard else None
 
@@ -51,7 +53,7 @@ class History:
         """Return whether the best epoch is `patience` epochs old; False if `patience` is 0."""
         if not (patience and self.rows and self.best):
             return False
-        return self.rows[-1]["epoch"] - self.best["epoch"] >= patience
+        return self.rows[-1]["epoch"] - max(self.best["epoch"], self.first_epoch) >= patience
 
     def log_epoch(self, n_epochs: int, epoch_time_s: float) -> None:
         """Log one line about the last epoch.

@@ -69,5 +69,10 @@ def compute_lr_factor(step: int, n_steps: int, n_warmup: float) -> float:
     warmup = min(n_warmup, LONGEST_WARMUP * n_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1.0, n_steps - warmup)
-    return FLOOR_LR_FACTOR + (1 - FLOOR_LR_FACTOR) * (1 + math.cos(math.pi * progress)) / 2
+    return decay_lr_factor((step - warmup) / max(1.0, n_steps - warmup))
+
+
+def decay_lr_factor(progress: float, start: float = 1.0) -> float:
+    """Return half a cosine from `start` at progress 0 down to 0.01 at progress 1."""
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return FLOOR_LR_FACTOR + (start - FLOOR_LR_FACTOR) * cosine

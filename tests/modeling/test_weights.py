@@ -67,14 +67,16 @@ def test_differences_are_named(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     changes: dict[str, dict[str, Any]] = {
         "1 missing (features.0.0.weight)": {"features__0__0__weight": None},
-        "1 unexpected (other)": {"other": torch.zeros(1)},
+        "1 of a larger or other network (features.19.weight)": {
+            "features__19__weight": torch.zeros(2)
+        },
         "1 of another shape (features.0.1.bias (5,) instead of (32,))": {
             "features__0__1__bias": torch.zeros(5)
         },
     }
     for words, change in changes.items():
         save_weights(path, **change)
-        with pytest.raises(UserError, match=re.escape(f"not the weights of this model: {words}")):
+        with pytest.raises(UserError, match=re.escape(words)):
             load("mobilenet_v2", path)
 
 
@@ -101,11 +103,11 @@ def test_other_files_are_refused_and_code_is_never_run(tmp_path: Path, monkeypat
     path = Path("w.pth")
     for content in (b"", b"text", pickle.dumps({"a": Payload()})):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"w\.pth: not readable as plain tensors"):
+        with pytest.raises(UserError, match=r"w\.pth: (not readable as plain tensors|empty)"):
             load("resnet18", path)
     for value in ([1, 2], {"a": 1}, {1: torch.zeros(1)}):
         torch.save(value, path)
-        with pytest.raises(UserError, match="not a state dict"):
+        with pytest.raises(UserError, match="no state dict"):
             load("resnet18", path)
     with pytest.raises(UserError, match="no such file"):
         load("resnet18", Path("none.pth"))

@@ -19,7 +19,7 @@ import prepare
 from common.atomic_files import lock
 from helper import UserError
 from loading import memory_budget
-from modeling.weights import load_tensors
+from modeling.weight_files import load_tensors
 from tests.support.builders import (
     ON_CPU,
     QUICK,

@@ -185,16 +185,21 @@ def test_metrics_are_written_last(predicted: predictions.Predictions, monkeypatc
     save.assert_called_with(None, folder / "plots/roc.png", "PHANTOM")  # the stamp
 
 
-def test_results_of_another_evaluation_are_not_overwritten(tmp_path: Path) -> None:
+def test_results_of_another_evaluation_are_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     report = {**IDENTITY, "data": "data"}
-    check_results_dir(tmp_path, report)  # an empty folder
-    path = tmp_path / "metrics.json"
+    folder = tmp_path / "results" / "RUN"
+    folder.mkdir(parents=True)
+    check_results_dir(folder, report)  # an empty folder
+    path = folder / "metrics.json"
     path.write_text(json.dumps(report))
-    check_results_dir(tmp_path, report)  # the same evaluation again
+    check_results_dir(folder, report)  # the same evaluation again
     for key in ("checkpoint", "split", "data"):
         with pytest.raises(UserError, match=f"results of {key} .*--name"):
-            check_results_dir(tmp_path, report | {key: "another"})
+            check_results_dir(folder, report | {key: "another"})
     for content in ("{}", "{", "[]"):
         path.write_text(content)
         with pytest.raises(UserError, match=r"metrics\.json .*damaged.*--name"):
-            check_results_dir(tmp_path, report)
+            check_results_dir(folder, report)
