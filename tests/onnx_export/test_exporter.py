@@ -86,7 +86,7 @@ def test_the_file_is_alone_and_contains_no_path(exported: Exported) -> None:
 def test_the_command_reports_check_and_speed(exported: Exported) -> None:
     for pattern in (
         "note: PHANTOM: ",
-        r"fp32 checked on \d+ val slices of data/phantom, .* the same labels and prediction sets",
+        r"fp32 checked on \d+ val slices of .*data/phantom, .* the same labels and prediction sets",
         r"images/s, threads: 1: this program [\d.]+, onnxruntime fp32 [\d.]+",
         r"model\.onnx: fp32, \d\.\d MB, opset 18",
         re.escape(NOTICE),

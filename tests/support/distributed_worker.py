@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def train() -> None:
     trainer.optimizer = torch.optim.SGD(
         [{"params": group["params"], "lr_factor": group["lr_factor"]} for group in groups], lr=0.01
     )
-    trainer.peak_lr = 0.01
+    trainer.schedule = replace(trainer.schedule, peak_lr=0.01)
     gradients: list[torch.Tensor] = []
 
     def keep_gradients(*_: object) -> None:
