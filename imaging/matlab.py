@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -189,6 +188,8 @@ def _read_outline(
 
 def _agree(points: npt.NDArray, mask: npt.NDArray) -> npt.NDArray:
     """Return the points in the order x,y that agrees with the mask, else the mask's contour."""
+    import cv2  # large, and needed for outlines alone
+
     for candidate in (points, points[:, ::-1]):
         if len(candidate) < 3 or np.abs(candidate).max() > 2 * max(mask.shape):
             continue

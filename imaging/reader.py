@@ -33,6 +33,7 @@ from imaging.dicom import MAX_FRAMES, read_dicom_frames, read_dicom_patient, rea
 from imaging.grayscale import ImageError, Pixels, check_scans, check_size
 from imaging.kinds import FORMATS, START_BYTES, find_kind, is_dicom
 from imaging.volumes import (
+    VOLUME_SUFFIXES,
     VolumeKind,
     VolumeOptions,
     count_slices,
@@ -289,6 +290,8 @@ def _open_header(stream: IO[bytes]) -> ImageFile.ImageFile:
     if not start:
         raise ImageError("empty file")
     kind = find_kind(start)
+    if kind in VOLUME_SUFFIXES:
+        raise ImageError(f"a {kind} file in the data folder; prepare.py unpacks those of a source")
     if kind not in _PLUGINS:
         raise ImageError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image")
     if kind == "WebP":  # its plugin allocates the picture when it opens the file

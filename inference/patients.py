@@ -19,14 +19,12 @@ from evaluation.thresholds import Thresholds
 from inference.image_stream import Picture
 from inference.output_table import Row, describe_probs
 from inference.predictor import Prediction
+from preparation.folder_kinds import FolderKind, find_folder_kind
 
 SERIES_FOLDER = re.compile(
-    r"(t[12]([wc]?|ce|gd|c?e?[+]c)|flair|dwi|adc|swi|pd|dicom|dcm|png|jpe?g|images?|slices?|imgs?"
-    r"|ax(ial)?|cor(onal)?|sag(ittal)?|(series?|study|scan|stack|volume|sequence)[ _.-]*\d*)"
-    r"([ _.-].*)?",
-    re.IGNORECASE,
+    r"(series?|study|scan|stack|volume|sequence)[ _.-]*\d*([ _.-].*)?", re.IGNORECASE
 )
-SPLIT_FOLDER = re.compile(r"(train|test|val|valid)(ing|ation)?|all", re.IGNORECASE)
+SERIES_KINDS = {FolderKind.SEQUENCE, FolderKind.PICTURES}
 
 
 @dataclass
@@ -120,8 +118,18 @@ class PatientAggregator:
         if root is None:
             return None
         parts = path.relative_to(root).parts[:-1]
-        while parts and SERIES_FOLDER.fullmatch(parts[-1]):
+        while parts and _is_series(parts[-1]):
             parts = parts[:-1]
-        if not parts or SPLIT_FOLDER.fullmatch(parts[-1]) or suggest(parts[-1], self._rule.classes):
+        if not parts or _is_split(parts[-1]) or suggest(parts[-1], self._rule.classes):
             return None
         return root, root.joinpath(*parts)
+
+
+def _is_series(folder: str) -> bool:
+    """Return whether a folder holds a sequence, plane or series of one patient."""
+    is_numbered = SERIES_FOLDER.fullmatch(folder) is not None
+    return is_numbered or find_folder_kind(folder) in SERIES_KINDS
+
+
+def _is_split(folder: str) -> bool:
+    return folder.casefold() == "all" or find_folder_kind(folder) is FolderKind.SPLIT

@@ -14,7 +14,7 @@ from duplicates.finder import FINDER_VERSION
 from helper import UserError
 from imaging.bit_depth import Ranges
 from preparation.manifest import ImageFacts, load_earlier_manifest
-from preparation.patients import GIVEN
+from preparation.patients import DICOM, PUBLISHED
 from preparation.sources import count_suffixes
 from preparation.splits import SPLITS, TEST_SHARE
 
@@ -283,7 +283,8 @@ def choose_purpose(data_dir: Path, evaluation_only: bool) -> bool:
 
 def has_given_patients(data_dir: Path) -> bool:
     """Return whether the earlier manifest holds patients that the files do not tell."""
-    return GIVEN in read_audit(data_dir).get("patients", {}).get("sources", {})
+    sources = read_audit(data_dir).get("patients", {}).get("sources", {})
+    return not set(sources) <= {PUBLISHED, DICOM}
 
 
 def read_splits(data_dir: Path) -> dict[str, str]:

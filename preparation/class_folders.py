@@ -11,7 +11,7 @@ from preparation.folder_kinds import (
     FolderKind,
     are_identifiers,
     are_patients,
-    find_kind,
+    find_folder_kind,
     list_first,
 )
 
@@ -62,7 +62,7 @@ def find_classes(parts: Mapping[str, Parts], where: Path) -> tuple[dict[str, str
 
 def _list_candidates(folders: Parts) -> list[int]:
     """Return the places of the folders that may be classes or patients."""
-    kinds = [find_kind(part) for part in folders]
+    kinds = [find_folder_kind(part) for part in folders]
     if FolderKind.UNLABELLED in kinds:
         return []
     return [place for place, kind in enumerate(kinds) if kind is FolderKind.PLAIN]
@@ -104,7 +104,7 @@ def _check_candidates(
     if not any(parts[name] for name in homeless):
         what = f"{example} is in no class folder"
     else:
-        kinds = {find_kind(part).value for name in homeless for part in parts[name]}
+        kinds = {find_folder_kind(part).value for name in homeless for part in parts[name]}
         kinds -= {FolderKind.PLAIN.value}
         what = (
             f"{len(homeless)} images are in no class folder, but in {list_first(folders)} "
@@ -120,7 +120,7 @@ def _list_shapes(
 ) -> set[tuple[FolderKind, ...]]:
     """Return the kinds of the folders from the first candidate of each image on."""
     return {
-        tuple(find_kind(part) for part in parts[name][found[0] :] if part)
+        tuple(find_folder_kind(part) for part in parts[name][found[0] :] if part)
         for name, found in places.items()
     }
 

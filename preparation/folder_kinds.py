@@ -46,7 +46,7 @@ class FolderKind(Enum):
     PLAIN = "class, patient or centre"
 
 
-def find_kind(name: str) -> FolderKind:
+def find_folder_kind(name: str) -> FolderKind:
     """Return what a folder name says by itself, whatever its case and separators."""
     plain = _normalise(name)
     words = plain.split()

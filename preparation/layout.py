@@ -17,7 +17,7 @@ from preparation.folder_kinds import (
     FEW_FOLDERS,
     FolderKind,
     are_identifiers,
-    find_kind,
+    find_folder_kind,
     find_split,
     is_global_identifier,
     list_first,
@@ -67,7 +67,12 @@ class Layout:
 
 
 def read_source(
-    entries: Sequence[Entry], where: Path, options: LayoutConfig, in_place: bool = False
+    entries: Sequence[Entry],
+    where: Path,
+    options: LayoutConfig,
+    stated: Mapping[str, str],
+    *,
+    in_place: bool = False,
 ) -> Layout:
     """Read the layout of a source; see `read_layout`. In place, the class is the parent folder."""
     names = [entry.name for entry in entries]
@@ -77,7 +82,8 @@ def read_source(
     if len(masks) == len(names):
         masks = set()
     table = read_label_table(options.labels) if options.labels else None
-    layout = read_layout([name for name in names if name not in masks], where, options, table)
+    pictures = [name for name in names if name not in masks]
+    layout = read_layout(pictures, where, options, table, stated)
     if masks:
         layout.left_out["masks of tumours, by their names"] = sorted(masks)
     return layout
@@ -88,6 +94,7 @@ def read_layout(
     where: Path,
     options: LayoutConfig | None = None,
     table: LabelTable | None = None,
+    stated: Mapping[str, str] | None = None,
 ) -> Layout:
     """Decide which folder of each image is its class, and which one its patient.
 
@@ -100,6 +107,7 @@ def read_layout(
         where: The source, for errors.
         options: What the user stated; it takes precedence.
         table: The table of `--labels`.
+        stated: Classes that files state themselves; other files need a folder.
 
     Raises:
         UserError: No folder can be the class, several can, or an option fits no image.
@@ -123,7 +131,10 @@ def read_layout(
         place = options.class_level - 1
         labels = _read_level(parts, place, where, "--class-level")
     else:
-        labels, place = find_classes(parts, where)
+        own = {name: label for name, label in (stated or {}).items() if name in parts}
+        in_folders = {name: folders for name, folders in parts.items() if name not in own}
+        labels, place = find_classes(in_folders, where) if in_folders else ({}, None)
+        labels |= own
     labels = _rename(labels, where, options.class_map)
     parts = {name: parts[name] for name in labels}
     if place is not None:
@@ -166,7 +177,9 @@ def _leave_out_masks(names: list[str], left_out: dict[str, list[str]]) -> list[s
     masks = [
         name
         for name in names
-        if any(find_kind(part) is FolderKind.MASKS for part in PurePosixPath(name).parts[:-1])
+        if any(
+            find_folder_kind(part) is FolderKind.MASKS for part in PurePosixPath(name).parts[:-1]
+        )
     ]
     if not masks or len(masks) == len(names):
         return names
@@ -246,7 +259,7 @@ def _find_patients(
         name: [
             place
             for place, part in enumerate(folders)
-            if find_kind(part) is FolderKind.PLAIN and part != labels[name]
+            if find_folder_kind(part) is FolderKind.PLAIN and part != labels[name]
         ]
         for name, folders in parts.items()
     }

@@ -96,10 +96,10 @@ def _list_pages(entry: Entry, last: "_LastFile", unpacked: Unpacked) -> list[Ent
     content = entry.read()
     pages: list[Entry] = []
     try:
-        n_pictures = count_frames(content, last.options)
         if kind is not None:
-            unpacked.n_empty += count_slices(content, kind, last.options).n_empty
-        elif n_pictures == 1:
+            n_pictures, n_empty = count_slices(content, kind, last.options)
+            unpacked.n_empty += n_empty
+        elif (n_pictures := count_frames(content)) == 1:
             return []
         for number, page in enumerate(unpack(content, last.options), start=1):
             path = PurePosixPath(entry.name)

@@ -1,15 +1,15 @@
-"""Plan what prepare.py takes from a source: class, patient, split and path of every picture."""
+"""Plan what prepare.py takes from a source: class, patient and path of every picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from helper import UserError
-from preparation.folder_kinds import FolderKind, find_kind, list_first
-from preparation.layout import Layout, matches, read_source
+from preparation.folder_kinds import FolderKind, find_folder_kind, list_first
+from preparation.layout import matches, read_source
 from preparation.options import PrepareConfig
 from preparation.pages import Unpacked, read_stated_facts, unpack_entries
-from preparation.patients import STATED
+from preparation.patients import FOLDERS, STATED
 from preparation.sources import Source, count_suffixes
 from preparation.targets import PlannedFile, plan_files
 
@@ -22,7 +22,6 @@ class SourcePlan:
         files: The pictures and their paths below the data folder.
         patients: Patient by path, where the names of the source tell it.
         patient_source: How the patients were found.
-        splits: Published split by path, where folders tell it.
         outlines: Outline of the tumour by path, where a file states it.
         left_out: Names of the images that are left out, by reason.
         notes: What to tell about it, as lines of text.
@@ -31,7 +30,6 @@ class SourcePlan:
     files: list[PlannedFile]
     patients: dict[str, str]
     patient_source: str
-    splits: dict[str, str]
     outlines: dict[str, str]
     left_out: dict[str, list[str]]
     notes: list[str]
@@ -66,16 +64,16 @@ def plan_source(
         _check_empty_folders(source, where, options.exclude)
     volumes = options.volume_options
     facts = {} if in_place else read_stated_facts(source.entries, volumes)
-    is_given = options.class_level or options.class_names or options.labels
-    stated = {} if is_given else {name: fact.label for name, fact in facts.items() if fact.label}
-    others = [entry for entry in source.entries if entry.name not in stated]
-    layout = read_source(others, where, options, in_place) if others else Layout({})
-    classes = layout.labels | stated
-    chosen = [entry for entry in source.entries if entry.name in classes]
+    stated = {name: fact.label for name, fact in facts.items() if fact.label}
+    layout = read_source(source.entries, where, options, stated, in_place=in_place)
+    chosen = [entry for entry in source.entries if entry.name in layout.labels]
     unpacked = Unpacked(chosen) if in_place else unpack_entries(chosen, volumes)
     origin = {entry.name: entry.container or entry.name for entry in unpacked.entries}
-    labels = {name: classes[first] for name, first in origin.items()}
-    patients = {name: fact.patient for name, fact in facts.items() if fact.patient}
+    labels = {name: layout.labels[first] for name, first in origin.items()}
+    patients, patient_source = layout.patients, layout.patient_source
+    if facts and patient_source in {"", FOLDERS}:  # options of the user take precedence
+        patients = patients | {name: fact.patient for name, fact in facts.items() if fact.patient}
+        patient_source = STATED
     files = plan_files(*(unpacked.entries, labels, where), in_place=in_place, one_class=one_class)
 
     def list_by_target(found: dict[str, str]) -> dict[str, str]:
@@ -84,9 +82,8 @@ def plan_source(
 
     return SourcePlan(
         files,
-        list_by_target(layout.patients | patients),
-        STATED if patients else layout.patient_source,
-        list_by_target(layout.splits),
+        list_by_target(patients),
+        patient_source,
         list_by_target({name: fact.outline for name, fact in facts.items()}),
         layout.left_out,
         layout.describe() + unpacked.describe(),
@@ -104,13 +101,12 @@ def _check_empty_folders(source: Source, where: Path, exclude: Sequence[str]) ->
         inside = [name for name in source.others if folder in PurePosixPath(name).parents]
         content = count_suffixes(inside) or "empty"
         raise UserError(
-            f"{where}: {len(outermost)} folders gave no picture: "
-            f"{list_first([str(each) for each in outermost])} ({folder}: {content}); leave them "
-            "out by --exclude NAME, or go on by --allow-empty"
+            f"{where}: no picture in {list_first([str(each) for each in outermost])} ({folder}: "
+            f"{content}); leave such folders out by --exclude NAME, or go on by --allow-empty"
         )
 
 
 def _may_be_empty(folder: PurePosixPath, exclude: Sequence[str]) -> bool:
     """Return whether no class is lost if a folder holds no picture."""
-    is_mask = any(find_kind(part) is FolderKind.MASKS for part in folder.parts)
+    is_mask = any(find_folder_kind(part) is FolderKind.MASKS for part in folder.parts)
     return is_mask or any(matches(f"{folder}/x", pattern) for pattern in exclude)

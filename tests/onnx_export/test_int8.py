@@ -13,7 +13,7 @@ from modeling import checkpoint as checkpoints
 from onnx_export import exporter, int8, validation
 from onnx_export.validation import Score
 from tests.onnx_export.conftest import ONE_THREAD, Exported, make_noise, run_refused
-from tests.support.builders import Capture, Patch
+from tests.support.builders import Capture, Patch, make_data_folder
 
 pytestmark = pytest.mark.integration
 INT8 = ("--precision", "int8")
@@ -83,4 +83,7 @@ def test_too_few_val_slices_are_refused(
     monkeypatch.setattr(int8, "VAL_SLICES", 3)
     line = run_refused(capsys, str(quick_export.checkpoint), *INT8)
     assert "holds 3 val slices of the run, 50 are needed" in line
+    make_data_folder(Path("elsewhere"))
+    line = run_refused(capsys, str(quick_export.checkpoint), *INT8, "--data", "elsewhere")
+    assert "elsewhere holds 0 val slices of the run" in line
     assert "--data" in line

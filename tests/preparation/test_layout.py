@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helper import UserError
-from preparation.folder_kinds import FolderKind, are_identifiers, find_kind, find_split
+from preparation.folder_kinds import FolderKind, are_identifiers, find_folder_kind, find_split
 from preparation.label_table import read_label_table
 from preparation.layout import Layout, read_layout
 from preparation.options import LayoutConfig
@@ -180,7 +180,7 @@ def test_published_splits_are_read() -> None:
     ],
 )
 def test_folder_names(name: str, kind: FolderKind) -> None:
-    assert find_kind(name) is kind
+    assert find_folder_kind(name) is kind
     assert bool(find_split(name)) == (kind is FolderKind.SPLIT)
 
 

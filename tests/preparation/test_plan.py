@@ -1,6 +1,7 @@
 """What prepare.py takes from a source: nothing is lost without being named or counted."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from preparation.plan import SourcePlan, plan_source
 from preparation.sources import open_source
 from prepare import main
 from tests.support.fuzz_corpus import encode
+from tests.support.mat_files import build_cheng, encode_v5
 
 
 def draw(seed: int) -> Image.Image:
@@ -44,7 +46,7 @@ def test_a_folder_without_a_picture_stops(folder: str, tmp_path: Path) -> None:
     root = write(tmp_path, yes=2, no=2, **{folder: 0})
     if folder == "notes":
         (root / "notes" / "a.txt").write_text("text")
-    with pytest.raises(UserError, match=f"no picture: {folder.split('__')[0]}.*--allow-empty"):
+    with pytest.raises(UserError, match=f"no picture in {folder.split('__')[0]}.*--allow-empty"):
         plan(root)
     assert len(plan(root, allow_empty=True).files) == 4
     assert len(plan(root, exclude=(folder.split("__")[0],)).files) == 4
@@ -127,10 +129,26 @@ def test_every_page_is_taken_and_stays_in_the_group_of_its_file(
 def test_pages_after_the_damage_are_told(tmp_path: Path) -> None:
     write(tmp_path, yes=2, no=2)
     stream = io.BytesIO()
-    draw(0).save(stream, "GIF", save_all=True, append_images=[draw(1), draw(2)])
-    (tmp_path / "yes" / "film.gif").write_bytes(stream.getvalue()[:-300])
+    draw(0).save(stream, "TIFF", save_all=True, append_images=[draw(1), draw(2)])
+    content = stream.getvalue()
+    place = struct.pack("<I", content.rindex(draw(2).tobytes()))  # of the last page's pixels
+    content = content.replace(place, struct.pack("<I", len(content) + 9))
+    (tmp_path / "yes" / "film.tif").write_bytes(content)
     found = plan(tmp_path)
-    assert len(found.files) < 7
-    assert any("film.gif" in line for line in found.notes) or "yes/film.gif" in [
-        file.entry.name for file in found.files
+    assert [file.entry.name for file in found.files if file.entry.container] == [
+        "yes/film_0001.png",
+        "yes/film_0002.png",
     ]
+    assert any(line.startswith("yes/film.tif: its later pictures") for line in found.notes)
+
+
+def test_options_apply_to_files_that_state_their_class(tmp_path: Path) -> None:
+    for number in range(6):
+        content = encode_v5(build_cheng(np.full((8, 8), 90 + number, np.int16), number % 3 + 1))
+        (tmp_path / f"{number}.mat").write_bytes(content)
+    found = plan(tmp_path, exclude=("0.mat",), class_map=("glioma=Glioma",))
+    assert len(found.files) == 5
+    assert {file.label for file in found.files} == {"Glioma", "meningioma", "pituitary"}
+    by_name = plan(tmp_path, patient_from=r"(\d)\.mat")
+    assert by_name.patient_source == "--patient-from"
+    assert set(by_name.patients.values()) == set("012345")
