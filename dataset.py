@@ -54,13 +54,16 @@ def load_table(
         UserError: The manifest is missing or invalid, the folder was prepared by another version,
             or a group is in two splits.
     """
-    table = _load_readable(data_dir)
+    table = _load_used(data_dir)
+    if split_by == "image" or split_seed is not None:
+        _check_replaceable(data_dir, "--split-by image" if split_by == "image" else "--split-seed")
     if split_by == "image":
         table["split"] = split_images(table["sha256"], table["label"], split_seed or 0)
         return table
     if split_seed is not None:
         table["split"] = split_groups(table["label"], table["group"], split_seed)
-    check_disjoint(table["group"], table["split"])
+    if not keeps_published_split(data_dir):
+        check_disjoint(table["group"], table["split"])
     return table
 
 
@@ -70,18 +73,35 @@ def load_fold_tables(
     """Load the readable rows of the manifest once for each fold, with the splits of that fold.
 
     Raises:
-        UserError: As `load_table`, or a class has too few groups for this number of folds.
+        UserError: As `load_table`, the folder keeps a published split, or a class has too few
+            groups for this number of folds.
     """
-    table = _load_readable(data_dir)
+    _check_replaceable(data_dir, "--folds")
+    table = _load_used(data_dir)
     units = table["sha256"] if split_by == "image" else table["group"]
     folds = split_folds(table["label"], units, n_folds, split_seed or 0)
     return [table.assign(split=splits) for splits in folds]
 
 
-def _load_readable(data_dir: Path) -> pd.DataFrame:
+def _load_used(data_dir: Path) -> pd.DataFrame:
+    """Load the rows that are in a split: not unreadable, nor repeated across a published split."""
     table = load_manifest(data_dir)
     check_version(data_dir)
-    return table[table["width"] > 0].reset_index(drop=True)
+    return table[table["split"] != ""].reset_index(drop=True)
+
+
+def keeps_published_split(data_dir: Path) -> bool:
+    """Return True if prepare.py --keep-split wrote this folder."""
+    return bool((read_audit(data_dir).get("published_split") or {}).get("kept"))
+
+
+def _check_replaceable(data_dir: Path, option: str) -> None:
+    """Raise a UserError if an option would replace a published split that the user kept."""
+    if keeps_published_split(data_dir):
+        raise UserError(
+            f"{data_dir} keeps the published split of its source (--keep-split), which {option} "
+            "would replace; leave the option out, or prepare another --data without --keep-split"
+        )
 
 
 def has_searched_duplicates(data_dir: Path) -> bool:

@@ -74,6 +74,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         outlines,
         patients,
         plan,
+        published_split,
         sources,
         targets,
     )
@@ -92,6 +93,10 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         planned = plan.plan_source(
             source, path, config, in_place=in_place, one_class=evaluation_only
         )
+        earlier, earlier_splits = audit.read_audit(data_dir), audit.read_splits(data_dir)
+        keeps_published = published_split.choose_split(
+            earlier, planned.splits, data_dir, keep_split=config.keep_split
+        )
         targets.check_clashes(planned.files, manifest.list_images(data_dir), data_dir)
         for line in planned.notes:
             log.info("%s", line)
@@ -103,7 +108,6 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned.files}
         named = patients.read_patients(config.patients, names) if config.patients else {}
         cache = manifest.cache_path(data_dir)
-        earlier, earlier_splits = audit.read_audit(data_dir), audit.read_splits(data_dir)
         known = finder.load_duplicates(cache) if audit.keeps_scale(earlier, ranges) else None
         thumbnails = manifest.collect_thumbnails(facts)
         duplicates = finder.find_duplicates(thumbnails, known)
@@ -113,11 +117,15 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         if not config.ignore_patients:
             stated = (planned.patient_source, planned.patients)
             identified = patients.collect_patients(data_dir, facts, named, inherited, stated)
+        published = planned.splits
+        if keeps_published:
+            published = audit.read_kept_splits(data_dir, facts) | published
         kept = earlier_splits if audit.keeps_splits(earlier, seed) else {}
         frame = manifest.build_manifest(
             *(data_dir, seed, facts, identified.patients, identified.studies),
             clusters=duplicates.cluster(*identified.list_by_digest(facts)),
             kept=kept,
+            published=published if keeps_published else None,
             evaluation_only=evaluation_only,
         )
         log.info(
@@ -135,6 +143,9 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     shortcut = earlier["shortcut"] if is_unchanged else None
     if not is_unchanged and not evaluation_only:
         shortcut = _measure_shortcut(frame, facts)
+    leak = published_split.measure_leak(frame, published, kept=keeps_published)
+    if is_unchanged and not planned.splits:
+        leak = earlier.get("published_split")
     summary = audit.build_audit(
         frame,
         facts,
@@ -147,6 +158,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         ranges=ranges,
         shortcut=shortcut,
         patient_sources=identified.sources,
+        published_split=leak,
         evaluation_only=evaluation_only,
     )
     if not is_unchanged or not sheets.is_dir():

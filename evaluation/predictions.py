@@ -30,6 +30,10 @@ LEAKY_SPLIT = (
     "LEAKY SPLIT (--split-by image): duplicates of one slice are in both training and test; "
     "these figures measure the leak, not the classifier"
 )
+PUBLISHED_SPLIT = (
+    "PUBLISHED SPLIT (--keep-split): it was not made by groups of this program; prepare.py says "
+    "how many of its test images are related to others"
+)
 DUPLICATES_UNKNOWN = (
     "UNCHECKED: this data was not searched for duplicates. They may be in both training and test, "
     "so these figures are likely too high; run prepare.py again"
@@ -251,6 +255,8 @@ def list_warnings(
         warnings.append(PHANTOM)
     if checkpoint["config"]["data"]["split_by"] == "image":
         warnings.append(LEAKY_SPLIT)
+    if dataset.keeps_published_split(data_dir):
+        warnings.append(PUBLISHED_SPLIT)
     if not dataset.has_searched_duplicates(data_dir):
         warnings.append(DUPLICATES_UNKNOWN)
     warnings += dataset.compare_ranges(checkpoint["preprocess"]["value_ranges"], data_dir)

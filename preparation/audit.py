@@ -39,6 +39,7 @@ def build_audit(
     ranges: Ranges | None = None,
     shortcut: Mapping[str, float] | None = None,
     patient_sources: Mapping[str, int] | None = None,
+    published_split: Mapping[str, Any] | None = None,
     evaluation_only: bool = False,
 ) -> dict[str, Any]:
     """Return the content of audit.json; the same data give the same audit.
@@ -55,6 +56,7 @@ def build_audit(
         ranges: Values that are black and white in files without a declared bit depth.
         shortcut: Accuracies of the brightness and majority-class baselines.
         patient_sources: Number of images by the source of their patient.
+        published_split: The published split of the source, from `measure_leak`.
         evaluation_only: Nothing may be trained on these data.
     """
     readable = frame[frame["mean"].notna()]
@@ -100,6 +102,7 @@ def build_audit(
             split: {str(label): int(n_images.get(split, {}).get(label, 0)) for label in counts}
             for split in SPLITS
         },
+        "published_split": dict(published_split) if published_split else None,
         "unreadable": dict(zip(unreadable["path"], unreadable["note"], strict=True)),
         "odd": _list_odd(readable, facts, sizes, modes),
         "wrapped": {"count": len(wrapped), "first": wrapped[:MAX_LISTED]},
@@ -294,6 +297,22 @@ def read_splits(data_dir: Path) -> dict[str, str]:
         return {}
     assigned = frame[frame["split"] != ""]
     return dict(zip(assigned["sha256"], assigned["split"], strict=True))
+
+
+def read_kept_splits(data_dir: Path, facts: Mapping[str, ImageFacts]) -> dict[str, str]:
+    """Return the splits of the earlier manifest by path, "" for files that it leaves out.
+
+    A file that was moved is found by its content; new files are absent.
+    """
+    frame, by_content = load_earlier_manifest(data_dir), read_splits(data_dir)
+    if frame is None:
+        return {}
+    by_file = frame.set_index(["path", "sha256"])["split"].to_dict()
+    found = {
+        path: by_file.get((path, fact.sha256), by_content.get(fact.sha256))
+        for path, fact in facts.items()
+    }
+    return {path: split for path, split in found.items() if split is not None}
 
 
 def keeps_splits(audit: Mapping[str, Any], seed: int) -> bool:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from imaging.bit_depth import Ranges
 from preparation.patients import PUBLISHED
+from preparation.published_split import describe_split
 from preparation.splits import SPLITS
 
 
@@ -51,6 +52,9 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {audit['n_groups']} generated patients; no patient is in two splits")
     else:
         lines += _describe_related(audit)
+    published_split = audit.get("published_split")
+    if published_split and not audit["evaluation_only"]:
+        lines += [f"  {line}" for line in describe_split(published_split)]
     if audit.get("evaluation_only"):
         lines.append("  for evaluation only: all images are in the test split")
     if shortcut := audit["shortcut"]:
@@ -99,13 +103,15 @@ def _describe_related(audit: Mapping[str, Any]) -> list[str]:
     if duplicates is None:
         return lines
     n_readable = audit["n_images"] - len(audit["unreadable"])
+    is_kept = (audit.get("published_split") or {}).get("kept")
+    disjoint = "" if is_kept else "; no group is in two splits"
     known = "patients, " if audit["n_patients"] else ""
     lines += _describe_patients(audit)
     lines += [
         f"  duplicates: {n_readable} files show {audit['n_duplicate_sets']} distinct slices; "
         f"{duplicates['images_with_a_duplicate']} files have a duplicate",
         f"  groups: {audit['n_groups']} ({known}duplicates and probable neighbours), the largest "
-        f"of {duplicates['largest_group']} images; no group is in two splits",
+        f"of {duplicates['largest_group']} images{disjoint}",
     ]
     if count := duplicates["cut_links"]["count"]:
         lines.append(

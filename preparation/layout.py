@@ -6,7 +6,7 @@ error shows both.
 
 import fnmatch
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,6 @@ from preparation.masks import find_masks
 from preparation.options import LayoutConfig
 from preparation.patients import FOLDERS
 from preparation.sources import Entry
-from preparation.splits import SPLITS
 from preparation.targets import fold_name
 
 
@@ -53,14 +52,7 @@ class Layout:
 
     def describe(self) -> list[str]:
         """Return how the tree was read, and a line for each reason why images are left out."""
-        lines = list(self.notes)
-        if self.splits:
-            counts = Counter(self.splits.values())
-            parts = ", ".join(f"{split} {counts[split]}" for split in SPLITS if counts[split])
-            lines.append(
-                f"published split ({parts}) dissolved: the images are split anew by groups"
-            )
-        return lines + [
+        return self.notes + [
             f"{len(names)} images left out: {reason} (e.g. {names[0]})"
             for reason, names in self.left_out.items()
         ]

@@ -27,6 +27,7 @@ from imaging.grayscale import ImageError, ImageTooLargeError, resize_grey
 from imaging.kinds import is_image_file, read_first_bytes
 from imaging.reader import read_grey, read_mode, read_patient, read_study
 from imaging.wrapping import is_wrapped
+from preparation.published_split import keep_split
 from preparation.splits import SPLITS, extend_split
 
 COLUMNS = (
@@ -169,6 +170,7 @@ def build_manifest(
     true_ids: Mapping[str, tuple[str, str, str]] | None = None,
     clusters: tuple[Mapping[str, int], Mapping[str, int]] | None = None,
     kept: Mapping[str, str] | None = None,
+    published: Mapping[str, str] | None = None,
     evaluation_only: bool = False,
 ) -> pd.DataFrame:
     """Build the table of all images of a data folder, with ids and split; writes nothing.
@@ -183,13 +185,14 @@ def build_manifest(
         clusters: Duplicate-set and group numbers by sha256 (`Duplicates.cluster`); without them
             only byte-identical files are duplicates.
         kept: Splits of an earlier manifest by sha256 (`extend_split`).
+        published: Published splits by path, to keep (`keep_split`).
         evaluation_only: All readable images are in the test split, of any number of classes.
 
     Returns:
         COLUMNS, sorted by path; unreadable rows have a note, no mean and no split.
 
     Raises:
-        UserError: One class only, or a class with too few groups to split.
+        UserError: One class only, a class with too few groups to split, or as `keep_split`.
     """
     facts = dict(facts or {})
     facts |= measure_present(data_dir, facts)
@@ -213,7 +216,11 @@ def build_manifest(
     if evaluation_only:
         frame["split"] = _split_for_evaluation(frame, data_dir)
     else:
-        frame["split"] = _split_readable(frame, seed, data_dir, kept or {})
+        _check_classes(frame, data_dir)
+        if published is None:
+            frame["split"] = _split_readable(frame, seed, kept or {})
+        else:
+            frame["split"] = keep_split(frame, published, data_dir / "Images", seed)
     return frame[list(COLUMNS)]
 
 
@@ -224,17 +231,20 @@ def _split_for_evaluation(frame: pd.DataFrame, data_dir: Path) -> npt.NDArray[np
     return np.where(readable, "test", "")
 
 
-def _split_readable(
-    frame: pd.DataFrame, seed: int, data_dir: Path, kept: Mapping[str, str]
-) -> npt.NDArray[np.str_]:
-    readable = frame["mean"].notna().to_numpy()
-    rows = frame[readable]
-    classes = sorted(set(rows["label"]))
+def _check_classes(frame: pd.DataFrame, data_dir: Path) -> None:
+    classes = sorted(set(frame["label"][frame["mean"].notna()]))
     if len(classes) < 2:
         raise UserError(
             f"{data_dir / 'Images'}: {'one class only' if classes else 'no readable class'} "
             f"({', '.join(classes) or 'none'}); a classifier needs two or more class folders"
         )
+
+
+def _split_readable(
+    frame: pd.DataFrame, seed: int, kept: Mapping[str, str]
+) -> npt.NDArray[np.str_]:
+    readable = frame["mean"].notna().to_numpy()
+    rows = frame[readable]
     splits = np.full(len(frame), "", dtype="<U5")
     earlier = [kept.get(digest, "") for digest in rows["sha256"]]
     labels, groups = (rows[column].to_numpy() for column in ("label", "group"))
@@ -290,7 +300,7 @@ def load_manifest(data_dir: Path) -> pd.DataFrame:
 
     Raises:
         UserError: The manifest or a column is missing, a path is listed twice, a split is invalid,
-            a group is in two splits, or a number is invalid; names the file and the row.
+            or a number is; names the file and the row.
     """
     path = manifest_path(data_dir)
     if not path.is_file():
@@ -303,8 +313,6 @@ def load_manifest(data_dir: Path) -> pd.DataFrame:
     mean = pd.to_numeric(frame["mean"], errors="coerce")
     folder = frame["path"].str.rsplit("/", n=2).str[-2]
     is_elsewhere = (folder != frame["label"]) | folder.isin([".", ".."])
-    split = frame["split"].where(frame["split"] != "")
-    is_divided = split.groupby(frame["group"]).transform("nunique") > 1
     for column, is_wrong, problem in (
         ("width", (sizes["width"] % 1) != 0, "is not a whole number"),  # true of NaN as well
         ("height", (sizes["height"] % 1) != 0, "is not a whole number"),
@@ -312,7 +320,6 @@ def load_manifest(data_dir: Path) -> pd.DataFrame:
         ("split", ~frame["split"].isin([*SPLITS, ""]), "is not train, val or test"),
         ("path", frame["path"].duplicated(), "is listed twice"),
         ("label", is_elsewhere, "is not the folder of its path"),
-        ("group", is_divided, "is in two splits"),
     ):
         if is_wrong.any():
             index = int(is_wrong.to_numpy().argmax())

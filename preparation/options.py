@@ -86,6 +86,11 @@ class PrepareConfig(LayoutConfig):
     evaluation_only: bool = option(
         False, "prepare data to evaluate on, not to train: one class and few images suffice"
     )
+    keep_split: bool = option(
+        False,
+        "keep the published split that folders such as Training and Testing tell (default: split "
+        "anew by groups); says how far it leaks",
+    )
     phantom: int | None = option(
         None, "generate N phantoms instead of reading a source", low=6, high=1_000_000, metavar="N"
     )
@@ -132,6 +137,10 @@ def parse_prepare(argv: Sequence[str] | None = None) -> PrepareConfig:
         parser.error("--against needs a SOURCE: phantoms are copies of nothing")
     if config.phantom is not None and config.evaluation_only:
         parser.error("--evaluation-only needs a SOURCE: phantoms are generated to train on")
+    if config.phantom is not None and config.keep_split:
+        parser.error("--keep-split needs a SOURCE: phantoms have no published split")
+    if config.evaluation_only and config.keep_split:
+        parser.error("--evaluation-only and --keep-split contradict each other; give one of them")
     ways = ("class_level", "classes", "labels")
     if len(given := [name for name in ways if getattr(config, name)]) > 1:
         parser.error(f"{name_flag(given[0])} and {name_flag(given[1])} contradict; give one")

@@ -22,6 +22,7 @@ class SourcePlan:
         files: The pictures and their paths below the data folder.
         patients: Patient by path, where the names of the source tell it.
         patient_source: How the patients were found.
+        splits: Published split by path, where folders name it.
         outlines: Outline of the tumour by path, where a file states it.
         left_out: Names of the images that are left out, by reason.
         notes: What to tell about it, as lines of text.
@@ -30,6 +31,7 @@ class SourcePlan:
     files: list[PlannedFile]
     patients: dict[str, str]
     patient_source: str
+    splits: dict[str, str]
     outlines: dict[str, str]
     left_out: dict[str, list[str]]
     notes: list[str]
@@ -84,6 +86,7 @@ def plan_source(
         files,
         list_by_target(patients),
         patient_source,
+        list_by_target(layout.splits),
         list_by_target({name: fact.outline for name, fact in facts.items()}),
         layout.left_out,
         layout.describe() + unpacked.describe(),

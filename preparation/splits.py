@@ -167,6 +167,12 @@ def _split_off_val(
     return splits
 
 
+def split_off_val(labels: Keys, groups: Keys, seed: int) -> npt.NDArray[np.str_]:
+    """Split rows into train and val, 6 to 1, with no group in both of them."""
+    classes, group_codes = _encode(labels, groups)
+    return _split_off_val(classes, group_codes, _bundle(classes, group_codes, seed), seed)
+
+
 def split_images(sha256: Keys, labels: Keys, seed: int) -> npt.NDArray[np.str_]:
     """Split files at random to measure the effect of leaks; byte-identical files stay together."""
     return split_groups(labels, sha256, seed)

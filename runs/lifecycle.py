@@ -336,6 +336,8 @@ def log_notes(trainer: Trainer) -> None:
         log.info(predictions.PHANTOM)
     if config.data.split_by == "image":
         log.info(predictions.LEAKY_SPLIT)
+    if dataset.keeps_published_split(config.data_dir):
+        log.info(predictions.PUBLISHED_SPLIT)
     if record["precision"] == "bf16" and not precision.has_fast_bf16(device):
         log.info("note: %s emulates bf16, which is slow; try --precision auto", device)
     if Augmentation(config.augment).is_geometric and choose_resampling(device) != "bicubic":

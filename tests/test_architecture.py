@@ -34,6 +34,7 @@ WITHOUT_TORCH = {"imaging", "phantoms", "duplicates", "preparation", "args", "co
 MAY_NAME_TEST = {  # modules that may hold the word "test" for the split
     *("args", "evaluate", "evaluation.predictions"),
     *("preparation.splits", "preparation.manifest", "preparation.audit"),
+    "preparation.published_split",
     "preparation.folder_kinds",
 }
 

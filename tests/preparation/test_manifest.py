@@ -46,7 +46,6 @@ def test_text_is_read_back_as_text(tmp_path: Path) -> None:
     [
         ("test", "dev", r"row 3: split 'dev'"),
         ("/2.png", "/1.png", r"row 3: path 'Images/A/1.png' is listed twice"),
-        ("g2", "g1", r"row 2: group 'g1' is in two splits"),
         ("png,A,", "png,B,", r"row 3: label 'B' is not the folder of its path"),
         ("Images/A/", "Images/A/B/", r"row 3: label 'A' is not the folder of its path"),
         ("Images/A/2.png,A,", "Images/../2.png,..,", r"row 3: label '..' is not the folder"),
