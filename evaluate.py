@@ -172,7 +172,7 @@ def print_summary(report: dict[str, Any], results_dir: Path) -> None:
             *(review["n_cases"], review["n_groups"]),
         )
     log.info("%s", helper.NOTICE)
-    log.info("open %s and %s", results_dir / "report.html", results_dir / "plots")
+    log.info("open %s and %s", quote(results_dir / "report.html"), quote(results_dir / "plots"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Predict images: `python predict.py session/RUN/best.pt PATH…`."""
 
+import contextlib
 import itertools
 import sys
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 import helper
 from common import atomic_files, fonts
 from common.cli import add_options, argument, build_parser, fill_dataclass, option
+from common.portable_names import quote
 from common.shared_options import (
     axis_option,
     calibration_option,
@@ -55,7 +58,7 @@ class PredictConfig:
 
     @property
     def checkpoints(self) -> tuple[Path, ...]:
-        """The leading .pt files and folders of runs."""
+        """The leading checkpoints and folders of runs."""
         return tuple(itertools.takewhile(_is_checkpoint, self.paths))
 
     @property
@@ -65,9 +68,14 @@ class PredictConfig:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Return whether a path names a checkpoint or the folder of a run, and no images."""
-    is_run = all((path / name).is_file() for name in ("config.json", "split.csv"))
-    return path.suffix == ".pt" or is_run
+    """Return whether a path is a checkpoint, by its suffix or content, or the folder of a run."""
+    if path.suffix == ".pt" or all(
+        (path / name).is_file() for name in ("config.json", "split.csv")
+    ):
+        return True
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())  # of torch.save
+    return False
 
 
 def parse_args(argv: Sequence[str] | None = None) -> PredictConfig:
@@ -125,7 +133,7 @@ def predict(config: PredictConfig) -> None:
         )
         predict_files(config, predictor, files, volumes, unpacked.names, passed_over)
     log.info("%s", helper.NOTICE)
-    log.info("open %s", config.out)
+    log.info("open %s", quote(config.out))
 
 
 def predict_files(

@@ -106,7 +106,12 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         facts |= manifest.measure_present(data_dir, facts)
         facts, ranges = ingest.rescale(facts, planned.files, data_dir)
         names = dict.fromkeys(facts, "") | {file.target: file.entry.name for file in planned.files}
-        named = patients.read_patients(config.patients, names) if config.patients else {}
+        containers = {
+            file.target: file.entry.container for file in planned.files if file.entry.container
+        }
+        named = (
+            patients.read_patients(config.patients, names, containers) if config.patients else {}
+        )
         cache = manifest.cache_path(data_dir)
         known = finder.load_duplicates(cache) if audit.keeps_scale(earlier, ranges) else None
         thumbnails = manifest.collect_thumbnails(facts)
@@ -174,7 +179,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     _write_tables(data_dir, frame, summary)
     _print_summary(data_dir, summary, "python main.py --model resnet18 --epochs 30")
     if sheets.is_dir():
-        log.info("contact sheets of duplicates and groups: %s", sheets)
+        log.info("contact sheets of duplicates and groups: %s", quote(sheets))
     if earlier and not audit.keeps_scale(earlier, ranges):
         log.info("%s", audit_text.describe_rescaled(earlier, summary))
     for line in audit_text.describe_moved(frame, earlier_splits):
@@ -260,7 +265,8 @@ def _print_summary(data_dir: Path, summary: dict[str, Any], next_command: str) -
     next_command += options.get(data_dir, f" --data {quote(data_dir)}")
     copies = against.describe(summary["against"]) if "against" in summary else []
     log.info("%s", "\n".join([*describe_audit(summary), *copies]))
-    log.info("listed in %s\nnext: %s\n%s", manifest_path(data_dir), next_command, NOTICE)
+    table = quote(manifest_path(data_dir))
+    log.info("listed in %s\nnext: %s\n%s", table, next_command, NOTICE)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,14 @@ _SAMPLES_PER_PIXEL = {  # by PhotometricInterpretation
     **{"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1},
     **{"RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3, "YBR_RCT": 3},
 }
+# what programs write instead of a PatientID, without case and punctuation
+_PLACEHOLDERS = re.compile(
+    r"0*|x{2,}|(pat(ient)?)?(id|name|no|nr)?|(no|without)(pat(ient)?)?(id|name)|n[ao]n?|none|nil|null"
+    r"|(an[oó]n[yi]m(ous|i[sz]ed|i[sz]é|isiert|o|e|a)?|anon|匿名)(pat(ient)?)?(id|name)?"
+    r"|de?identi(fied|fiziert)|de?id|unknown(pat(ient)?)?(id|name)?|not(available|applicable|set)"
+    r"|unbekannt|inconnu|desconocido|removed|deleted|redacted|withheld|hidden|private|dummy|default"
+    r"|blank|empty|undefined|unspecified|subject|id"
+)
 _BITS_ALLOCATED = {1, 8, 16, 32, 64}
 # modules in which warnings about a file are raised; pydicom attributes some to its caller
 _WARNING_MODULES = r"pydicom|imagecodecs|pylibjpeg|openjpeg|imaging\.dicom"
@@ -86,14 +94,20 @@ def _hash_uid(data: "Dataset", keyword: str) -> str:
 
 
 def read_dicom_patient(source: Path | bytes) -> str:
-    """Return the pseudonym of the patient, "" without PatientID.
+    """Return the pseudonym of the patient, "" without PatientID or with a placeholder for it.
 
     Raises:
         ImageError: As `read_dicom_frames`, for errors that the header reveals.
     """
     with open_dicom(source) as (_, data, _, _):
         patient, issuer = (_read_text(data, key) for key in ("PatientID", "IssuerOfPatientID"))
-    return hash_patient(patient, issuer)
+    return "" if is_placeholder(patient) else hash_patient(patient, issuer)
+
+
+def is_placeholder(patient: str) -> bool:
+    """Return whether a PatientID is what programs write to hide it, such as ANONYMOUS or 0."""
+    plain = re.sub(r"[\W_]", "", patient).casefold()
+    return _PLACEHOLDERS.fullmatch(plain) is not None
 
 
 @functools.lru_cache(maxsize=4096)

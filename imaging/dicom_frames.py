@@ -1,6 +1,7 @@
 """Split a DICOM file of several frames into files of one frame."""
 
 import copy
+import hashlib
 import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -25,13 +26,17 @@ _FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroup
 def split_frames(content: bytes) -> Iterator[bytes]:
     """Return each frame of a DICOM file as an uncompressed file; both are read as the same grey.
 
-    The elements before the pixels are kept, so that patient, study and series are, too. Functional
-    groups of a frame become elements of its file.
+    The elements before the pixels are kept, so that patient, study and series are, too; a file
+    without study and series gives its frames one series. Functional groups of a frame become
+    elements of its file.
 
     Raises:
         ImageError: As `dicom.read_dicom_frames`; valid frames before the error are yielded.
     """
     with open_dicom(content) as (stream, data, pixel_format, finder):
+        if not data.get("StudyInstanceUID") and not data.get("SeriesInstanceUID"):
+            number = int.from_bytes(hashlib.sha256(content).digest()[:16])
+            data.SeriesInstanceUID = f"2.25.{number}"
         for frame, values in enumerate(decode_frames(stream, data, pixel_format, finder)):
             yield _build_file(values, data, pixel_format, frame)
 

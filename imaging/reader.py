@@ -26,6 +26,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from common.file_starts import describe_start
 from helper import describe_error
 from imaging.bit_depth import Range, ValueScaler, find_png_range, find_pnm_range, find_tiff_range
 from imaging.content_checks import check_png_checksums, read_webp_size
@@ -231,18 +232,17 @@ def read_patient(source: Path | bytes) -> str:
     return read_dicom_patient(source) if _is_dicom(source) else ""
 
 
-def read_study(source: Path | bytes) -> str:
-    """Return the pseudonym of the study of a DICOM file, or of its series if it names no study.
+def read_study(source: Path | bytes) -> tuple[str, str]:
+    """Return the pseudonyms of study and series of a DICOM file, "" for one that is missing.
 
-    Pictures that `imaging.pages` has unpacked name the file that they come from. Returns "" for
-    other files.
+    Pictures that `imaging.pages` has unpacked name the file that they come from as their series.
 
     Raises:
         ImageError: As `read_grey`, for errors that the header reveals.
     """
     if _is_dicom(source):
         header = read_header(source)
-        return header.study or header.series
+        return header.study, header.series
     with _open_image(source) as (_, image):
         text = ""
         if isinstance(image, PngImagePlugin.PngImageFile):
@@ -250,7 +250,7 @@ def read_study(source: Path | bytes) -> str:
         elif isinstance(image, TiffImagePlugin.TiffImageFile):
             text = str(image.tag_v2.get(TIFF_DESCRIPTION, ""))
         found = re.fullmatch(rf"{SERIES_KEY}: ([0-9a-f]{{{SERIES_DIGITS}}})", text)
-        return found[1] if found else ""
+        return "", found[1] if found else ""
 
 
 def _is_dicom(source: Path | bytes) -> bool:
@@ -293,6 +293,8 @@ def _open_header(stream: IO[bytes]) -> ImageFile.ImageFile:
     if kind in VOLUME_SUFFIXES:
         raise ImageError(f"a {kind} file in the data folder; prepare.py unpacks those of a source")
     if kind not in _PLUGINS:
+        if other := describe_start(start):
+            raise ImageError(other)
         raise ImageError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image")
     if kind == "WebP":  # its plugin allocates the picture when it opens the file
         check_size(*read_webp_size(start))

@@ -1,6 +1,7 @@
 """Pixel cache: decode every distinct slice once into an .npy file below the data folder.
 
-The brightness statistics of the slices are stored beside it, in a second .npy file.
+The brightness statistics of the slices are stored beside it, in a second .npy file. For a data
+folder that cannot be written, both are in the user's cache folder.
 """
 
 import hashlib
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.atomic_files import atomic_path, clear_unfinished, lock
+from common.cache_folder import is_read_only, list_cache_folders
 from helper import UserError, describe_error, log
 from imaging.bit_depth import Ranges, ValueScaler
 from imaging.brightness import N_STATISTICS, compute_brightness_statistics
 from imaging.orientation import orient_and_letterbox
 from imaging.reader import READER_VERSION, read_grey
 
-CACHE_FOLDER = "cache"
 CHUNK_SLICES = 512  # decoded between two writes
 
 
@@ -75,15 +76,20 @@ def open_pixels(
     scale = json.dumps(ranges or {}, sort_keys=True)
     parts = [str(READER_VERSION), scale, str(image_size), *digests]
     key = hashlib.sha256("\n".join(parts).encode())
-    cache = data_dir / CACHE_FOLDER / f"{image_size}px-{key.hexdigest()[:16]}.npy"
+    name = f"{image_size}px-{key.hexdigest()[:16]}.npy"
+    caches = [folder / name for folder in list_cache_folders(data_dir)]
     shape = (len(paths), image_size, image_size)
     try:
-        if not _is_complete(cache, shape):
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with lock(cache.parent):  # a second process waits here and then finds the cache
-                if not _is_complete(cache, shape):
-                    clear_unfinished(cache.parent, cache.suffix)
-                    _write_cache(cache, paths, digests, shape, ranges)
+        for cache in caches:
+            if _is_complete(cache, shape):
+                break
+            try:
+                _fill_cache(cache, paths, digests, shape, ranges)
+                break
+            except OSError as error:
+                if cache == caches[-1] or not is_read_only(error):
+                    raise
+            log.info("%s cannot be written: slices are cached in %s", *(f.parent for f in caches))
     except OSError as error:
         if not in_memory:
             raise UserError(
@@ -107,6 +113,21 @@ def _is_complete(cache: Path, shape: tuple[int, ...]) -> bool:
     except (OSError, ValueError, EOFError):  # missing or truncated
         return False
     return pixels.shape == shape and brightness.shape == (shape[0], N_STATISTICS)
+
+
+def _fill_cache(
+    cache: Path,
+    paths: list[Path],
+    digests: list[str],
+    shape: tuple[int, int, int],
+    ranges: Ranges | None,
+) -> None:
+    """Write a cache that is missing, unless another program does so in the meantime."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with lock(cache.parent):  # a second process waits here and then finds the cache
+        if not _is_complete(cache, shape):
+            clear_unfinished(cache.parent, cache.suffix)
+            _write_cache(cache, paths, digests, shape, ranges)
 
 
 def _write_cache(

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import torch
 
+from common.file_starts import describe_start
 from common.portable_names import quote
 from helper import UserError
 
@@ -28,12 +29,6 @@ MAGIC_BYTES = {
     b"\x89HDF": "an HDF5 file, as Keras and TensorFlow write; convert it to PyTorch first",
     b"\x93NUMPY": "a NumPy array; save a state dict with torch.save",
     b"\x1f\x8b": "compressed by gzip; unpack it and give the file in it",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
-    b"<!DOCTYPE": "a web page; download the file itself",
-    b"<!doctype": "a web page; download the file itself",
-    b"<html": "a web page; download the file itself",
-    b"7z\xbc\xaf": "a 7-Zip archive; unpack it and give the file in it",
-    b"Rar!": "a RAR archive; unpack it and give the file in it",
 }
 TABLE_END = bytes.fromhex("57fb808b247547db")  # of the index of a TensorFlow checkpoint
 TENSORFLOW = "a file of TensorFlow; convert it to PyTorch first"
@@ -126,6 +121,8 @@ def _name_kind(path: Path) -> str:
     for magic, kind in MAGIC_BYTES.items():
         if head.startswith(magic):
             return kind
+    if kind := describe_start(head):
+        return kind
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it and give the file in it"
     if head[4:8] == b"TFL3" or end == TABLE_END or ".data-0" in path.name:

@@ -63,6 +63,7 @@ def build_audit(
     unreadable = frame[frame["mean"].isna()]
     counts = {str(label): int(n) for label, n in frame["label"].value_counts().sort_index().items()}
     wrapped = [path for path in readable["path"] if facts[path].is_wrapped]
+    binary = [path for path in readable["path"] if facts[path].is_binary]
     modes = readable["path"].map(lambda path: facts[path].mode)
     sizes = readable["width"].astype(str) + " x " + readable["height"].astype(str)
     n_images = pd.crosstab(readable["label"], readable["split"])
@@ -106,6 +107,7 @@ def build_audit(
         "unreadable": dict(zip(unreadable["path"], unreadable["note"], strict=True)),
         "odd": _list_odd(readable, facts, sizes, modes),
         "wrapped": {"count": len(wrapped), "first": wrapped[:MAX_LISTED]},
+        "binary": {"count": len(binary), "first": binary[:MAX_LISTED]},
         "not_in_source": n_not_in_source,
         "ignored_files": {
             "count": len(others),

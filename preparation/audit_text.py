@@ -72,6 +72,11 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
             "like values of more bits modulo 256 (white areas become black in steps); convert "
             "their originals again, scaled instead of cut to 8 bits"
         )
+    if count := audit["binary"]["count"]:
+        lines.append(
+            f"  {count} images, such as {audit['binary']['first'][0]}, have two grey values alone; "
+            "if they are masks, prepare again with --exclude"
+        )
     if audit["not_in_source"]:
         lines.append(f"  {audit['not_in_source']} images of the folder are not in the source; kept")
     if count := audit["ignored_files"]["count"]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from common.atomic_files import write_text
+from common.cache_folder import list_cache_folders
 from common.portable_names import quote
 from helper import UserError, log
 from preparation.manifest import list_images, load_manifest
@@ -64,7 +65,7 @@ def find_changes(data_dir: Path, listed: pd.DataFrame) -> Changes:
     """Compare files on disk with rows of the manifest.
 
     A file is hashed unless it was hashed before and has the size and times that it had then. The
-    results are stored in the cache folder, if it can be written.
+    results are stored in the cache folder, else in the user's one.
 
     Args:
         data_dir: The folder that the paths are relative to.
@@ -101,25 +102,29 @@ def find_changes(data_dir: Path, listed: pd.DataFrame) -> Changes:
     return Changes(changed, missing, sorted(set(list_images(data_dir)) - set(paths)))
 
 
-def _verified_path(data_dir: Path) -> Path:
-    return data_dir / "cache" / "verified.json"
+def _verified_paths(data_dir: Path) -> list[Path]:
+    return [folder / "verified.json" for folder in list_cache_folders(data_dir)]
 
 
 def _read_verified(data_dir: Path) -> dict[str, Verified]:
     """Read what earlier checks stored; empty if there is nothing, or it is damaged."""
-    try:
-        stored = json.loads(_verified_path(data_dir).read_text("utf-8"))
-        return {
-            path: (sha256, size, changed_ns, status_ns)
-            for path, (sha256, size, changed_ns, status_ns) in stored.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+    known: dict[str, Verified] = {}
+    for path in reversed(_verified_paths(data_dir)):
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            known |= {
+                name: (sha256, size, changed_ns, status_ns)
+                for name, (sha256, size, changed_ns, status_ns) in json.loads(
+                    path.read_text("utf-8")
+                ).items()
+            }
+    return known
 
 
 def _write_verified(data_dir: Path, verified: dict[str, Verified]) -> None:
-    with contextlib.suppress(OSError):  # a read-only folder: hashed again next time
-        write_text(_verified_path(data_dir), json.dumps(verified))
+    for path in _verified_paths(data_dir):
+        with contextlib.suppress(OSError):  # else all files are hashed again next time
+            write_text(path, json.dumps(verified))
+            return
 
 
 def check_all(data_dir: Path) -> None:

@@ -10,21 +10,18 @@ import pandas as pd
 
 from helper import UserError
 from preparation.folder_kinds import list_first, strip_suffix
-from preparation.tables import find_column, read_user_table
+from preparation.tables import FILE_COLUMNS, PATIENT_COLUMNS, find_column, read_user_table
 
 _REMEDY = "write a CSV with the header file,label"
-# names without case and punctuation, the plainest first
-_FILE_COLUMNS = (
-    *("file", "filename", "path", "filepath", "image", "imagename", "imagepath", "imageid"),
-    *("imagefile", "img", "slice", "name", "id", "patient", "patientid", "subject", "subjectid"),
-    *("case", "caseid", "brats21id", "brats20id", "bratsid", "volume"),
+_FOLDER_COLUMNS = (
+    *("patient", "patientid", "subject", "subjectid", "case", "caseid", "brats21id", "brats20id"),
+    *("bratsid", "volume"),
 )
 _LABEL_COLUMNS = (
     *("label", "class", "diagnosis", "target", "classname", "labelname", "category", "tumortype"),
     *("tumourtype", "tumor", "tumour", "histology", "grade", "finding", "mgmtvalue", "y"),
     *("histologicaltype", "neoplasmhistologicgrade", "tumorgrade", "pathology"),
 )
-_PATIENT_COLUMNS = ("patient", "patientid", "subject", "subjectid", "pid", "person", "case")
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def read_label_table(path: Path) -> LabelTable:
         UserError: Not a table, the columns cannot be guessed, or a file has two classes.
     """
     table = read_user_table(path, _REMEDY)
-    file = find_column(table, _FILE_COLUMNS)
+    file = find_column(table, (*FILE_COLUMNS, *_FOLDER_COLUMNS))
     label = find_column(table.drop(columns=[file] if file else []), _LABEL_COLUMNS)
     if file is None or label is None:
         missing = "files" if file is None else "classes"
@@ -119,7 +116,7 @@ def read_label_table(path: Path) -> LabelTable:
             f"{path}: no column of {missing} among {', '.join(map(repr, table))}; name it "
             f"{'file' if file is None else 'label'}"
         )
-    patient = find_column(table.drop(columns=[label]), _PATIENT_COLUMNS) or ""
+    patient = find_column(table.drop(columns=[label]), PATIENT_COLUMNS) or ""
     return LabelTable(path, (file, label, patient), _read_rows(path, table, (file, label, patient)))
 
 

@@ -46,9 +46,11 @@ class ImageFacts:
         mean: Mean grey value, 0 to 255; NaN if the file cannot be read.
         patient: Pseudonym of the patient of a DICOM file, else "".
         study: Pseudonym of the study of a DICOM file, else "".
+        series: Pseudonym of its series, or of the file that a picture was unpacked from, else "".
         thumbnail: uint8 [THUMBNAIL_PX, THUMBNAIL_PX]; None if the file cannot be read.
         extremes: Smallest and largest values, if the file declares no bit depth (`ValueScaler`).
         is_wrapped: Whether 8-bit values look like those of more bits modulo 256.
+        is_binary: Whether there are two grey values alone, as in a mask.
     """
 
     sha256: str
@@ -59,9 +61,11 @@ class ImageFacts:
     note: str = ""
     patient: str = ""
     study: str = ""
+    series: str = ""
     thumbnail: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     extremes: Ranges = field(default_factory=dict)
     is_wrapped: bool = False
+    is_binary: bool = False
 
 
 def manifest_path(data_dir: Path) -> Path:
@@ -94,7 +98,7 @@ def measure_image(content: bytes, ranges: Ranges | None = None) -> ImageFacts:
     try:
         mode = read_mode(content)
         pixels = read_grey(content, scaler)
-        patient, study = read_patient(content), read_study(content)
+        patient, (study, series) = read_patient(content), read_study(content)
     except ImageTooLargeError:
         raise
     except ImageError as error:
@@ -106,10 +110,17 @@ def measure_image(content: bytes, ranges: Ranges | None = None) -> ImageFacts:
         *(sha256, width, height, mean, mode),
         patient=patient,
         study=study,
+        series=series,
         thumbnail=thumbnail,
         extremes=scaler.extremes,
         is_wrapped=not scaler.extremes and is_wrapped(pixels),
+        is_binary=_is_binary(pixels),
     )
+
+
+def _is_binary(pixels: npt.NDArray[np.uint8]) -> bool:
+    low, high = pixels.min(), pixels.max()
+    return bool(low < high and ((pixels == low) | (pixels == high)).all())
 
 
 def measure_images(

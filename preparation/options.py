@@ -71,7 +71,7 @@ class PrepareConfig(LayoutConfig):
         None, "folder to write (default: data; data/phantom for phantoms)", metavar="DIR"
     )
     patients: Path | None = option(
-        None, "CSV of known patients with the columns path,patient", metavar="FILE"
+        None, "table of known patients with the columns path,patient", metavar="FILE"
     )
     ignore_patients: bool = option(
         False,

@@ -10,8 +10,10 @@ from helper import UserError, log
 from imaging.dicom import DIGEST_DIGITS
 from preparation.manifest import ImageFacts, manifest_path, read_table
 from preparation.published import find_published_patients
+from preparation.tables import FILE_COLUMNS, PATIENT_COLUMNS, find_column, read_user_table
 
 FOLDERS, STATED = "the folders of the source", "the MATLAB files"
+MAX_STUDIES = 10  # of one patient in several classes
 _PSEUDONYM = re.compile(f"p[0-9a-f]{{{DIGEST_DIGITS}}}")  # of imaging.dicom.hash_patient
 
 # sources of a patient; the earlier manifest remembers what was given
@@ -133,13 +135,29 @@ def _read_earlier(data_dir: Path, facts: Mapping[str, ImageFacts]) -> dict[str, 
 
 
 def _collect_pseudonyms(facts: Mapping[str, ImageFacts]) -> dict[str, str]:
-    """Return the pseudonyms of DICOM files by path; {} if all are equal (anonymised files)."""
+    """Return the pseudonyms of DICOM files by path, except of a PatientID that names nobody."""
     patients = {path: fact.patient for path, fact in facts.items() if fact.patient}
-    n_patients, n_readable = len(set(patients.values())), sum(not f.note for f in facts.values())
-    if n_patients == 1 and 1 < len(patients) == n_readable:
-        log.info("PatientID is the same in all %d DICOM files: ignored", n_readable)
-        return {}
+    n_readable = sum(not fact.note for fact in facts.values())
+    by_patient: dict[str, list[str]] = {}
+    for path, patient in patients.items():
+        by_patient.setdefault(patient, []).append(path)
+    for patient, paths in by_patient.items():
+        n_classes = len({PurePosixPath(path).parent.name for path in paths})
+        n_studies = len({facts[path].study or facts[path].series for path in paths})
+        is_only = len(by_patient) == 1 < len(paths)
+        if is_only and (len(paths) == n_readable or min(n_classes, n_studies) > 1):
+            log.info("PatientID is the same in all %d DICOM files: ignored", len(paths))
+        elif n_classes > 1 and n_studies > MAX_STUDIES:
+            log.info(
+                "one PatientID names %d studies of %d classes (%d DICOM files): taken for a "
+                "placeholder and ignored",
+                *(n_studies, n_classes, len(paths)),
+            )
+        else:
+            continue
+        patients = {path: name for path, name in patients.items() if name != patient}
     if patients:
+        n_patients = len(set(patients.values()))
         log.info("%d patients by the PatientID of %d DICOM files", n_patients, len(patients))
     return patients
 
@@ -149,13 +167,16 @@ def _collect_studies(
 ) -> dict[str, str]:
     """Return the DICOM studies that hold images without a patient; {} if one holds all images.
 
-    The other images of such a study are included if they have one known patient, so that all its
+    A file without a study has its series instead, and so have all if they name one study. The
+    other images of such a study are included if they have one known patient, so that all its
     images are in one group. Studies of several patients join none of them.
     """
-    studies = {
-        path: fact.study for path, fact in facts.items() if fact.study and path not in patients
-    }
-    n_studies, n_readable = len(set(studies.values())), sum(not f.note for f in facts.values())
+    name_of = {path: fact.study or fact.series for path, fact in facts.items()}
+    n_readable = sum(not fact.note for fact in facts.values())
+    if len(set(name_of.values())) == 1:
+        name_of = {path: fact.series or fact.study for path, fact in facts.items()}
+    studies = {path: name for path, name in name_of.items() if name and path not in patients}
+    n_studies = len(set(studies.values()))
     if n_studies == 1 and len(studies) == n_readable:
         log.info("all %d files are of one study or series: ignored", n_readable)
         return {}
@@ -164,7 +185,7 @@ def _collect_studies(
             "%d files name a study or series, but no patient; each of these %d stays in one split",
             *(len(studies), n_studies),
         )
-    named = {path: facts[path].study for path in patients if path in facts}
+    named = {path: name_of[path] for path in patients if path in facts}
     patients_of: dict[str, set[str]] = {}
     for path, study in named.items():
         patients_of.setdefault(study, set()).add(patients[path])
@@ -176,13 +197,16 @@ def _collect_studies(
     }
 
 
-def read_patients(table: Path, source_names: Mapping[str, str]) -> dict[str, str]:
-    """Read known patients from a CSV with columns path and patient; "" means unknown.
+def read_patients(
+    table: Path, source_names: Mapping[str, str], containers: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Read known patients from a table with columns path and patient; "" means unknown.
 
     Args:
-        table: The CSV. A path in it is relative to the data folder or to the source, or a file
-            name that occurs once.
+        table: The table, as for `read_user_table`. A path in it is relative to the data folder or
+            to the source, or a file name that occurs once; it may name a file of several pictures.
         source_names: The name inside the source ("" if none) of each path below the data folder.
+        containers: The file of several pictures in the source, by path below the data folder.
 
     Returns:
         The patient of each path below the data folder that the table lists.
@@ -190,15 +214,28 @@ def read_patients(table: Path, source_names: Mapping[str, str]) -> dict[str, str
     Raises:
         UserError: Columns are missing, a path is unknown or ambiguous, or has two patients.
     """
-    rows = read_table(table, ("path", "patient"), "write a CSV with the header path,patient")
+    remedy = "write a CSV with the header path,patient"
+    rows = read_user_table(table, remedy)
+    by_patient = find_column(rows, PATIENT_COLUMNS)
+    by_path = find_column(rows, [name for name in FILE_COLUMNS if name != by_patient])
+    if by_path is None or by_patient is None:
+        missing = "paths" if by_path is None else "patients"
+        raise UserError(
+            f"{table}: no column of {missing} among {', '.join(map(repr, rows))}; {remedy}"
+        )
     targets: dict[str, set[str]] = {}
+    whole = _list_by_container(containers or {})
     for target, source_name in source_names.items():
         file_names = {PurePosixPath(target).name, PurePosixPath(source_name).name}
         for name in {target, source_name, *file_names} - {""}:
             targets.setdefault(name, set()).add(target)
     patients: dict[str, str] = {}
-    for row, (name, patient) in enumerate(zip(rows["path"], rows["patient"], strict=True), 2):
-        found = sorted(targets.get(name.strip().replace("\\", "/").removeprefix("./"), ()))
+    for row, (name, patient) in enumerate(zip(rows[by_path], rows[by_patient], strict=True), 2):
+        key = name.replace("\\", "/").removeprefix("./")
+        if key in whole and key not in targets:
+            patients |= dict.fromkeys(whole[key], patient) if patient else {}
+            continue
+        found = sorted(targets.get(key, ()))
         where = f"{table} row {row}: {name!r}"
         if not found:
             raise UserError(f"{where} is not an image of the source; correct or remove the row")
@@ -207,7 +244,17 @@ def read_patients(table: Path, source_names: Mapping[str, str]) -> dict[str, str
                 f"{where} may be any of {len(found)} images ({', '.join(found[:2])}, ...); "
                 "write the path inside the source"
             )
-        known = patients.setdefault(found[0], patient.strip()) if patient.strip() else ""
-        if known != patient.strip():
+        known = patients.setdefault(found[0], patient) if patient else ""
+        if known != patient:
             raise UserError(f"{where} is listed with patient {known} too; keep one of them")
     return patients
+
+
+def _list_by_container(containers: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the pictures of each file of several, by its path and its name, if unique."""
+    by_path: dict[str, list[str]] = {}
+    for target, container in containers.items():
+        by_path.setdefault(container, []).append(target)
+    counts = Counter(PurePosixPath(container).name for container in by_path)
+    by_name = {PurePosixPath(path).name: found for path, found in by_path.items()}
+    return by_path | {name: found for name, found in by_name.items() if counts[name] == 1}

@@ -105,7 +105,7 @@ def keep_split(
             if not ((frame["label"] == label) & (splits == name)).any():
                 raise UserError(
                     f"{where}: the published split leaves class {label} without {name} images; "
-                    f"leave the class out by --exclude {quote(Path(label))}, or leave out --keep-split"
+                    f"give --exclude {quote(Path(label))}, or leave out --keep-split"
                 )
     return splits.to_numpy(dtype=str)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from common.file_starts import describe_start
 from helper import UserError
 from imaging.kinds import FORMATS, START_BYTES, find_kind, is_image_file, read_first_bytes
 
@@ -27,7 +28,6 @@ _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zip
 _OTHER_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "xz", 98: "PPMd"}
 _ZIP_UTF8 = 0x800  # flag: the name is UTF-8
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z", ".bz2", ".xz")
-_OTHER_ARCHIVES = {b"Rar!": "RAR", b"7z\xbc\xaf": "7z", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 _TAR_BLOCK = 512  # bytes; a tar ends with blocks of zeros
 _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
@@ -243,9 +243,8 @@ def _decode_name(path: Path, info: zipfile.ZipInfo) -> str:
 def _open_tar(path: Path, start: bytes) -> tarfile.TarFile:
     if not start:
         raise UserError(f"{path}: empty file; download or copy it again")
-    for signature, kind in _OTHER_ARCHIVES.items():
-        if start.startswith(signature):
-            raise UserError(f"{path}: a {kind} archive; unpack it and give the folder")
+    if kind := describe_start(start):
+        raise UserError(f"{path}: {kind}, and give the archive or its unpacked folder")
     if find_kind(start):
         raise UserError(
             f"{path}: a single {find_kind(start)} image; give the folder of class folders"

@@ -9,6 +9,12 @@ import pandas as pd
 
 from helper import UserError
 
+# names of columns without case and punctuation, the plainest first
+FILE_COLUMNS = (
+    *("file", "filename", "path", "filepath", "image", "imagename", "imagepath", "imageid"),
+    *("imagefile", "img", "slice", "name", "id"),
+)
+PATIENT_COLUMNS = ("patient", "patientid", "subject", "subjectid", "pid", "person", "case")
 _SEPARATORS = ",;\t|"
 _ENCODINGS = ("utf-8-sig", "cp1252")
 

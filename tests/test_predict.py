@@ -58,6 +58,19 @@ def test_each_image_has_a_row(images: Path, capsys: Capture) -> None:
     assert "not a medical device" in output
 
 
+@pytest.mark.parametrize("name", ["model", "model.pth", "model.zip"])
+def test_a_checkpoint_of_any_name_is_recognised(name: str, images: Path) -> None:
+    shutil.copy(BEST, name)
+    assert predict.main([name, "images/0.png", *ON_CPU]) == 0
+    assert len(read_table()) == 1
+
+
+def test_an_archive_of_images_is_no_checkpoint(images: Path) -> None:
+    shutil.make_archive("slices", "zip", images)
+    config = predict.parse_args([BEST, "slices.zip"])
+    assert (config.checkpoints, config.images) == ((Path(BEST),), (Path("slices.zip"),))
+
+
 def test_notes_beside_the_table_explain_it(images: Path) -> None:
     assert predict.main([BEST, "images/0.png", *ON_CPU]) == 0
     notes = Path("predictions.csv.about.txt").read_text("utf-8")

@@ -14,7 +14,7 @@ import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 import imaging.dicom
-from imaging.dicom import hash_patient, read_header
+from imaging.dicom import hash_patient, is_placeholder, read_header
 from imaging.grayscale import ImageError, ImageTooLargeError
 from imaging.kinds import has_preamble, is_dicom
 from imaging.reader import read_frames, read_grey, read_mode, read_patient, read_size
@@ -129,6 +129,24 @@ def test_pseudonym_of_patient_and_issuer() -> None:
     assert read_patient(encode_dicom(ROW, PatientID="")) == ""
     content = encode_dicom(ROW, PatientID="  17 ", IssuerOfPatientID=None)
     assert read_patient(content) == hash_patient("17")
+
+
+PLACEHOLDERS = (
+    *("0", "000", "---", "XXXX", "N/A", "none", "NULL", "anon", "unknown", "not available"),
+    *("ANONYMOUS", "Anonymized^Patient", "anonymisiert", "anónimo", "De-Identified"),
+    *("PATIENT_ID", "No Name"),
+)
+
+
+@pytest.mark.parametrize("text", PLACEHOLDERS)
+def test_placeholders_are_no_patients(text: str) -> None:
+    assert is_placeholder(text)
+    assert read_patient(encode_dicom(ROW, PatientID=text)) == ""
+
+
+@pytest.mark.parametrize("text", ["1", "P0", "anon1", "ID_07", "Anna", "X1", "patient 3", "noah"])
+def test_short_ids_are_patients(text: str) -> None:
+    assert not is_placeholder(text)
 
 
 def test_pseudonym_of_series() -> None:

@@ -34,6 +34,7 @@ def test_plain_files_are_not_opened_for_it(name: str) -> None:
     assert not may_hold_several(member.content[:START_BYTES])
 
 
+UIDS = ("StudyInstanceUID", "SeriesInstanceUID")
 RANGES = {"integers": (0, 8191), "floats": (-1.0, 3.0)}
 
 
@@ -83,7 +84,19 @@ def test_frames_of_dicom_keep_grey_and_patient() -> None:
         for file, frame in zip(files, frames, strict=True):
             np.testing.assert_array_equal(read_grey(file, ValueScaler(RANGES)), frame, path.name)
         assert {read_patient(file) for file in files} == {read_patient(content)}
-        assert {read_study(file) for file in files} == {read_study(content)}
+        if any(study := read_study(content)):
+            assert {read_study(file) for file in files} == {study}
+
+
+def test_frames_of_a_file_without_study_form_one_series() -> None:
+    files = [
+        encode_dicom(np.stack([DEEP, DEEP + shift]), n_frames=2, **dict.fromkeys(UIDS, ""))
+        for shift in (0, 1)
+    ]
+    series = [{read_study(page.content) for page in unpack(file)} for file in files]
+    assert [len(each) for each in series] == [1, 1]
+    assert series[0] != series[1]
+    assert not any(read_study(files[0]))
 
 
 def test_groups_of_a_frame_become_elements_of_its_file() -> None:

@@ -3,8 +3,11 @@
 import errno
 import hashlib
 import itertools
+import os
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -13,12 +16,15 @@ import pytest
 from PIL import Image
 
 import dataset
+from common import cache_folder
+from common.cache_folder import find_user_cache
 from helper import UserError
 from imaging.brightness import compute_brightness_statistics
 from imaging.orientation import orient_and_letterbox
 from imaging.reader import read_grey
 from loading import pixel_cache
 from loading.pixel_cache import open_pixels
+from preparation import integrity
 from tests.support.builders import make_data_folder
 
 
@@ -107,13 +113,69 @@ def test_slices_are_decoded_in_chunks(
     assert [len(chunk) for chunk in chunks] == [5, 5, 2]
 
 
-def test_folder_without_write_permission(
-    folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+def test_without_a_place_to_write_slices_stay_in_memory(
+    folder: Path, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail_to_write(monkeypatch, errno.EACCES)
-    pixels, brightness, row_of = open_pixels(table, folder, 24)
-    assert len(pixels) == len(brightness) == len(row_of) == 12
-    assert list((folder / "cache").iterdir()) == []
+    monkeypatch.setattr(cache_folder, "find_user_cache", lambda: tmp_path / "user")
+    for number in (errno.EACCES, errno.ENOSPC):
+        fail_to_write(monkeypatch, number)
+        pixels, brightness, row_of = open_pixels(table, folder, 24)
+        assert len(pixels) == len(brightness) == len(row_of) == 12
+        assert list((folder / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_read_only_data_are_cached_elsewhere(
+    number: int, folder: Path, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_pixels(table, folder, 24).pixels[:]
+    make_read_only(monkeypatch, folder, number)
+    shutil.rmtree(folder / "cache")
+    elsewhere = tmp_path / "user"
+    monkeypatch.setattr(cache_folder, "find_user_cache", lambda: elsewhere)
+    for in_memory in (False, True):  # the second time it is found
+        assert np.array_equal(open_pixels(table, folder, 24, in_memory=in_memory).pixels, expected)
+        monkeypatch.setattr(pixel_cache, "_decode", lambda *_: pytest.fail("decoded again"))
+    integrity.check_all(folder)
+    assert not (folder / "cache").exists()
+    written = {path.name for path in elsewhere.glob("*/*/*") if path.suffix != ".npy"}
+    assert written <= {"verified.json"}
+    other = tmp_path / "other"
+    assert cache_folder.list_cache_folders(other)[1] != cache_folder.list_cache_folders(folder)[1]
+
+
+def make_read_only(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+    """No folder can be created below this one."""
+    mkdir = Path.mkdir
+
+    def refuse(self: Path, *args: Any, **options: Any) -> None:
+        if self.is_relative_to(folder):
+            raise OSError(number, "read-only", str(self))
+        mkdir(self, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "expected"),
+    [
+        ("win32", "LOCALAPPDATA", "set"),
+        ("linux", "XDG_CACHE_HOME", "set"),
+        ("win32", "", "home/AppData/Local"),
+        ("linux", "", "home/.cache"),
+        ("darwin", "", "home/Library/Caches"),
+    ],
+)
+def test_the_users_cache_folder_is_that_of_the_system(
+    platform: str, variable: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCALAPPDATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda _: "home")
+    monkeypatch.setattr(sys, "platform", platform)
+    if variable:
+        monkeypatch.setenv(variable, "set")
+    assert find_user_cache().as_posix() == expected
 
 
 def test_refusals(folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:

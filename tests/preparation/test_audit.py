@@ -181,6 +181,18 @@ def test_splits_are_kept_for_the_same_seed_and_search(tmp_path: Path) -> None:
         assert audits.read_audit(tmp_path) == expected
 
 
+def test_images_of_two_grey_values_are_counted_with_an_example() -> None:
+    frame = build_frame(list("ab"), list("ab"), ["a", "b"])
+    facts = build_facts(frame)
+    path = frame["path"][1]
+    facts[path] = dataclasses.replace(facts[path], is_binary=True)
+    audit = audits.build_audit(frame, facts, "source", 0)
+    assert audit["binary"] == {"count": 1, "first": [path]}
+    assert [path in line for line in audit_text.describe_audit(audit) if "two grey" in line] == [
+        True
+    ]
+
+
 def test_wrapped_intensities_are_counted_with_an_example() -> None:
     frame = build_frame(list("abcd"), list("abcd"), ["a", "a", "b", "b"])
     facts = build_facts(frame)

@@ -14,9 +14,11 @@ from preparation.manifest import (
     load_earlier_manifest,
     load_manifest,
     manifest_path,
+    measure_image,
     name_sets,
 )
 from tests.support.builders import make_data_folder
+from tests.support.fuzz_corpus import encode
 
 ROWS = [
     "Images/A/1.png,A,8,8,aa,1.500,001,d1,g1,train,",
@@ -87,3 +89,18 @@ def test_ids_come_from_the_smallest_digest_of_the_set() -> None:
     digests = ["b" * 64, "a" * 64, "c" * 64]
     assert name_sets("g", [0, 0, 1], digests) == ["g" + "a" * 12, "g" + "a" * 12, "g" + "c" * 12]
     assert name_sets("d", [7, 5, 5], digests) == ["d" + "b" * 12, "d" + "a" * 12, "d" + "a" * 12]
+
+
+def test_masks_have_two_grey_values_alone() -> None:
+    pixels = np.zeros((8, 8), np.uint8)
+    assert not measure_image(encode(pixels, "PNG")).is_binary  # blank
+    pixels[2:4] = 200
+    assert measure_image(encode(pixels, "PNG")).is_binary
+    pixels[5] = 90
+    assert not measure_image(encode(pixels, "PNG")).is_binary
+
+
+def test_an_unreadable_file_is_called_what_it_is() -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    assert "a Git LFS pointer" in measure_image(pointer).note
+    assert "a web page" in measure_image(b"<!DOCTYPE html><html>404</html>").note

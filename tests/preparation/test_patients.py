@@ -11,6 +11,7 @@ from preparation.manifest import ImageFacts, manifest_path
 from preparation.patients import (
     DICOM,
     GIVEN,
+    MAX_STUDIES,
     PUBLISHED,
     collect_patients,
     read_patients,
@@ -38,13 +39,40 @@ def test_paths_and_unique_file_names_are_accepted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "File Name;Patient ID\n2.jpg;p\n",
+        "PATIENT_ID\tPath\np\tImages/B/2.jpg\n",
+        '"subject"|"image"\n"p"|"2.jpg"\n',
+    ],
+)
+def test_tables_are_read_as_people_write_them(text: str, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "patients.csv", text)
+    assert read_patients(table, NAMES) == {"Images/B/2.jpg": "p"}
+
+
+def test_a_row_may_name_a_file_of_several_pictures(tmp_path: Path) -> None:
+    names = {f"Images/A/v_{n}.png": f"A/v_{n}.png" for n in range(3)} | {"Images/B/x.png": "x.png"}
+    containers = {name: "A/v.nii.gz" for name in names if "v_" in name}
+    for row in ("A/v.nii.gz", "v.nii.gz"):
+        table = write_table(tmp_path / "patients.csv", f"path,patient\n{row},anna\nx.png,ben\n")
+        found = read_patients(table, names, containers)
+        assert found == {**dict.fromkeys(containers, "anna"), "Images/B/x.png": "ben"}
+    twice = containers | {"Images/B/v_9.png": "B/v.nii.gz"}
+    table = write_table(tmp_path / "patients.csv", "path,patient\nv.nii.gz,anna\n")
+    with pytest.raises(UserError, match=r"'v\.nii\.gz' is not an image"):
+        read_patients(table, names, twice)
+
+
+@pytest.mark.parametrize(
     ("text", "pattern"),
     [
         ("path,patient\nnowhere.png,p\n", "row 2: 'nowhere.png' is not an image of the source"),
         ("path,patient\n1.jpg,p\n", "row 2: '1.jpg' may be any of 2 images"),
-        ("path,group\n2.jpg,p\n", r"column\(s\) missing: patient; .*path,patient"),
+        ("path,group\n2.jpg,p\n", r"no column of patients among 'path', 'group'; .*path,patient"),
+        ("patient,group\np,p\n", "no column of paths"),
         ("path,patient\n2.jpg,p\nImages/B/2.jpg,q\n", "row 3: 'Images/B/2.jpg' is listed with"),
-        ("", "not a CSV table"),
+        ("", "empty; write a CSV"),
     ],
 )
 def test_invalid_tables_are_refused(text: str, pattern: str, tmp_path: Path) -> None:
@@ -186,3 +214,57 @@ def test_the_published_table_is_complete() -> None:
     assert published["patient"].nunique() == 188
     assert published["slice"].nunique() == 2313
     assert published.groupby("slice")["patient"].nunique().eq(1).all()
+
+
+def collect(
+    tmp_path: Path, rows: list[tuple[str, str, str, str]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Collect from rows of path, patient, study and series."""
+    facts = {
+        path: ImageFacts(path, 8, 8, 1.0, "L", patient=patient, study=study, series=series)
+        for path, patient, study, series in rows
+    }
+    known = collect_patients(tmp_path, facts, {}, {})
+    return known.patients, known.studies
+
+
+def make_rows(n_studies: int, patient: str, classes: str = "AB") -> list[tuple[str, str, str, str]]:
+    return [
+        (f"Images/{classes[number % len(classes)]}/{number}-{place}.dcm", patient, f"s{number}", "")
+        for number in range(n_studies)
+        for place in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n_studies", "classes", "others", "is_ignored"),
+    [
+        (4, "AB", [], True),  # one ID for all
+        (4, "AB", [("Images/A/x.png", "", "", "")], True),  # for all that have one
+        (4, "A", [("Images/B/x.png", "", "", "")], False),  # may be the only DICOM patient
+        (MAX_STUDIES + 1, "AB", [("Images/A/x.dcm", "q", "t", "")], True),
+        (MAX_STUDIES, "AB", [("Images/A/x.dcm", "q", "t", "")], False),
+        (MAX_STUDIES + 9, "A", [("Images/A/x.dcm", "q", "t", "")], False),  # many scans of one
+    ],
+)
+def test_an_id_that_names_many_is_ignored_and_its_studies_tie(
+    n_studies: int,
+    classes: str,
+    others: list[tuple[str, str, str, str]],
+    is_ignored: bool,
+    tmp_path: Path,
+) -> None:
+    rows = make_rows(n_studies, "p", classes)
+    patients, studies = collect(tmp_path, rows + others)
+    paths = {path for path, *_ in rows}
+    assert paths.isdisjoint(patients) == is_ignored
+    assert ({path: study for path, _, study, _ in rows} == studies) == is_ignored
+    assert all(patients.get(path, "") == patient for path, patient, *_ in others)
+
+
+def test_series_tie_where_studies_do_not(tmp_path: Path) -> None:
+    rows = [(f"Images/A/{place}.dcm", "", "s", f"r{place % 2}") for place in range(4)]
+    assert set(collect(tmp_path, rows)[1].values()) == {"r0", "r1"}
+    mixed = [("Images/A/1.dcm", "", "s", "r"), ("Images/A/2.dcm", "", "", "t")]
+    assert list(collect(tmp_path, mixed)[1].values()) == ["s", "t"]
+    assert collect(tmp_path, [(f"Images/A/{n}.dcm", "", "s", "r") for n in range(3)])[1] == {}

@@ -129,6 +129,9 @@ def test_compression_that_python_lacks_is_named(method: int, name: str, tmp_path
     [
         (b"Rar!\x1a\x07\0", "a RAR archive; unpack"),
         (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer; fetch"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><html>", "a web page; download"),
+        (b"%PDF-1.7", "a PDF document"),
         (b"\xff\xd8\xff\xe0", "a single JPEG image"),
     ],
 )

@@ -1,12 +1,14 @@
 """Valid images of every kind that the reader supports, with the pixels they show."""
 
 import functools
+import gzip
 import io
 import struct
 import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -14,6 +16,7 @@ from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from tests.support.dicom_files import BUNDLED, SECRETS, encode_dicom, encode_jpeg_dicom
+from tests.support.mat_files import build_cheng, encode_v5, encode_v73
 
 H, W = 24, 40
 GREY = np.add.outer(4 * np.arange(H), 4 * np.arange(W)).astype(np.uint8)  # 0 to 248, smooth
@@ -39,7 +42,7 @@ class Member:
 
     @property
     def format(self) -> str:
-        """JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG2000, PNM or DICOM."""
+        """JPEG, PNG, TIFF, BMP, WebP, GIF, JPEG2000, PNM, DICOM, NIfTI or MATLAB."""
         return self.name.split()[0]
 
 
@@ -224,6 +227,26 @@ def build_dicoms() -> Images:
     }
 
 
+def build_volumes() -> Images:
+    """Return NIfTI volumes of two axial slices, and MATLAB files of Cheng et al.
+
+    An axial slice shows the voxels [R, A] with R to the left and A up.
+    """
+    both = [GREY, GREY[:, ::-1]]
+    images: Images = {}
+    for name, kind in (("1", nibabel.Nifti1Image), ("2", nibabel.Nifti2Image)):
+        volume = np.stack([frame.T[::-1, ::-1] for frame in both], axis=2)
+        image = kind(volume, np.diag([1, 1, 3, 1]))
+        image.header["descrip"] = _NOTE.encode()
+        images[f"NIfTI {name}"] = image.to_bytes(), *both
+        images[f"NIfTI {name} gzip"] = gzip.compress(image.to_bytes()), *both
+    variables = build_cheng(GREY)
+    images["MATLAB 5"] = encode_v5(variables, False), GREY
+    images["MATLAB 5 deflated"] = encode_v5(variables), GREY
+    images["MATLAB 7.3"] = encode_v73(variables), GREY
+    return images
+
+
 # one image in several transfer syntaxes
 ENDINGS = ("", "_RLE", "_bigendian", "_expb", "_implicit", "_padded", "_jp2klossless")
 SMALL = [f"MR_small{ending}" for ending in (*ENDINGS, "_jpeg_ls_lossless")]
@@ -252,7 +275,7 @@ def build_bundled() -> Images:
 def build_corpus() -> tuple[Member, ...]:
     """Return all members in a fixed order."""
     images = build_jpegs() | build_pngs() | build_tiffs_and_bmps()
-    images |= build_others() | build_dicoms()
+    images |= build_others() | build_dicoms() | build_volumes()
     return tuple(
         Member(
             name, content, tuple(frames), 6 if {"JPEG", "jpeg", "lossy"} & set(name.split()) else 0

@@ -1,6 +1,7 @@
 """Damage to images: each change takes a random generator and a file, and returns other bytes."""
 
 import functools
+import gzip
 import random
 import re
 import struct
@@ -18,6 +19,8 @@ STARTS = (
     *(b"GIF89a", b"\0\x08\0\x05", b"\x08\0\x05\0CS\x0a\0", b"PK\3\4", b"%PDF", b"\0\0\0\x0cjP "),
     bytes(128) + b"DICM",
 )
+# place and form of the first two numbers of voxels, by the first bytes of NIfTI 1 and 2
+NIFTI_SIZES = {b"\x5c\1\0\0": (42, "<hh"), b"\x1c\2\0\0": (24, "<qq")}
 JPEG_SIZES = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)
 # elements of group 0x0028 of DICOM
 ROWS, COLUMNS = 0x10, 0x11
@@ -125,12 +128,39 @@ def change_size(draw: random.Random, content: bytes) -> bytes:
         place = {b"VP8X": 24, b"VP8L": 21}.get(content[12:16], 26)
         size = b"".join(canvas) if place == 24 else struct.pack("<HH", width, height)
         return content[:place] + size + content[place + len(size) :]
+    if change := NIFTI_SIZES.get(content[:4]):
+        return write_nifti_size(content, change, width, height)
     if content.startswith(b"GIF"):
         return content[:6] + struct.pack("<HH", width, height) + content[10:]
     if re.match(rb"P[1-6]\s", content):
         return re.sub(rb"\d+ \d+", b"%d %d" % (width, height), content, count=1)
     content = resize_dicom(content, width, height)
     return resize_codestream(content, width, height) if draw.random() < 0.7 else content
+
+
+def write_nifti_size(content: bytes, change: tuple[int, str], width: int, height: int) -> bytes:
+    """Write the first two numbers of voxels into an uncompressed NIfTI file."""
+    place, form = change
+    size = struct.pack(form, width % 2**15, height % 2**15)
+    return content[:place] + size + content[place + len(size) :]
+
+
+def change_packed(draw: random.Random, content: bytes) -> bytes:
+    """Change the content of a gzip file, and compress it again."""
+    plain = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    change = ANYWHERE[draw.choice(("flip bits", "write number", "overwrite", "blank", "cut"))]
+    changed = change_size(draw, plain) if draw.random() < 0.3 else change(draw, plain)
+    return changed if plain is content else gzip.compress(changed)
+
+
+def change_mat_parts(draw: random.Random, content: bytes) -> bytes:
+    """Change what follows the header of a MATLAB file, inside its compressed variables if any."""
+    head, body = content[:128], content[128:]
+    change = ANYWHERE[draw.choice(("flip bits", "write number", "overwrite", "blank"))]
+    if body[:4] != b"\x0f\0\0\0":  # not compressed, or of version 7.3
+        return head + change(draw, body)
+    packed = zlib.compress(change(draw, zlib.decompress(body[8:])))
+    return head + body[:4] + struct.pack("<I", len(packed)) + packed
 
 
 def resize_dicom(content: bytes, width: int, height: int) -> bytes:
@@ -237,6 +267,8 @@ def add_harmless(draw: random.Random, member: Member) -> bytes:
     if member.format == "DICOM":
         start = draw.choice((*STARTS, noise))[:128]
         return start + draw.randbytes(128 - len(start)) + content[128:]
+    if member.format in {"NIfTI", "MATLAB"}:  # bytes after the end are damage of gzip and MATLAB
+        return content
     if member.name == "PNM text":
         return content + draw.choice((b"\n", b" \n\n", b"\t"))
     if member.format == "PNG" and draw.random() < 0.7:
@@ -252,6 +284,7 @@ OF_FORMAT: dict[str, tuple[Change, ...]] = {
     **{"PNG": (change_size, change_chunks), "JPEG": (change_size, change_segments)},
     **{"TIFF": (change_size,), "BMP": (change_size,), "DICOM": (change_size, change_element)},
     **dict.fromkeys(("WebP", "GIF", "JPEG2000", "PNM"), (change_size,)),
+    **{"NIfTI": (change_packed,), "MATLAB": (change_mat_parts,)},
 }
 
 

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from imaging.grayscale import MAX_PIXELS, ImageError
+from imaging.kinds import START_BYTES
 from imaging.reader import read_frames, read_mode, read_patient, read_size
+from imaging.volumes import find_volume_kind
 from tests.support.dicom_files import HIDDEN
 from tests.support.fuzz_bombs import BOMBS
 from tests.support.fuzz_corpus import Member, build_corpus
@@ -66,15 +68,20 @@ def read_mutant(mutant: Mutant, laps_s: list[float]) -> tuple[str, list[str]]:
     """
     faults, n_frames = [], 0
     try:
-        width, height = read_size(mutant.content)
+        is_volume = find_volume_kind(mutant.content[:START_BYTES])
+        shape = None if is_volume else read_size(mutant.content)[::-1]
         mode, patient = read_mode(mutant.content), read_patient(mutant.content)
         if not mode or not re.fullmatch(r"(p[0-9a-f]{16})?", patient):
             faults.append("invalid mode or patient")
         laps_s.append(time.process_time())
         for pixels in read_frames(mutant.content):
             laps_s.append(time.process_time())
-            if pixels.dtype != np.uint8 or pixels.shape != (height, width):
-                faults.append(f"{pixels.dtype} {pixels.shape}, expected {(height, width)}")
+            if (
+                pixels.dtype != np.uint8
+                or pixels.ndim != 2
+                or pixels.shape != (shape or pixels.shape)
+            ):
+                faults.append(f"{pixels.dtype} {pixels.shape}, expected {shape}")
             if not 0 < pixels.size <= MAX_PIXELS:
                 faults.append("no pixels, or over the limit")
             if mutant.must_match:
