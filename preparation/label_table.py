@@ -10,7 +10,13 @@ import pandas as pd
 
 from helper import UserError
 from preparation.folder_kinds import list_first, strip_suffix
-from preparation.tables import FILE_COLUMNS, PATIENT_COLUMNS, find_column, read_user_table
+from preparation.tables import (
+    FILE_COLUMNS,
+    PATIENT_COLUMNS,
+    find_column,
+    list_tails,
+    read_user_table,
+)
 
 _REMEDY = "write a CSV with the header file,label"
 _FOLDER_COLUMNS = (
@@ -59,7 +65,9 @@ class LabelTable:
         keys_of: dict[str, list[str]] = {}
         for name in names:
             path = PurePosixPath(name)
-            files = [name, strip_suffix_of_path(name), path.name, strip_suffix(path.name)]
+            files = [
+                tail for each in list_tails(name) for tail in (each, strip_suffix_of_path(each))
+            ]
             folders = [
                 part
                 for parent in path.parents

@@ -10,7 +10,13 @@ from helper import UserError, log
 from imaging.dicom import DIGEST_DIGITS
 from preparation.manifest import ImageFacts, manifest_path, read_table
 from preparation.published import find_published_patients
-from preparation.tables import FILE_COLUMNS, PATIENT_COLUMNS, find_column, read_user_table
+from preparation.tables import (
+    FILE_COLUMNS,
+    PATIENT_COLUMNS,
+    find_column,
+    list_tails,
+    read_user_table,
+)
 
 FOLDERS, STATED = "the folders of the source", "the MATLAB files"
 MAX_STUDIES = 10  # of one patient in several classes
@@ -204,7 +210,8 @@ def read_patients(
 
     Args:
         table: The table, as for `read_user_table`. A path in it is relative to the data folder or
-            to the source, or a file name that occurs once; it may name a file of several pictures.
+            to the source or to a folder in it, or a file name; it must fit one image. It may name
+            a file of several pictures.
         source_names: The name inside the source ("" if none) of each path below the data folder.
         containers: The file of several pictures in the source, by path below the data folder.
 
@@ -226,8 +233,7 @@ def read_patients(
     targets: dict[str, set[str]] = {}
     whole = _list_by_container(containers or {})
     for target, source_name in source_names.items():
-        file_names = {PurePosixPath(target).name, PurePosixPath(source_name).name}
-        for name in {target, source_name, *file_names} - {""}:
+        for name in {*list_tails(target), *list_tails(source_name)} - {""}:
             targets.setdefault(name, set()).add(target)
     patients: dict[str, str] = {}
     for row, (name, patient) in enumerate(zip(rows[by_path], rows[by_patient], strict=True), 2):

@@ -59,6 +59,12 @@ def find_column(table: pd.DataFrame, names: Sequence[str]) -> str | None:
     return next((str(by_plain[name]) for name in names if name in by_plain), None)
 
 
+def list_tails(path: str) -> list[str]:
+    """Return a path without its first 0, 1, 2 … folders: tables often name a part of it."""
+    parts = path.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
 def _decode(content: bytes) -> str:
     if content[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         return content.decode("utf-16", errors="replace")

@@ -44,6 +44,7 @@ def test_paths_and_unique_file_names_are_accepted(tmp_path: Path) -> None:
         "File Name;Patient ID\n2.jpg;p\n",
         "PATIENT_ID\tPath\np\tImages/B/2.jpg\n",
         '"subject"|"image"\n"p"|"2.jpg"\n',
+        "path,patient\nB/2.jpg,p\n",  # from a folder inside
     ],
 )
 def test_tables_are_read_as_people_write_them(text: str, tmp_path: Path) -> None:

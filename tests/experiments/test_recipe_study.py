@@ -1,0 +1,93 @@
+"""The recipe study: paired differences, early stop, and a log that is continued."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import recipe_study
+from experiments.recipe_study import REFERENCE, compare, divide, format_row, is_worse
+from helper import UserError
+from tests.support.builders import Capture, Patch
+
+RECIPES = {REFERENCE: "--model net --image-size 32 --epochs 1", "slow": "--lr 0.0001"}
+
+
+def write_log(path: Path, *lines: tuple[str, int, list[float], list[int]]) -> argparse.Namespace:
+    """Write lines of recipe, fold, NLL by group and hits by group, with two slices a group."""
+    texts = [
+        json.dumps(
+            {
+                **{"data": "d", "seed": 0, "recipe": name, "options": RECIPES[name], "fold": fold},
+                "time_s": 2.0 if name == "slow" else 1.0,
+                "groups": {
+                    f"g{fold}{place}": [2, loss, hit]
+                    for place, (loss, hit) in enumerate(zip(losses, hits, strict=True))
+                },
+            }
+        )
+        for name, fold, losses, hits in lines
+    ]
+    path.write_text("\n".join(texts) + "\n")
+    return argparse.Namespace(log=path, data=Path("x/d"), seed=0)
+
+
+def test_differences_are_paired_by_group(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(recipe_study, "RECIPES", RECIPES)
+    options = write_log(
+        tmp_path / "log.jsonl",
+        (REFERENCE, 1, [1.0, 0.2], [1, 2]),
+        ("slow", 1, [1.4, 0.8], [1, 1]),
+        (REFERENCE, 2, [0.5, 0.5], [2, 2]),  # not of both: ignored
+    )
+    row = compare(options, "slow")
+    assert (row["folds"], row["n"], row["n_groups"]) == ([1], 4, 2)
+    assert row["nll"] == pytest.approx(2.2 / 4)
+    assert row["nll_difference"] == pytest.approx(1.0 / 4)
+    assert row["accuracy_difference"] == pytest.approx(-1 / 4)
+    # sums of the groups differ from the mean by -0.1 and 0.1; two groups, n / (n - 1) = 2
+    assert row["nll_error"] == pytest.approx(np.sqrt(2 * 0.02) / 4)
+    assert row["relative_time"] == 2
+    assert is_worse(row)
+    assert not is_worse({**row, "nll_error": 0.2})
+    assert not is_worse({**row, "nll_difference": -1.0})
+    assert "| slow | `--lr 0.0001` | 1 | 0.5500 | 0.5000 | +0.2500" in format_row("slow", row)
+    assert compare(options, REFERENCE)["nll_difference"] == 0
+    monkeypatch.setitem(RECIPES, "slow", "--lr 1")
+    with pytest.raises(UserError, match="other options"):
+        compare(options, "slow")
+
+
+def test_the_test_split_takes_no_part(phantom_dir: Path) -> None:
+    import dataset
+
+    whole = dataset.load_table(phantom_dir)
+    kept = set(whole["path"][whole["split"] != recipe_study.TEST])
+    tables = divide(phantom_dir)
+    assert len(tables) == recipe_study.FOLDS
+    held_out = [path for table in tables for path in table["path"][table["split"] == "test"]]
+    assert sorted(held_out) == sorted(kept)
+
+
+@pytest.mark.integration
+def test_folds_are_trained_once_and_losers_stop(
+    phantom_dir: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(recipe_study, "RECIPES", RECIPES)
+    monkeypatch.setattr(recipe_study, "MIN_FOLDS", 1)
+    path, figures = tmp_path / "log.jsonl", tmp_path / "figures.json"
+    command = [str(phantom_dir), "--log", str(path), "--json", str(figures), "--folds", "2"]
+    monkeypatch.setattr(recipe_study, "is_worse", lambda row: True)
+    assert recipe_study.main(command) == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["recipe"], line["fold"]) for line in lines] == [
+        *((REFERENCE, 1), ("slow", 1), (REFERENCE, 2))
+    ]
+    assert sum(n for n, *_ in lines[0]["groups"].values()) > 0
+    assert "| slow |" in capsys.readouterr().out
+    rows = json.loads(figures.read_text())["recipes"]
+    assert rows["slow"]["folds"] == [1]
+    monkeypatch.setattr(recipe_study, "train_fold", lambda *_: pytest.fail("trained again"))
+    assert recipe_study.main(command) == 0
