@@ -61,7 +61,7 @@ clean:
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-export.txt requirements.txt | .venv/bin/python
+.venv/installed-dev: requirements-dev.txt requirements-export.txt requirements-timm.txt requirements.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
@@ -70,7 +70,7 @@ clean:
 	.venv-app/bin/python -m pip install --quiet -r requirements-app.txt pytest pytest-timeout hypothesis playwright
 	touch $@
 
-.venv-oldest/installed: requirements-dev.txt requirements-export.txt requirements.txt
+.venv-oldest/installed: requirements-dev.txt requirements-export.txt requirements-timm.txt requirements.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet uv
 	.venv-oldest/bin/python -m uv pip install --quiet --python .venv-oldest/bin/python \

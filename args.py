@@ -4,6 +4,7 @@ Each group of options is a frozen dataclass; a field states its default, help, c
 Imports no heavy package, so that `--help` is quick.
 """
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from common.cli import (
     restore_dataclass,
     simplify,
 )
-from common.config_file import Contradiction, find_contradiction, take_options
+from common.config_file import find_contradiction, take_options
+from common.contradictions import CONTRADICTIONS
 from common.portable_names import PLAIN_NAME
 from common.shared_options import (
     calibration_option,
@@ -36,7 +38,10 @@ DATA_DIR = Path("data")
 PHANTOM_DIR = Path("data/phantom")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 INTENSITIES = ("raw", "percentile", "zscore")
-MODEL_HELP = "torchvision classifier by name, or `net` for the custom CNN"
+MODEL_HELP = (
+    "classifier of torchvision by name, of timm as timm/NAME, or `net` for the custom CNN; "
+    "`--model list [PATTERN]` prints all names with parameters and usual size"
+)
 
 
 # ---- main.py
@@ -197,6 +202,13 @@ class DryRunConfig:
     train: TrainConfig
 
 
+@dataclass(frozen=True)
+class ListConfig:
+    """Options of `main.py --model list [PATTERN]`."""
+
+    pattern: str = ""
+
+
 # ---- evaluate.py
 
 
@@ -249,7 +261,7 @@ class EvaluateConfig:
 
 def parse_train(
     argv: Sequence[str] | None = None,
-) -> TrainConfig | ResumeConfig | DryRunConfig:
+) -> TrainConfig | ResumeConfig | DryRunConfig | ListConfig:
     """Parse the command line of main.py.
 
     Raises:
@@ -265,6 +277,7 @@ def parse_train(
         "  python main.py --model resnet18 --epochs 30\n"
         "  python main.py --model net --phantom --image-size 96 --epochs 12\n"
         "  python main.py --model resnet18 --epochs 30 --folds 5\n"
+        "  python main.py --model list efficientnet\n"
         "  python main.py --resume session/RUN\n"
         "  python main.py --resume session/RUN --epochs 60\n"
         "  python main.py --config session/RUN/config.json --seed 1",
@@ -290,7 +303,13 @@ def parse_train(
         help="train two steps, then print what the run would use (device, precision, memory, time, "
         "disk space, files) and keep nothing but the data folder's cache and downloaded weights",
     )
+    parser.add_argument("pattern", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))
+    pattern = given.pop("pattern", "")
+    if given.get("model") == "list":
+        return ListConfig(pattern)
+    if pattern:
+        parser.error(f"unrecognized argument: {pattern}")
     if "resume" in given:
         names = {field.name for field in dataclasses.fields(ResumeConfig)}
         if extra := sorted(set(given) - names):
@@ -314,48 +333,6 @@ def parse_train(
         **{key: fill_dataclass(group, given) for key, group in TRAIN_GROUPS.items()}
     )
     return DryRunConfig(config) if "dry_run" in given else config
-
-
-def _is_net(given: dict[str, Any]) -> bool:
-    return given.get("model") == "net"
-
-
-CONTRADICTIONS: list[Contradiction] = [
-    (
-        ("phantom", "data"),
-        lambda given: bool(given.get("phantom")) and "data" in given,
-        "--phantom reads data/phantom; leave out --data, or leave out --phantom",
-    ),
-    (
-        ("pretrained",),
-        lambda given: _is_net(given) and bool(given.get("pretrained")),
-        "--pretrained: `net` has no ImageNet weights; leave it out",
-    ),
-    (
-        ("weights", "pretrained"),
-        lambda given: "weights" in given and given.get("pretrained") is False,
-        "--weights and --no-pretrained contradict each other; give one of them",
-    ),
-    (
-        ("dropout",),
-        lambda given: "dropout" in given and not _is_net(given),
-        "--dropout is for `net` only; leave it out, or give --model net",
-    ),
-    (
-        ("freeze_epochs",),
-        lambda given: (
-            bool(given.get("freeze_epochs"))
-            and "weights" not in given
-            and (_is_net(given) or given.get("pretrained") is False)
-        ),
-        "--freeze-epochs: there is no pretrained backbone to freeze; leave it out",
-    ),
-    (
-        ("mixup", "cutmix"),
-        lambda given: bool(given.get("mixup")) and bool(given.get("cutmix")),
-        "--mixup and --cutmix cannot be combined; give one of them",
-    ),
-]
 
 
 def parse_evaluate(argv: Sequence[str] | None = None) -> EvaluateConfig:

@@ -19,12 +19,26 @@ from helper import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     config = args.parse_train(argv)
+    if isinstance(config, args.ListConfig):
+        return helper.run_command(list_models, config)
     with signals.raise_on_sigterm():
         if isinstance(config, args.ResumeConfig):
             return helper.run_command(resume, config, config.debug)
         if isinstance(config, args.DryRunConfig):
             return helper.run_command(dry_run, config.train, config.train.run.debug)
         return helper.run_command(train, config, config.run.debug)
+
+
+def list_models(config: args.ListConfig) -> None:
+    """Print the networks that match a pattern."""
+    from backbones.catalogue import describe_all
+
+    is_found = False
+    for line in describe_all(config.pattern):
+        is_found = True
+        helper.log.info("%s", line)
+    if not is_found:
+        raise UserError(f"--model list {config.pattern}: no network matches; leave out the pattern")
 
 
 def train(config: args.TrainConfig) -> None:
@@ -81,7 +95,8 @@ def choose_run_dir(config: args.TrainConfig) -> Path:
     from training import distributed
 
     time = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    name = distributed.broadcast(config.run.name or f"{config.model.model}-{time}")
+    model = config.model.model.replace("/", "-")
+    name = distributed.broadcast(config.run.name or f"{model}-{time}")
     run_dir, results_dir = SESSION_DIR / name, RESULTS_DIR / name
     if distributed.is_main_process() and results_dir.exists() and not run_dir.exists():
         raise UserError(f"{results_dir} exists; choose another --name, or move that folder")

@@ -1,4 +1,4 @@
-"""Build classifiers by name: a torchvision backbone or the custom CNN, grey stem, new head."""
+"""Build classifiers by name: a backbone of the catalogue or the custom CNN, grey stem, new head."""
 
 import dataclasses
 import difflib
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
+from backbones.catalogue import choose_library, is_name, suggest
+from backbones.record import BackboneRecord
 from helper import UserError, first_line
 from net import SliceNet
 
 CUSTOM_NET = "net"
 # Means over the three channels of ImageNet, because a slice has one channel.
 GREY_MEAN, GREY_STD = 0.449, 0.226
-AUXILIARY_HEADS = ("AuxLogits", "aux1", "aux2")
 SAMPLE_PX = 64  # side of the grid of pixels whose percentiles are taken
 TAIL = 0.01  # share of the pixels beyond a percentile
 MIN_CONTRAST = 1 / 255  # of a slice that is divided by its contrast, in 0..1
@@ -109,9 +109,13 @@ def _stretch(slices: Tensor) -> Tensor:
     return ((slices - low[..., None, None]) / contrast[..., None, None]).clamp(0, 1)
 
 
-def list_models() -> list[str]:
-    """Return every name that `--model` accepts."""
-    return [CUSTOM_NET, *torchvision.models.list_models(module=torchvision.models)]
+def is_model(name: str) -> bool:
+    """Return whether `--model` accepts a name.
+
+    Raises:
+        UserError: It needs timm, which is not installed.
+    """
+    return name == CUSTOM_NET or is_name(name)
 
 
 def check_model(name: str, image_size: int, pretrained: bool, first_px: int | None = None) -> None:
@@ -126,17 +130,16 @@ def check_model(name: str, image_size: int, pretrained: bool, first_px: int | No
     Raises:
         UserError: The name is unknown or a size does not fit (exit status 2).
     """
-    names = list_models()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or ["net", "resnet18"]
+    if not is_model(name):
+        near = difflib.get_close_matches(name.lower(), [CUSTOM_NET]) or suggest(name)
         raise UserError(
-            f"--model {name}: no such model; similar names: {', '.join(near)} "
-            f"({len(names)} in all: {CUSTOM_NET} and torchvision's classifiers)",
+            f"--model {name}: no such model; similar names: "
+            f"{', '.join(near or [CUSTOM_NET, 'resnet18'])}; all are listed by --model list",
             status=2,
         )
     if name == CUSTOM_NET:  # accepts every size
         return
-    native_px = _get_native_size(name)
+    native_px = read_record(name).native_px
     for option, side_px, advice in (
         (f"--image-size {image_size}", image_size, f"its native size is {native_px} px"),
         ("--first-size", first_px or image_size, "give a larger fraction or leave it out"),
@@ -167,7 +170,7 @@ def build_model(name: str, n_classes: int, image_size: int, *, dropout: float = 
     """Build a network with random weights, a one-channel stem and a head of K classes.
 
     Args:
-        name: One of `list_models()`.
+        name: A name that `--model` accepts.
         n_classes: K.
         image_size: Side of the slices, px.
         dropout: Dropout before the head of the custom network.
@@ -179,38 +182,25 @@ def build_model(name: str, n_classes: int, image_size: int, *, dropout: float = 
 
 
 def build_backbone(name: str, image_size: int, *, pretrained: bool = False) -> nn.Module:
-    """Build torchvision's network for three channels and 1,000 classes, with random weights.
+    """Build a backbone for three channels and 1,000 classes, with random weights.
 
     Args:
-        name: A torchvision classifier.
+        name: A name of the catalogue.
         image_size: Side of the slices, px.
-        pretrained: Build for ImageNet weights: at their native size, without slow initialisation.
+        pretrained: Build for ImageNet weights, at their native size.
     """
-    built_for = _get_native_size(name) if pretrained else image_size
-    options: dict[str, Any] = {}
-    if name in {"inception_v3", "googlenet"}:
-        options = {"init_weights": not pretrained, "aux_logits": True}
-    if name.startswith("vit_"):
-        options["image_size"] = built_for
-    if name.startswith("maxvit"):
-        options["input_size"] = (built_for, built_for)
-    backbone = torchvision.models.get_model(name, weights=None, **options)
-    if hasattr(backbone, "aux_logits"):
-        # Auxiliary heads are for training on ImageNet; without them the output is one tensor.
-        backbone.aux_logits = False
-        for auxiliary in AUXILIARY_HEADS:
-            if hasattr(backbone, auxiliary):
-                setattr(backbone, auxiliary, None)
-    return backbone
+    return choose_library(name).build(name, image_size, pretrained=pretrained)
 
 
 def adapt_backbone(backbone: nn.Module, name: str, n_classes: int, image_size: int) -> Classifier:
     """Replace the stem by a one-channel stem and the head by a new one of K classes."""
     head = find_head(backbone)
-    means, stds = _get_channel_statistics(name)
+    record = read_record(name)
     _replace_stem(backbone, name)
     replace_head(backbone, n_classes)
-    return Classifier(backbone, head, Preprocess(image_size, sum(means) / 3, sum(stds) / 3))
+    return Classifier(
+        backbone, head, Preprocess(image_size, sum(record.means) / 3, sum(record.stds) / 3)
+    )
 
 
 def find_stem(backbone: nn.Module) -> str:
@@ -250,12 +240,13 @@ def _replace_stem(backbone: nn.Module, name: str) -> None:
     stem = find_stem(backbone)
     old = backbone.get_submodule(stem)
     assert isinstance(old, nn.Conv2d)
-    new = nn.Conv2d(
+    new = type(old)(  # timm has convolutions that pad like TensorFlow
         1,
         old.out_channels,
         old.kernel_size,  # type: ignore[arg-type]
         old.stride,  # type: ignore[arg-type]
         old.padding,  # type: ignore[arg-type]
+        old.dilation,  # type: ignore[arg-type]
     )
     new.weight, new.bias = map(nn.Parameter, fold_stem(name, old.weight, old.bias))
     backbone.set_submodule(stem, new)
@@ -273,14 +264,15 @@ def fold_stem(name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     between output channels. docs/architecture.md gives the size of the difference.
 
     Args:
-        name: A torchvision classifier, which determines the statistics of the channels.
+        name: The backbone, which determines the statistics of the channels.
         weight: [O, 3, H, W].
         bias: [O], or None.
 
     Returns:
         Kernel [O, 1, H, W] and bias [O].
     """
-    means, stds = _get_channel_statistics(name)
+    record = read_record(name)
+    means, stds = record.means, record.stds
     mean, std = sum(means) / 3, sum(stds) / 3
     scale = weight.new_tensor([std / each for each in stds])
     shift = weight.new_tensor([(mean - m) / s for m, s in zip(means, stds, strict=True)])
@@ -306,22 +298,9 @@ def find_nondeterministic_layers(network: nn.Module) -> list[str]:
     ]
 
 
-def get_weights_record(name: str) -> Any:
-    """Return torchvision's record of a backbone's default weights; nothing is downloaded."""
-    return torchvision.models.get_model_weights(name).DEFAULT
-
-
-def _get_native_size(name: str) -> int:
-    """Return the side in px of the slices that the ImageNet weights were evaluated at."""
-    return int(get_weights_record(name).transforms().crop_size[0])
-
-
-def _get_channel_statistics(name: str) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of the three channels that the weights require."""
-    if name in {"inception_v3", "googlenet"}:  # trained on inputs scaled to -1..1
-        return [0.5] * 3, [0.5] * 3
-    record = get_weights_record(name).transforms()
-    return record.mean, record.std
+def read_record(name: str) -> BackboneRecord:
+    """Return the usual input and the default weights of a backbone; nothing is downloaded."""
+    return choose_library(name).read_record(name)
 
 
 def describe_model(name: str, network: Classifier, classes: list[str]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class ActivationStats:
 def record_activation_stats(network: nn.Module) -> Iterator[ActivationStats]:
     """Record statistics of the first, middle and last convolution during forward passes.
 
-    In networks with fewer convolutions, such as transformers, layer norms are used. The hooks are
+    In networks with fewer convolutions, such as transformers, layer norms are used, else linear
+    layers. The hooks are
     removed afterwards.
     """
     layers, channel = _choose_layers(network)
@@ -62,8 +63,10 @@ def record_activation_stats(network: nn.Module) -> Iterator[ActivationStats]:
 
 def _choose_layers(network: nn.Module) -> tuple[dict[str, nn.Module], int]:
     """Return the layers by name and the dimension of their channels."""
-    for kind, channel in ((nn.Conv2d, 1), (nn.LayerNorm, -1)):
-        found = [(name, layer) for name, layer in network.named_modules() if type(layer) is kind]
+    for kind, channel in ((nn.Conv2d, 1), (nn.LayerNorm, -1), (nn.Linear, -1)):
+        found = [
+            (name, layer) for name, layer in network.named_modules() if isinstance(layer, kind)
+        ]
         if len(found) >= N_LAYERS:
             chosen = np.linspace(0, len(found) - 1, N_LAYERS).round().astype(int)
             return dict(found[index] for index in chosen), channel

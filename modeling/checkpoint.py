@@ -13,7 +13,7 @@ from common import run_paths
 from common.atomic_files import atomic_path
 from helper import UserError
 from imaging.bit_depth import is_ranges
-from model import Classifier, Preprocess, build_model, list_models
+from model import Classifier, Preprocess, build_model, is_model
 from modeling.weight_files import load_tensors
 
 Types = dict[str, type]
@@ -133,7 +133,7 @@ RUN_RULES: dict[str, Rule] = {
     "precision": (("fp32", "bf16", "fp16").__contains__, "fp32, bf16 or fp16"),
     "best": (lambda best: not best or type(best.get("epoch")) is int, "the row of an epoch"),
     "split": (_is_split, "as many splits as sha256"),
-    "model": (lambda name: name in list_models(), "a model of this version"),
+    "model": (is_model, "a model of this version"),
     "earlier_data": (_are_folders, "a list of folders"),
 }
 LAST_RULES: dict[str, Rule] = {

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 from contextlib import AbstractContextManager
 
@@ -16,7 +17,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_THRESHOLD_BYTES = 2**30
 # They train faster in fp32 on CPUs with AMX; ConvNeXt and RegNet do not (docs/performance.md).
-DEPTHWISE_FAMILIES = ("efficientnet", "mnasnet", "mobilenet", "shufflenet")
+DEPTHWISE_FAMILIES = re.compile(r"(timm/)?(tf_)?(efficientnet|mnasnet|mobilenet|shufflenet)")
 TENSOR_CORES = (7, 0)  # compute capability of Volta, the first GPUs with fast fp16
 
 
@@ -34,7 +35,7 @@ def resolve_precision(choice: str, device: torch.device, model: str) -> str:
         if has_fast_bf16(device):
             return "bf16"
         return "fp16" if torch.cuda.get_device_capability(device) >= TENSOR_CORES else "fp32"
-    if device.type == "cpu" and not model.startswith(DEPTHWISE_FAMILIES) and has_fast_bf16(device):
+    if device.type == "cpu" and not DEPTHWISE_FAMILIES.match(model) and has_fast_bf16(device):
         return "bf16"
     return "fp32"
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import model
+from backbones.catalogue import choose_library
 from helper import UserError, first_line, log
 from modeling import state_dicts
 from modeling.weight_files import read_weights
@@ -35,10 +36,10 @@ def build_initial_model(
     """Build the network that training starts from.
 
     Args:
-        name: One of `model.list_models()`.
+        name: A name that `--model` accepts.
         n_classes: K.
         image_size: Side of the slices, px.
-        pretrained: Load torchvision's default ImageNet weights (torch downloads them once).
+        pretrained: Load the default ImageNet weights, which are downloaded once.
         weights: Load this file instead; one line says what was loaded.
         dropout: Dropout before the head of the custom network.
 
@@ -54,7 +55,7 @@ def build_initial_model(
     else:
         backbone = model.build_backbone(name, image_size, pretrained=True)
         network = model.adapt_backbone(backbone, name, n_classes, image_size)
-    origin = model.get_weights_record(name).url if weights is None else f"--weights {weights}"
+    origin = model.read_record(name).file if weights is None else f"--weights {weights}"
     line = _load_weights(network, name, content, origin)
     if weights is not None:
         log.info("%s: %s", origin, line)
@@ -67,15 +68,19 @@ def describe_start(name: str, pretrained: bool, weights: Path | None) -> str:
         return f"weights of {weights.name}"
     if name == model.CUSTOM_NET or not pretrained:
         return "scratch"
-    return f"ImageNet weights {model.get_weights_record(name)}"
+    return f"ImageNet weights {model.read_record(name).weights}"
 
 
 def _download_state_dict(name: str) -> dict[str, Tensor]:
-    record = model.get_weights_record(name)
+    record = model.read_record(name)
+    if not record.weights:
+        raise UserError(
+            f"{name} has no published weights; give --weights FILE or --no-pretrained", status=2
+        )
     try:
-        return dict(record.get_state_dict(progress=True, check_hash=True))
+        return choose_library(name).download_weights(name)
     except (OSError, RuntimeError) as error:
-        file_name = record.url.rsplit("/", 1)[-1]
+        file_name = record.file.rsplit("/", 1)[-1]
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
             f"ImageNet weights of {name}: {file_name} is not in {folder} and could not be "

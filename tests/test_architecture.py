@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"loading", "duplicates", "explanation"},
     {"model", "phantoms"},
     {"imaging"},
-    {"net", "args"},
+    {"net", "args", "backbones"},
     {"common"},
     {"helper"},
 ]

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torchvision.transforms import functional
 
 import model
+from backbones import torchvision_models
 from helper import UserError
+from tests.support.timm_families import TIMM
 
 FAMILIES = [
     *("net", "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s"),
@@ -51,22 +53,19 @@ def test_unsuitable_sizes_are_refused() -> None:
     expect_usage_error("--first-size: alexnet .* 32 px", "alexnet", 128, first_px=32)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *TIMM])
 def test_every_family_accepts_224_px(name: str) -> None:
     model.check_model(name, 224, pretrained=True, first_px=224)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in model.list_models() if "128gf" not in n])
+@pytest.mark.parametrize(
+    "name", ["net", *(n for n in torchvision_models.list_names() if "128gf" not in n)]
+)
 def test_every_model_returns_one_tensor(name: str) -> None:
     network = model.build_model(name, 3, 224).eval()
     with torch.no_grad():
         assert network(torch.rand(1, 1, 224, 224)).shape == (1, 3)
-
-
-def test_all_classifiers_of_torchvision_are_listed() -> None:
-    assert len(model.list_models()) >= 81
-    assert model.list_models()[0] == "net"
 
 
 def test_auxiliary_outputs_are_removed() -> None:
@@ -84,10 +83,8 @@ def make_slices(size_px: int) -> Tensor:
 
 def normalise_three_channels(name: str, slices: Tensor) -> Tensor:
     """Return three copies of the slices, normalised as torchvision's weights require."""
-    record = model.get_weights_record(name).transforms()
-    statistics = (record.mean, record.std)
-    if name in {"googlenet", "inception_v3"}:  # their own code rescales to -1..1
-        statistics = ([0.5] * 3, [0.5] * 3)
+    record = model.read_record(name)
+    statistics = (record.means, record.stds)
     return functional.normalize(slices.expand(-1, 3, -1, -1), *statistics)
 
 
@@ -96,7 +93,7 @@ def build_both_stems(name: str, size_px: int) -> tuple[nn.Conv2d, nn.Conv2d, mod
     torch.manual_seed(0)
     backbone = model.build_backbone(name, size_px)
     stem, three = next(
-        (part, module) for part, module in backbone.named_modules() if type(module) is nn.Conv2d
+        (part, module) for part, module in backbone.named_modules() if isinstance(module, nn.Conv2d)
     )
     if three.bias is not None:
         nn.init.normal_(three.bias)
@@ -111,6 +108,7 @@ def build_both_stems(name: str, size_px: int) -> tuple[nn.Conv2d, nn.Conv2d, mod
     [
         *("convnext_tiny", "densenet121", "efficientnet_v2_s", "googlenet", "inception_v3"),
         *("mobilenet_v2", "resnet18", "squeezenet1_1", "swin_t", "vgg11", "vit_b_32"),
+        *TIMM,
     ],
 )
 def test_one_channel_stem_equals_three_normalised_copies(name: str) -> None:
@@ -144,7 +142,7 @@ def test_logits_differ_by_the_zero_padding_of_the_stem_only() -> None:
     assert difference < 0.05
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *TIMM])
 def test_layers_without_a_deterministic_backward_are_those_of_the_graph(name: str) -> None:
     with torch.device("meta" if "regnet" not in name else "cpu"):
         network = model.build_model(name, 3, 224)

@@ -12,6 +12,7 @@ from args import INTENSITIES
 from explanation.heatmaps import compute_heatmaps
 from explanation.integrated_gradients import compute_integrated_gradients, integrate_gradients
 from model import standardise
+from tests.support.timm_families import TIMM
 from tests.support.toys import Toy, build, make_images, make_pointwise
 
 
@@ -56,9 +57,11 @@ def test_smoothing_by_hand() -> None:
     assert found.sum().item() == pytest.approx(plain.sum().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["net", "resnet18"])
+@pytest.mark.parametrize("name", ["net", "resnet18", *TIMM])
 def test_completeness_and_agreement_with_captum(name: str) -> None:
-    network, images, targets = build(name, 64).eval(), make_images(2, 64), torch.tensor([0, 2])
+    # in fp64: rounding moves a step to the other side of a kink of ReLU6
+    network, images = build(name, 64).eval().double(), make_images(2, 64).double()
+    targets = torch.tensor([0, 2])
 
     def score(batch: Tensor) -> Tensor:
         return network(batch).log_softmax(1)
@@ -75,7 +78,7 @@ def test_completeness_and_agreement_with_captum(name: str) -> None:
     other = IntegratedGradients(lambda batch: network.backbone(batch).log_softmax(1)).attribute(
         whole, baselines=black, target=targets, n_steps=64, method="riemann_middle"
     )
-    assert torch.allclose(found, other[:, 0], atol=1e-4 * found.abs().max().item())
+    assert torch.allclose(found, other[:, 0], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("intensity", INTENSITIES)

@@ -7,9 +7,10 @@ from torch import nn
 import model
 from modeling.activation_stats import record_activation_stats
 from modeling.forward import predict_logits
+from tests.support.timm_families import TIMM
 
 
-@pytest.mark.parametrize("name", ["net", "mobilenet_v2", "swin_t"])
+@pytest.mark.parametrize("name", ["net", "mobilenet_v2", "swin_t", *TIMM])
 def test_statistics_do_not_depend_on_other_slices(name: str) -> None:
     network = model.build_model(name, 3, 32)
     slices = torch.randint(0, 256, (5, 1, 32, 32), dtype=torch.uint8)

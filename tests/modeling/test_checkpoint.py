@@ -9,9 +9,10 @@ import model
 from modeling import checkpoint
 from modeling.forward import predict_logits
 from tests.support.builders import make_config
+from tests.support.timm_families import TIMM
 
 
-@pytest.mark.parametrize("name", ["net", "resnet18"])
+@pytest.mark.parametrize("name", ["net", "resnet18", *TIMM])
 def test_restored_network_has_equal_logits(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     network = model.build_model(name, 3, 32)

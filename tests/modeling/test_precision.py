@@ -32,7 +32,8 @@ def test_precision_follows_the_device(monkeypatch: Patch) -> None:
     assert resolve_precision("auto", CPU, "net") == "fp32"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert resolve_precision("auto", CPU, "convnext_tiny") == "bf16"
-    assert resolve_precision("auto", CPU, "mobilenet_v2") == "fp32"
+    for name in ("mobilenet_v2", "timm/tf_efficientnet_lite2", "timm/mobilenetv3_small_050"):
+        assert resolve_precision("auto", CPU, name) == "fp32"
     assert resolve_precision("auto", torch.device("mps"), "net") == "fp32"
 
 

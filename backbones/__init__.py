@@ -1,0 +1,1 @@
+"""Backbones by name: classifiers of torchvision, and of timm as timm/NAME."""
