@@ -26,6 +26,7 @@ from helper import UserError, log
 
 if TYPE_CHECKING:
     from imaging.volumes import VolumeOptions
+    from inference.image_stream import PassedOver
     from inference.predictor import SlicePredictor
 
 
@@ -123,8 +124,9 @@ def predict(config: PredictConfig) -> None:
 
     volumes = build_options(config.axis, config.mat_fields)
     output_table.check_output(config.out, config.overwrite)
+    image_stream.check_paths(config.images, config.heatmaps)
     with archives.unpack(config.images, beside=config.out) as unpacked:
-        passed_over: list[str] = []
+        passed_over = image_stream.PassedOver()
         files = image_stream.find_files(unpacked.paths, config.heatmaps, passed_over)
         files = itertools.chain([next(files)], files)  # without any file no table is written
         predictor = load_predictor(
@@ -142,7 +144,7 @@ def predict_files(
     files: Iterable[Path],
     volumes: "VolumeOptions",
     names: Mapping[Path, Path],
-    passed_over: Sequence[str],
+    passed_over: "PassedOver",
 ) -> None:
     """Write the table and its notes.
 
@@ -152,7 +154,7 @@ def predict_files(
         files: Image files.
         volumes: How NIfTI and MATLAB files are read.
         names: Paths to show for files that were unpacked from archives.
-        passed_over: Files that are no images; complete when all files are read.
+        passed_over: Files that are not read; complete when all others are.
 
     Raises:
         UserError: No image could be read.
@@ -160,7 +162,6 @@ def predict_files(
     from tqdm import tqdm
 
     from inference import output_table, pipeline
-    from preparation.sources import count_suffixes
 
     picture_notes = fonts.describe_names(predictor.classes) if config.heatmaps else []
     for line in [*predictor.list_warnings(), *picture_notes]:
@@ -181,13 +182,11 @@ def predict_files(
         table.write(builder.close())
     counts = builder.counts
     if counts.errors == counts.rows:
-        raise UserError(f"none of {counts.rows} images could be read; see {config.out}")
-    log.info("%d images: %s", counts.rows, counts.describe())
-    image_notes = counts.list_notes()
-    if passed_over:
-        image_notes.append(
-            f"files that are not images were passed over: {count_suffixes(passed_over)}"
+        raise UserError(
+            f"none of {counts.rows} images could be read ({counts.first_error}); see {config.out}"
         )
+    log.info("%d images: %s", counts.rows, counts.describe())
+    image_notes = [*counts.list_notes(), *passed_over.describe()]
     if image_notes:
         log.info("note: %s", "; ".join(image_notes))
         about = output_table.describe_table(predictor, [*picture_notes, *image_notes])

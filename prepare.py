@@ -95,7 +95,10 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         )
         earlier, earlier_splits = audit.read_audit(data_dir), audit.read_splits(data_dir)
         keeps_published = published_split.choose_split(
-            earlier, planned.splits, data_dir, keep_split=config.keep_split
+            data_dir,
+            planned.splits,
+            keep_split=config.keep_split,
+            is_prepared=manifest.manifest_path(data_dir).is_file(),
         )
         targets.check_clashes(planned.files, manifest.list_images(data_dir), data_dir)
         for line in planned.notes:
@@ -121,11 +124,14 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         identified = patients.KnownPatients()
         if not config.ignore_patients:
             stated = (planned.patient_source, planned.patients)
-            identified = patients.collect_patients(data_dir, facts, named, inherited, stated)
-        published = planned.splits
-        if keeps_published:
-            published = audit.read_kept_splits(data_dir, facts) | published
-        kept = earlier_splits if audit.keeps_splits(earlier, seed) else {}
+            identified = patients.collect_patients(
+                *(data_dir, facts, named, inherited, stated),
+                were_given=audit.has_given_patients(data_dir),
+            )
+        digests = {path: fact.sha256 for path, fact in facts.items()}
+        published = published_split.recall_split(data_dir, digests, planned.splits)
+        knows_seed = bool(earlier) or not keeps_published
+        kept = earlier_splits if audit.keeps_splits(earlier, seed) or not knows_seed else {}
         frame = manifest.build_manifest(
             *(data_dir, seed, facts, identified.patients, identified.studies),
             clusters=duplicates.cluster(*identified.list_by_digest(facts)),
@@ -149,7 +155,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     if not is_unchanged and not evaluation_only:
         shortcut = _measure_shortcut(frame, facts)
     leak = published_split.measure_leak(frame, published, kept=keeps_published)
-    if is_unchanged and not planned.splits:
+    if is_unchanged and not published:
         leak = earlier.get("published_split")
     summary = audit.build_audit(
         frame,
@@ -174,6 +180,9 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
         summary["against"] = earlier["against"]
     else:
         against.delete_comparison(data_dir)
+    if keeps_published:
+        table = published_split.format_split(frame, published)
+        manifest.write_if_changed(published_split.split_path(data_dir), table)
     links_text = links.to_csv(index=False, lineterminator="\n")
     manifest.write_if_changed(data_dir / "CSV" / "links.csv", links_text)
     _write_tables(data_dir, frame, summary)

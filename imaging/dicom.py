@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import re
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ def read_dicom_patient(source: Path | bytes) -> str:
 
 def is_placeholder(patient: str) -> bool:
     """Return whether a PatientID is what programs write to hide it, such as ANONYMOUS or 0."""
-    plain = re.sub(r"[\W_]", "", patient).casefold()
+    plain = re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", patient)).casefold()
     return _PLACEHOLDERS.fullmatch(plain) is not None
 
 

@@ -37,25 +37,27 @@ def split_frames(content: bytes) -> Iterator[bytes]:
         if not data.get("StudyInstanceUID") and not data.get("SeriesInstanceUID"):
             number = int.from_bytes(hashlib.sha256(content).digest()[:16])
             data.SeriesInstanceUID = f"2.25.{number}"
+        bare = copy.deepcopy(data)  # once: the groups of all frames are large
+        for keyword in (*_FUNCTIONAL_GROUPS, "NumberOfFrames", "FrameIncrementPointer"):
+            _set_element(bare, keyword, None)
         for frame, values in enumerate(decode_frames(stream, data, pixel_format, finder)):
-            yield _build_file(values, data, pixel_format, frame)
+            yield _build_file(values, data, bare, pixel_format, frame)
 
 
 def _build_file(
-    values: npt.NDArray, data: "Dataset", pixel_format: PixelFormat, frame: int
+    values: npt.NDArray, data: "Dataset", bare: "Dataset", pixel_format: PixelFormat, frame: int
 ) -> bytes:
+    """Return the file of one frame: `bare` is the data set without what concerns all frames."""
     import pydicom
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
-    single = copy.deepcopy(data)
+    single = copy.deepcopy(bare)
     for sequence, keywords in _GROUPS.items():
         macro = find_macro(data, sequence, frame)
         if macro is not data:
             for keyword in keywords:
                 _set_element(single, keyword, macro)
-    for keyword in (*_FUNCTIONAL_GROUPS, "NumberOfFrames", "FrameIncrementPointer"):
-        _set_element(single, keyword, None)
     is_little = data.original_encoding[1] is not False
     single.BitsAllocated = 8 * values.dtype.itemsize
     if values.ndim == 3:  # decoded to RGB

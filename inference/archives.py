@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from common.atomic_files import UNFINISHED
 from common.portable_names import make_portable
 from helper import UserError, log
-from preparation.sources import Source, open_source
+from preparation.masks import find_mask_names
+from preparation.sources import Entry, Source, open_source
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_NAME = 60  # characters of a file name that are kept; the number before it makes it unique
@@ -73,8 +74,9 @@ def unpack(paths: Sequence[Path], beside: Path) -> Iterator[Unpacked]:
 
 
 def _write(source: Source, archive: Path, folder: Path) -> dict[Path, Path]:
-    """Write the images of an archive, and return the name of each."""
-    needed = sum(entry.size for entry in source.entries)
+    """Write the images of an archive without masks, and return the name of each."""
+    entries = _leave_out_masks(source.entries, archive)
+    needed = sum(entry.size for entry in entries)
     if needed > shutil.disk_usage(folder.parent).free:
         raise UserError(
             f"{archive}: its images need {needed / 2**20:.0f} MiB unpacked, more than is free in "
@@ -85,20 +87,36 @@ def _write(source: Source, archive: Path, folder: Path) -> dict[Path, Path]:
             "note: %s: %d files are not images and are passed over, such as %s",
             *(archive, len(source.others), source.others[0]),
         )
-    parents = [PurePosixPath(entry.name).parent for entry in source.entries]
+    parents = [PurePosixPath(entry.name).parent for entry in entries]
     numbers = {parent: number for number, parent in enumerate(dict.fromkeys(parents))}
     targets = [
         folder
         / f"{numbers[parent]:06}"
         / f"{place:07}_{make_portable(entry.file_name)[-MAX_NAME:]}"
-        for place, (entry, parent) in enumerate(zip(source.entries, parents, strict=True))
+        for place, (entry, parent) in enumerate(zip(entries, parents, strict=True))
     ]
     # a compressed tar is read forwards only
-    for target, entry in sorted(
-        zip(targets, source.entries, strict=True), key=lambda pair: pair[1].place
-    ):
+    for target, entry in sorted(zip(targets, entries, strict=True), key=lambda pair: pair[1].place):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(entry.read())
-    return {
-        target: archive / entry.name for target, entry in zip(targets, source.entries, strict=True)
+    return {target: archive / entry.name for target, entry in zip(targets, entries, strict=True)}
+
+
+def _leave_out_masks(entries: Sequence[Entry], archive: Path) -> list[Entry]:
+    """Return the entries without masks of tumours, by their names, unless all are."""
+    by_folder: dict[PurePosixPath, list[Entry]] = {}
+    for entry in entries:
+        by_folder.setdefault(PurePosixPath(entry.name).parent, []).append(entry)
+    masks = {
+        str(folder / name)
+        for folder, inside in by_folder.items()
+        for name in find_mask_names(folder.parts, [entry.file_name for entry in inside])
     }
+    kept = [entry for entry in entries if entry.name not in masks]
+    if not kept or len(kept) == len(entries):
+        return list(entries)
+    log.info(
+        "note: %s: %d masks of tumours, by their names, were passed over, such as %s",
+        *(archive, len(entries) - len(kept), min(masks)),
+    )
+    return kept

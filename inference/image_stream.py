@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -17,6 +17,7 @@ from imaging.kinds import FORMATS, is_dicom, is_image_file, read_first_bytes
 from imaging.pages import may_hold_several
 from imaging.reader import count_frames, read_frames
 from imaging.volumes import VolumeOptions
+from preparation.masks import find_mask_names
 from preparation.sources import count_suffixes
 
 Prepared = TypeVar("Prepared")
@@ -41,23 +42,32 @@ class Picture(Generic[Prepared]):
         return f"{self.path.as_posix()}#{self.frame}" if self.frame else self.path.as_posix()
 
 
-def find_files(
-    paths: Sequence[Path], exclude: Path | None = None, passed_over: list[str] | None = None
-) -> Iterator[Path]:
-    """Yield the image files of files and folders in the given order, folders sorted by name.
+@dataclass
+class PassedOver:
+    """Files in folders that are not read: no images, and masks of tumours."""
 
-    A named file is always yielded; files in folders are chosen by `is_image_file`. A file or
-    folder that cannot be opened is yielded too and becomes an error when it is read. Links to
-    folders are not followed.
+    others: list[str] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)
 
-    Args:
-        paths: Files and folders.
-        exclude: Output folder, which is skipped.
-        passed_over: Takes the names of the files in folders that are no images.
+    def describe(self) -> list[str]:
+        """Return lines that count them."""
+        lines = []
+        if self.others:
+            kinds = count_suffixes(self.others)
+            lines.append(f"files that are not images were passed over: {kinds}")
+        if self.masks:
+            lines.append(
+                f"{len(self.masks)} masks of tumours, by their names, were passed over, such as "
+                f"{self.masks[0]}"
+            )
+        return lines
+
+
+def check_paths(paths: Sequence[Path], exclude: Path | None = None) -> None:
+    """Check that all paths exist and that none is inside the output folder.
 
     Raises:
-        UserError: At once for a missing path or one inside `exclude`; at the end if no image was
-            found.
+        UserError: One is missing, or inside `exclude`.
     """
     excluded = None if exclude is None else exclude.resolve()
     for path in paths:
@@ -65,23 +75,42 @@ def find_files(
             raise UserError(f"{path}: no such file or folder; name images or folders of images")
         if excluded is not None and path.resolve().is_relative_to(excluded):
             raise UserError(f"{path} is inside the output folder {exclude}; name another folder")
-    return _walk(paths, excluded, [] if passed_over is None else passed_over)
 
 
-def _walk(paths: Sequence[Path], excluded: Path | None, passed_over: list[str]) -> Iterator[Path]:
+def find_files(
+    paths: Sequence[Path], exclude: Path | None = None, passed_over: PassedOver | None = None
+) -> Iterator[Path]:
+    """Yield the image files of files and folders in the given order, folders sorted by name.
+
+    A named file is always yielded; files in folders are chosen by `is_image_file`, without masks
+    (in a folder such as masks, or called like a picture beside them). A file or folder that cannot
+    be opened is yielded too and becomes an error when it is read. Links to folders are not
+    followed.
+
+    Args:
+        paths: Files and folders (`check_paths`).
+        exclude: Output folder, which is skipped.
+        passed_over: Takes the names of the files in folders that are not read.
+
+    Raises:
+        UserError: No image was found.
+    """
+    excluded = None if exclude is None else exclude.resolve()
+    passed_over = PassedOver() if passed_over is None else passed_over
     found = False
     for path in paths:
         for file in _walk_folder(path, excluded, passed_over) if path.is_dir() else [path]:
             found = True
             yield file
     if not found:
+        content = count_suffixes([*passed_over.others, *passed_over.masks]) or "empty"
         raise UserError(
             f"{', '.join(map(str, paths))}: no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image "
-            f"({count_suffixes(passed_over) or 'empty'})"
+            f"({content})"
         )
 
 
-def _walk_folder(folder: Path, excluded: Path | None, passed_over: list[str]) -> Iterator[Path]:
+def _walk_folder(folder: Path, excluded: Path | None, passed_over: PassedOver) -> Iterator[Path]:
     unreadable: list[Path] = []
     for parent, folders, names in os.walk(
         folder, onerror=lambda error: unreadable.append(Path(str(error.filename)))
@@ -91,12 +120,15 @@ def _walk_folder(folder: Path, excluded: Path | None, passed_over: list[str]) ->
             for name in folders
             if not name.startswith(".") and Path(parent, name).resolve() != excluded
         )
+        masks = find_mask_names(Path(parent).relative_to(folder).parts, names)
         for name in sorted(names):
             path = Path(parent, name)
-            if _is_image_file(path):
+            if not _is_image_file(path):
+                passed_over.others += [] if name.startswith(".") else [path.as_posix()]
+            elif name in masks:
+                passed_over.masks.append(path.as_posix())
+            else:
                 yield path
-            elif not name.startswith("."):
-                passed_over.append(path.as_posix())
     yield from unreadable
 
 

@@ -87,6 +87,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.rows = self.errors = 0
+        self.first_error = ""
         self._notes: Counter[str] = Counter()
         self._review: Counter[bool | None] = Counter()
         self._ood: Counter[bool | None] = Counter()
@@ -97,6 +98,7 @@ class Counts:
         self._notes[note] += 1
         if row["error"] is not None:
             self.errors += 1
+            self.first_error = self.first_error or row["error"]
         else:
             self._review[row["needs_review"]] += 1
             self._ood[row["out_of_distribution"]] += 1

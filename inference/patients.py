@@ -22,8 +22,14 @@ from inference.predictor import Prediction
 from preparation.folder_kinds import FolderKind, find_folder_kind
 
 SERIES_FOLDER = re.compile(
-    r"(series?|study|scan|stack|volume|sequence)[ _.-]*\d*([ _.-].*)?", re.IGNORECASE
+    r"(series?|study|scan|stack|volume|sequence|ses|session|visit|timepoint|anat|mri?)"
+    r"[ _.-]*\d*([ _.-].*)?",
+    re.IGNORECASE,
 )
+CLASS_WORDS = {
+    *("yes", "no", "positive", "negative", "normal", "abnormal", "healthy", "benign", "malignant"),
+    *("tumor", "tumour", "notumor", "control", "controls", "cancer", "sick", "diseased"),
+}
 SERIES_KINDS = {FolderKind.SEQUENCE, FolderKind.PICTURES}
 
 
@@ -120,7 +126,7 @@ class PatientAggregator:
         parts = path.relative_to(root).parts[:-1]
         while parts and _is_series(parts[-1]):
             parts = parts[:-1]
-        if not parts or _is_split(parts[-1]) or suggest(parts[-1], self._rule.classes):
+        if not parts or _is_split(parts[-1]) or _is_class(parts[-1], self._rule.classes):
             return None
         return root, root.joinpath(*parts)
 
@@ -129,6 +135,11 @@ def _is_series(folder: str) -> bool:
     """Return whether a folder holds a sequence, plane or series of one patient."""
     is_numbered = SERIES_FOLDER.fullmatch(folder) is not None
     return is_numbered or find_folder_kind(folder) in SERIES_KINDS
+
+
+def _is_class(folder: str, classes: Sequence[str]) -> bool:
+    plain = re.sub(r"[\W_]", "", folder).casefold()
+    return plain in CLASS_WORDS or bool(suggest(folder, classes))
 
 
 def _is_split(folder: str) -> bool:

@@ -97,6 +97,7 @@ class Predictor:
     def _predict_file(self, path: Path) -> list[Result]:
         if path.is_dir():
             raise UserError(f"{path} is a folder; predict its files one by one")
+        image_stream.check_paths([path])
         batches = pipeline.predict_batches(self._networks, image_stream.find_files([path]))
         results = []
         for picture, found in (pair for batch in batches for pair in batch):

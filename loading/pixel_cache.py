@@ -89,7 +89,7 @@ def open_pixels(
             except OSError as error:
                 if cache == caches[-1] or not is_read_only(error):
                     raise
-            log.info("%s cannot be written: slices are cached in %s", *(f.parent for f in caches))
+            log.info("%s cannot be written: slices are cached in the user's folder", cache.parent)
     except OSError as error:
         if not in_memory:
             raise UserError(

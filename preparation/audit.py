@@ -14,7 +14,7 @@ from duplicates.finder import FINDER_VERSION
 from helper import UserError
 from imaging.bit_depth import Ranges
 from preparation.manifest import ImageFacts, load_earlier_manifest
-from preparation.patients import DICOM, PUBLISHED
+from preparation.patients import GIVEN
 from preparation.sources import count_suffixes
 from preparation.splits import SPLITS, TEST_SHARE
 
@@ -272,24 +272,23 @@ def check_version(data_dir: Path) -> None:
 
 
 def choose_purpose(data_dir: Path, evaluation_only: bool) -> bool:
-    """Return whether a data folder is for evaluation only; a folder remembers its purpose.
+    """Return whether a data folder is for evaluation only: all images of its manifest are in test.
 
     Raises:
         UserError: It was prepared for training, and `evaluation_only` is given now.
     """
-    earlier = read_audit(data_dir)
-    if evaluation_only and earlier and not earlier.get("evaluation_only"):
+    splits = set(read_splits(data_dir).values())
+    if evaluation_only and splits - {"test"}:
         raise UserError(
             f"{data_dir} was prepared for training, and --evaluation-only would put all of its "
             "images into the test split; choose another --data"
         )
-    return evaluation_only or bool(earlier.get("evaluation_only"))
+    return evaluation_only or splits == {"test"}
 
 
 def has_given_patients(data_dir: Path) -> bool:
-    """Return whether the earlier manifest holds patients that the files do not tell."""
-    sources = read_audit(data_dir).get("patients", {}).get("sources", {})
-    return not set(sources) <= {PUBLISHED, DICOM}
+    """Return whether --patients or --against told patients of the earlier manifest."""
+    return GIVEN in read_audit(data_dir).get("patients", {}).get("sources", {})
 
 
 def read_splits(data_dir: Path) -> dict[str, str]:
@@ -299,22 +298,6 @@ def read_splits(data_dir: Path) -> dict[str, str]:
         return {}
     assigned = frame[frame["split"] != ""]
     return dict(zip(assigned["sha256"], assigned["split"], strict=True))
-
-
-def read_kept_splits(data_dir: Path, facts: Mapping[str, ImageFacts]) -> dict[str, str]:
-    """Return the splits of the earlier manifest by path, "" for files that it leaves out.
-
-    A file that was moved is found by its content; new files are absent.
-    """
-    frame, by_content = load_earlier_manifest(data_dir), read_splits(data_dir)
-    if frame is None:
-        return {}
-    by_file = frame.set_index(["path", "sha256"])["split"].to_dict()
-    found = {
-        path: by_file.get((path, fact.sha256), by_content.get(fact.sha256))
-        for path, fact in facts.items()
-    }
-    return {path: split for path, split in found.items() if split is not None}
 
 
 def keeps_splits(audit: Mapping[str, Any], seed: int) -> bool:

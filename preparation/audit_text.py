@@ -75,10 +75,13 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
     if count := audit["binary"]["count"]:
         lines.append(
             f"  {count} images, such as {audit['binary']['first'][0]}, have two grey values alone; "
-            "if they are masks, prepare again with --exclude"
+            "if they are masks, prepare another --data with --exclude"
         )
     if audit["not_in_source"]:
-        lines.append(f"  {audit['not_in_source']} images of the folder are not in the source; kept")
+        lines.append(
+            f"  {audit['not_in_source']} images of the folder are not in this source, but from an "
+            "earlier run; kept (for this source alone, give another --data)"
+        )
     if count := audit["ignored_files"]["count"]:
         kinds = audit["ignored_files"]["suffixes"]
         lines.append(f"  {count} files are not images and were passed over: {kinds}")
@@ -172,7 +175,7 @@ def _describe_patients(audit: Mapping[str, Any]) -> list[str]:
 def _list_counts(counts: Mapping[str, int]) -> str:
     first = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:3])
     n_more = len(counts) - 3
-    return f"{first} and {n_more} others" if n_more > 0 else first
+    return f"{first} and {n_more} more kinds" if n_more > 0 else first
 
 
 def describe_rescaled(earlier: Mapping[str, Any], audit: Mapping[str, Any]) -> str:

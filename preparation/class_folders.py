@@ -12,6 +12,7 @@ from preparation.folder_kinds import (
     are_identifiers,
     are_patients,
     find_folder_kind,
+    is_part_of_data,
     list_first,
 )
 
@@ -102,7 +103,7 @@ def _check_candidates(
     example = homeless[0]
     folders = sorted({"/".join(parts[name]) for name in homeless})
     if not any(parts[name] for name in homeless):
-        what = f"{example} is in no class folder"
+        what = f"{len(homeless)} images, such as {example}, are in no class folder"
     else:
         kinds = {find_folder_kind(part).value for name in homeless for part in parts[name]}
         kinds -= {FolderKind.PLAIN.value}
@@ -120,7 +121,7 @@ def _list_shapes(
 ) -> set[tuple[FolderKind, ...]]:
     """Return the kinds of the folders from the first candidate of each image on."""
     return {
-        tuple(find_folder_kind(part) for part in parts[name][found[0] :] if part)
+        tuple(find_folder_kind(part) for part in parts[name][found[0] :])
         for name, found in places.items()
     }
 
@@ -145,7 +146,9 @@ def _choose_reading(readings: list[dict[str, str]], where: Path) -> int:
     plain = [
         number
         for number, folders in enumerate(names)
-        if len(folders) <= MANY_FOLDERS and not are_identifiers(folders)
+        if len(folders) <= MANY_FOLDERS
+        and not are_identifiers(folders)
+        and not all(map(is_part_of_data, folders))
     ]
     if not plain:  # numbered classes above numbered patients
         few = [number for number, folders in enumerate(names) if len(folders) <= FEW_FOLDERS]

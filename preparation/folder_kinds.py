@@ -12,12 +12,13 @@ _SPLITS = {
     "val": r"val(?:id(?:ation)?)?|dev(?:elopment)?",
     "test": r"test(?:ing)?|hold ?out",
 }
-_SPLIT_ENDINGS = r"(?: ?(?:set|data|dataset|images?|split|cases|\d+))*"
+_SPLIT_ENDINGS = r"(?: ?(?:set|data|dataset|images?|split|cases|\d++))*+"
 _SEQUENCE_WORDS = {
     *("t1", "t1w", "t1wi", "t1c", "t1ce", "t1gd", "t1n", "t1post", "t1pre", "t1wce", "t1km"),
     *("t2", "t2w", "t2wi", "t2f", "pd", "pdw", "flair", "t2flair", "dwi", "adc", "swi", "dti"),
     *("asl", "mra", "mrs", "perfusion", "spgr", "mprage", "gre", "tse", "fse", "tof", "stir"),
     *("axial", "ax", "tra", "transverse", "transversal", "sagittal", "sag", "coronal", "cor"),
+    *("b0", "b50", "b500", "b800", "b1000", "b2000", "map", "trace"),
     *("weighted", "post", "pre", "contrast", "gd", "ce", "se", "ir", "3d", "2d"),
 }
 _MASKS = {
@@ -30,8 +31,15 @@ _PICTURES = {
     *("jpegimages", "png", "jpg", "jpeg", "dicom", "dcm", "nifti"),
 }
 _UNLABELLED = r"pred(?:ict(?:ions?)?)?|unlabel+ed|unknown labels?|inference"
+# numbered parts of a data set that are no patients: fold_0, hospital_1, batch2, 1.5T
+_PARTS_OF_DATA = re.compile(
+    r"(?:(?:cross ?)?fold|batch|part|chunk|shard|split|(?:sub|data ?)?set|group|version|round"
+    r"|site|hospital|cent(?:er|re)|clinic|institut(?:ion|e)|scanner|machine|vendor|source"
+    r"|level|grade|stage|augmented|aug|rot(?:ated?)?) ?\d+|\d+(?: \d+)? ?t(?:esla)?"
+)
 _PATIENT_WORDS = r"(?:patient|pat|subject|subj|sub|case|person|pid)[ _-]?\d"
 _MASK_FILE = re.compile(rf"(.*[^a-z])(?:{'|'.join(sorted(_MASKS))})(?:[ _-]?\d{{1,3}})?")
+_MASK_START = re.compile(rf"(?:{'|'.join(sorted(_MASKS))})[ _.-]+(.+)")
 _SUFFIXES = (".nii.gz",)  # of two parts
 
 
@@ -91,19 +99,27 @@ def are_patients(names: Collection[str]) -> bool:
     )
 
 
+def is_part_of_data(name: str) -> bool:
+    """Return whether a folder is a numbered fold, batch, site or scanner, and no patient."""
+    return _PARTS_OF_DATA.fullmatch(_normalise(name)) is not None
+
+
 def is_global_identifier(name: str) -> bool:
     """Return whether a patient folder has so long a number that it means one patient everywhere."""
     return len(re.findall(r"\d", name)) >= 4
 
 
 def split_mask_name(name: str) -> str:
-    """Return the part of a file name before an ending such as `_mask`, "" without one.
+    """Return a file name without an ending such as `_mask` or a start such as `mask_`, else "".
 
     Args:
         name: Name of a file without folders, such as `benign (1)_mask.png`.
     """
-    found = _MASK_FILE.fullmatch(strip_suffix(name).casefold())
-    return found[1].rstrip(" _-.") if found else ""
+    stem = strip_suffix(name).casefold()
+    if found := _MASK_FILE.fullmatch(stem):
+        return found[1].rstrip(" _-.")
+    found = _MASK_START.fullmatch(stem)
+    return found[1] if found else ""
 
 
 def strip_suffix(name: str) -> str:

@@ -39,11 +39,13 @@ class LabelTable:
         columns: Names of the columns of files, labels and patients ("" without patients).
         rows: Label and patient by what the file column names: a path, a file name with or without
             its suffix, or a folder such as that of a patient.
+        names_folders: The column names patients or cases: folders take precedence over files.
     """
 
     path: Path
     columns: tuple[str, str, str]
     rows: dict[str, tuple[str, str]]
+    names_folders: bool = False
 
     def describe(self, n_unused: int) -> str:
         """Return which columns are used, and how many rows name no image."""
@@ -62,7 +64,7 @@ class LabelTable:
             UserError: No row names an image, or one names a file that may be several.
         """
         by_key: dict[str, set[str]] = defaultdict(set)
-        keys_of: dict[str, list[str]] = {}
+        keys_of: dict[str, list[list[str]]] = {}
         for name in names:
             path = PurePosixPath(name)
             files = [
@@ -73,16 +75,25 @@ class LabelTable:
                 for parent in path.parents
                 for part in (str(parent), *_list_prefixes(parent.name))
             ]
-            keys_of[name] = [key.casefold() for key in [*files, *folders]]
+            keys_of[name] = [[key.casefold() for key in keys] for keys in (files, folders)]
             for key in {key.casefold() for key in files}:
                 by_key[key].add(name)
         known = {key.casefold(): key for key in self.rows}
         found: dict[str, str] = {}
         for name in names:
-            key = next((key for key in keys_of[name] if key in known), "")
+            by_file, by_folder = (
+                next((key for key in keys if key in known), "") for keys in keys_of[name]
+            )
+            key = by_folder or by_file if self.names_folders else by_file or by_folder
             if not key:
                 continue
-            if len(same := by_key.get(key, set())) > 1:
+            both = {self.rows[known[each]] for each in (by_file, by_folder) if each}
+            if len(both) > 1 and not self.names_folders:
+                raise UserError(
+                    f"{self.path}: {name!r} is row {known[by_file]!r} by its name and row "
+                    f"{known[by_folder]!r} by its folder; write paths inside the source"
+                )
+            if key == by_file and len(same := by_key.get(key, set())) > 1:
                 raise UserError(
                     f"{self.path}: {known[key]!r} may be any of {len(same)} images "
                     f"({list_first(sorted(same), 2)}); write the path inside the source"
@@ -125,7 +136,9 @@ def read_label_table(path: Path) -> LabelTable:
             f"{'file' if file is None else 'label'}"
         )
     patient = find_column(table.drop(columns=[label]), PATIENT_COLUMNS) or ""
-    return LabelTable(path, (file, label, patient), _read_rows(path, table, (file, label, patient)))
+    columns = (file, label, patient)
+    names_folders = find_column(table[[file]], _FOLDER_COLUMNS) is not None
+    return LabelTable(path, columns, _read_rows(path, table, columns), names_folders)
 
 
 def _read_rows(
@@ -133,15 +146,18 @@ def _read_rows(
 ) -> dict[str, tuple[str, str]]:
     file, label, patient = columns
     rows: dict[str, tuple[str, str]] = {}
-    for number, row in enumerate(table.to_dict("records"), start=2):
+    first: dict[str, str] = {}
+    for number, row in zip(table.index, table.to_dict("records"), strict=True):
         name = row[file].replace("\\", "/").removeprefix("./").strip("/")
         value = (row[label], row[patient] if patient else "")
         if not name or not value[0]:
             continue
-        if rows.setdefault(name, value)[0] != value[0]:
+        same = first.setdefault(name.casefold(), name)
+        if rows.setdefault(same, value) != value:
+            here, above = (" of patient ".join(filter(None, each)) for each in (value, rows[same]))
             raise UserError(
-                f"{path} row {number}: {name!r} is {value[0]!r} here and {rows[name][0]!r} above; "
-                "keep one of the rows"
+                f"{path} row {number}: {name!r} is {here!r} here and {above!r} above; keep one of "
+                "the rows"
             )
     if not rows:
         raise UserError(f"{path}: no row has a file and a class; {_REMEDY}")

@@ -17,9 +17,11 @@ from preparation.folder_kinds import (
     FEW_FOLDERS,
     FolderKind,
     are_identifiers,
+    are_patients,
     find_folder_kind,
     find_split,
     is_global_identifier,
+    is_part_of_data,
     list_first,
 )
 from preparation.label_table import LabelTable, read_label_table
@@ -119,6 +121,7 @@ def read_layout(
         notes.append(table.describe(len(set(table.rows) - set(rows.values()))))
     elif options.class_names:
         labels = _read_named_classes(parts, where, options.class_names, left_out)
+        notes.append(f"class = the folder of --classes {','.join(options.class_names)}")
     elif options.class_level is not None:
         place = options.class_level - 1
         labels = _read_level(parts, place, where, "--class-level")
@@ -127,15 +130,19 @@ def read_layout(
         in_folders = {name: folders for name, folders in parts.items() if name not in own}
         labels, place = find_classes(in_folders, where) if in_folders else ({}, None)
         labels |= own
-    labels = _rename(labels, where, options.class_map)
+        if own:
+            notes.append(f"class = what {len(own)} MATLAB files state, e.g. {_show_first(own)}")
+    folders_of, labels = labels, _rename(labels, where, options.class_map)
     parts = {name: parts[name] for name in labels}
     if place is not None:
         notes.append(_explain("class", parts, labels, place))
-    patients, source, line = _find_patients(parts, labels, where, options)
+    patients, source, line = _find_patients(parts, folders_of, where, options)
     if table is not None:
         named = {name: patient for name in labels if (patient := table.rows[rows[name]][1])}
         patients, source, line = (named, "--labels", "") if named else (patients, source, line)
-    splits = {name: split for name in parts if (split := _read_split(parts[name], labels[name]))}
+    splits = {
+        name: split for name in parts if (split := _read_split(parts[name], folders_of[name]))
+    }
     return Layout(labels, patients, source, splits, left_out, notes + ([line] if line else []))
 
 
@@ -217,15 +224,16 @@ def _read_level(parts: Mapping[str, Parts], place: int, where: Path, option: str
 def _rename(labels: Reading, where: Path, class_map: Sequence[str]) -> dict[str, str]:
     """Rename or merge classes by `old=new`."""
     new_names: dict[str, str] = {}
-    known = {fold_name(label): label for label in labels.values()}
+    classes = set(labels.values())
     for text in class_map:
         old, _, new = text.partition("=")
-        if fold_name(old) not in known:
+        alike = {label for label in classes if fold_name(label) == fold_name(old)}
+        if not alike:
             raise UserError(
                 f"{where}: --class-map {text}: no class {old!r}; classes: "
                 f"{list_first(sorted(set(labels.values())), 10)}"
             )
-        new_names[known[fold_name(old)]] = new
+        new_names |= dict.fromkeys({old} & alike or alike, new)
     return {name: new_names.get(label, label) for name, label in labels.items()}
 
 
@@ -235,7 +243,14 @@ def _rename(labels: Reading, where: Path, class_map: Sequence[str]) -> dict[str,
 def _find_patients(
     parts: Mapping[str, Parts], labels: Reading, where: Path, options: LayoutConfig
 ) -> tuple[dict[str, str], str, str]:
-    """Return the patient of each image, how it was found, and a line that explains it."""
+    """Return the patient of each image, how it was found, and a line that explains it.
+
+    Args:
+        parts: Folders of each image.
+        labels: The folder of each image that is its class, or the class.
+        where: The source, for errors.
+        options: What the user stated.
+    """
     if options.patient_from is not None:
         patients = _match_patients(parts, where, options.patient_from)
         name = next(iter(patients))
@@ -245,7 +260,6 @@ def _find_patients(
         place = options.patient_level - 1
         patients = _read_level(parts, place, where, "--patient-level")
         return patients, "--patient-level", _explain("patient", parts, patients, place)
-    patients = {}
     by_depth: dict[int, set[str]] = defaultdict(set)
     spare = {
         name: [
@@ -261,15 +275,21 @@ def _find_patients(
     numbered = {
         place
         for place, folders in by_depth.items()
-        if len(folders) > 1 and (len(folders) > FEW_FOLDERS or are_identifiers(folders))
+        if len(folders) > 1
+        and (len(folders) > FEW_FOLDERS or are_identifiers(folders))
+        and not all(map(is_part_of_data, folders))
     }
-    for name, places in spare.items():
-        if found := [place for place in places if place in numbered]:
-            patients[name] = _name_patient(parts[name], found[0], labels[name])
-    if not patients:
+    if not numbered:
         return {}, "", ""
+    sure = {place for place in numbered if are_patients(by_depth[place])}
+    place = max(sure or numbered)  # sites and scanners are outside patients
+    above = {each for each, folders in by_depth.items() if each <= place and len(folders) > 1}
+    patients = {
+        name: _name_patient(parts[name], [each for each in places if each in above], labels[name])
+        for name, places in spare.items()
+        if place in places
+    }
     example = next(iter(patients))
-    place = next(place for place in spare[example] if place in numbered)
     line = (
         f"patient = folder {place + 1} of {len(parts[example])}, e.g. {example} -> "
         f"{patients[example]} ({len(set(patients.values()))} patients)"
@@ -277,10 +297,12 @@ def _find_patients(
     return patients, FOLDERS, line
 
 
-def _name_patient(folders: Parts, place: int, label: str) -> str:
-    """Return a patient's name: a short number means another patient in each class."""
-    name = folders[place]
-    return name if is_global_identifier(name) else f"{label}/{name}"
+def _name_patient(folders: Parts, places: Sequence[int], label: str) -> str:
+    """Return a patient's name: a short number means another patient in each class and site."""
+    name = folders[places[-1]]
+    if is_global_identifier(name):
+        return name
+    return "/".join([label, *(folders[place] for place in places)])
 
 
 def _match_patients(parts: Iterable[str], where: Path, pattern: str) -> dict[str, str]:
@@ -303,6 +325,12 @@ def _read_split(folders: Parts, label: str) -> str:
 
 
 # ---- explanations
+
+
+def _show_first(values: Reading) -> str:
+    """Return such as `1.mat -> glioma`."""
+    name, value = next(iter(values.items()))
+    return f"{name} -> {value}"
 
 
 def _explain(what: str, parts: Mapping[str, Parts], values: Reading, place: int) -> str:

@@ -29,6 +29,7 @@ from imaging.reader import read_grey, read_mode, read_patient, read_study
 from imaging.wrapping import is_wrapped
 from preparation.published_split import keep_split
 from preparation.splits import SPLITS, extend_split
+from preparation.tables import read_table
 
 COLUMNS = (
     *("path", "label", "width", "height", "sha256", "mean"),
@@ -195,7 +196,7 @@ def build_manifest(
         true_ids: Patient, duplicate set and group by path, of phantoms.
         clusters: Duplicate-set and group numbers by sha256 (`Duplicates.cluster`); without them
             only byte-identical files are duplicates.
-        kept: Splits of an earlier manifest by sha256 (`extend_split`).
+        kept: Splits of an earlier manifest by sha256 (`extend_split`, `keep_split`).
         published: Published splits by path, to keep (`keep_split`).
         evaluation_only: All readable images are in the test split, of any number of classes.
 
@@ -231,7 +232,7 @@ def build_manifest(
         if published is None:
             frame["split"] = _split_readable(frame, seed, kept or {})
         else:
-            frame["split"] = keep_split(frame, published, data_dir / "Images", seed)
+            frame["split"] = keep_split(frame, published, data_dir / "Images", seed, kept)
     return frame[list(COLUMNS)]
 
 
@@ -349,20 +350,3 @@ def load_earlier_manifest(data_dir: Path) -> pd.DataFrame | None:
         return load_manifest(data_dir)
     except (OSError, UserError):
         return None
-
-
-def read_table(path: Path, columns: Sequence[str], remedy: str) -> pd.DataFrame:
-    """Read a CSV with at least `columns`, all cells as text.
-
-    Raises:
-        UserError: Not a CSV, or columns are missing; ends with `remedy`.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:  # not UTF-8, no columns, rows of unequal length
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a CSV table ({reason}); {remedy}") from error
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise UserError(f"{path}: column(s) missing: {', '.join(missing)}; {remedy}")
-    return table.fillna("")

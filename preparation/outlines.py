@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from preparation.manifest import read_table, write_if_changed
+from preparation.manifest import write_if_changed
+from preparation.tables import read_table
 
 COLUMNS = ("path", "outline")
 

@@ -80,7 +80,7 @@ def read_stated_facts(
 ) -> dict[str, Stated]:
     """Return class, patient and outline of each entry that states one itself: MATLAB files."""
     found: dict[str, Stated] = {}
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: entry.place):  # compressed tars are slow else
         if find_volume_kind(entry.peek()) == "MATLAB":
             with contextlib.suppress(ImageError):  # reported when the file is measured
                 found[entry.name] = read_stated(entry.read(), "MATLAB", options)

@@ -8,13 +8,14 @@ from pathlib import Path, PurePosixPath
 
 from helper import UserError, log
 from imaging.dicom import DIGEST_DIGITS
-from preparation.manifest import ImageFacts, manifest_path, read_table
+from preparation.manifest import ImageFacts, manifest_path
 from preparation.published import find_published_patients
 from preparation.tables import (
     FILE_COLUMNS,
     PATIENT_COLUMNS,
     find_column,
     list_tails,
+    read_table,
     read_user_table,
 )
 
@@ -23,8 +24,9 @@ MAX_STUDIES = 10  # of one patient in several classes
 _PSEUDONYM = re.compile(f"p[0-9a-f]{{{DIGEST_DIGITS}}}")  # of imaging.dicom.hash_patient
 
 # sources of a patient; the earlier manifest remembers what was given
-GIVEN, PUBLISHED, DICOM = (
-    "--patients, --against or an earlier source",
+GIVEN, EARLIER, PUBLISHED, DICOM = (
+    "--patients or --against",
+    "an earlier run",
     "the table of the published data set",
     "the PatientID of DICOM files",
 )
@@ -59,13 +61,16 @@ def collect_patients(
     named: Mapping[str, str],
     inherited: Mapping[str, str],
     stated: tuple[str, Mapping[str, str]] = ("", {}),
+    *,
+    were_given: bool = False,
 ) -> KnownPatients:
     """Collect the known patients of the images of a data folder.
 
-    The table of --patients takes precedence over --against, that over the earlier manifest, that
-    over options about the source, that over the published table, that over DICOM files, and that
-    over the folders of the source. If slices of a patient inherit one other
-    name, the whole patient takes it, so that nobody is divided into two patients.
+    The table of --patients takes precedence over --against, that over options about the source,
+    that over the published table, that over DICOM files, that over the folders of the source, and
+    that over the earlier manifest; if its patients were given by --patients or --against, it comes
+    before the options. If slices of a patient inherit one other name, the whole patient takes it,
+    so that nobody is divided into two patients.
 
     Args:
         data_dir: The data folder, for its earlier manifest.
@@ -74,6 +79,7 @@ def collect_patients(
         inherited: Patients by path of the copies of another folder's slices.
         stated: How the names of the source tell patients (an option or FOLDERS), and the patients
             by path.
+        were_given: Whether --patients or --against told the patients of the earlier manifest.
     """
     is_before = manifest_path(data_dir).is_file()
     earlier = _read_earlier(data_dir, facts) if is_before else {}
@@ -89,6 +95,8 @@ def collect_patients(
         by_source = {source: dict(by_name), **by_source}
     elif source:
         by_source[source] = dict(by_name)
+    if not were_given:
+        by_source, earlier = {EARLIER: earlier, **by_source}, {}
     own = {path: name for found in (*by_source.values(), earlier) for path, name in found.items()}
     by_source[GIVEN] = {**earlier, **_rename_whole_patients(own, inherited), **named}
     patients: dict[str, str] = {}
@@ -177,25 +185,42 @@ def _collect_studies(
     other images of such a study are included if they have one known patient, so that all its
     images are in one group. Studies of several patients join none of them.
     """
-    name_of = {path: fact.study or fact.series for path, fact in facts.items()}
-    n_readable = sum(not fact.note for fact in facts.values())
+    readable = {path: fact for path, fact in facts.items() if not fact.note}
+    study_of = {fact.series: fact.study for fact in readable.values() if fact.study and fact.series}
+    name_of = {
+        path: fact.study or study_of.get(fact.series) or fact.series
+        for path, fact in readable.items()
+    }
+    n_readable = len(readable)
     if len(set(name_of.values())) == 1:
-        name_of = {path: fact.series or fact.study for path, fact in facts.items()}
+        name_of = {path: fact.series or fact.study for path, fact in readable.items()}
     studies = {path: name for path, name in name_of.items() if name and path not in patients}
     n_studies = len(set(studies.values()))
     if n_studies == 1 and len(studies) == n_readable:
         log.info("all %d files are of one study or series: ignored", n_readable)
         return {}
-    if studies:
+    if 1 < n_studies == len(studies):
         log.info(
-            "%d files name a study or series, but no patient; each of these %d stays in one split",
+            "%d images name no patient, and each another study, series or file: nothing ties them",
+            n_studies,
+        )
+    elif studies:
+        log.info(
+            "%d images name no patient (or a placeholder), but a study, a series or a file of "
+            "several pictures; each of these %d stays in one split",
             *(len(studies), n_studies),
         )
-    named = {path: name_of[path] for path in patients if path in facts}
+    named = {path: name_of[path] for path in patients if path in readable}
     patients_of: dict[str, set[str]] = {}
     for path, study in named.items():
         patients_of.setdefault(study, set()).add(patients[path])
     unnamed = set(studies.values())
+    if n_mixed := sum(len(patients_of.get(study, ())) > 1 for study in unnamed):
+        log.warning(
+            "%d studies hold images of several patients and of none: the latter are in groups of "
+            "their own; give their patients by --patients",
+            n_mixed,
+        )
     return studies | {
         path: study
         for path, study in named.items()
@@ -224,7 +249,7 @@ def read_patients(
     remedy = "write a CSV with the header path,patient"
     rows = read_user_table(table, remedy)
     by_patient = find_column(rows, PATIENT_COLUMNS)
-    by_path = find_column(rows, [name for name in FILE_COLUMNS if name != by_patient])
+    by_path = find_column(rows, FILE_COLUMNS)
     if by_path is None or by_patient is None:
         missing = "paths" if by_path is None else "patients"
         raise UserError(
@@ -236,23 +261,21 @@ def read_patients(
         for name in {*list_tails(target), *list_tails(source_name)} - {""}:
             targets.setdefault(name, set()).add(target)
     patients: dict[str, str] = {}
-    for row, (name, patient) in enumerate(zip(rows[by_path], rows[by_patient], strict=True), 2):
+    for row, name, patient in zip(rows.index, rows[by_path], rows[by_patient], strict=True):
         key = name.replace("\\", "/").removeprefix("./")
-        if key in whole and key not in targets:
-            patients |= dict.fromkeys(whole[key], patient) if patient else {}
-            continue
-        found = sorted(targets.get(key, ()))
+        is_whole = key in whole and key not in targets
+        found = whole[key] if is_whole else sorted(targets.get(key, ()))
         where = f"{table} row {row}: {name!r}"
         if not found:
             raise UserError(f"{where} is not an image of the source; correct or remove the row")
-        if len(found) > 1:
+        if len(found) > 1 and not is_whole:
             raise UserError(
                 f"{where} may be any of {len(found)} images ({', '.join(found[:2])}, ...); "
                 "write the path inside the source"
             )
-        known = patients.setdefault(found[0], patient) if patient else ""
-        if known != patient:
-            raise UserError(f"{where} is listed with patient {known} too; keep one of them")
+        for path in found if patient else []:
+            if (known := patients.setdefault(path, patient)) != patient:
+                raise UserError(f"{where} is listed with patient {known} too; keep one of them")
     return patients
 
 

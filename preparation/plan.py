@@ -13,6 +13,12 @@ from preparation.patients import FOLDERS, STATED
 from preparation.sources import Source, count_suffixes
 from preparation.targets import PlannedFile, plan_files
 
+# pictures and volumes in formats that are not read
+_OTHER_PICTURES = (
+    *(".avif", ".heic", ".heif", ".npy", ".npz", ".svg", ".psd", ".mha", ".mhd", ".nrrd", ".mgz"),
+    *(".img", ".hdr", ".pdf", ".xcf", ".jxl", ".exr"),
+)
+
 
 @dataclass(frozen=True)
 class SourcePlan:
@@ -62,24 +68,28 @@ def plan_source(
     for pattern in options.exclude:
         if not any(matches(name, pattern) for name in names):
             raise UserError(f"{where}: --exclude {pattern} matches nothing in it")
-    if not (in_place or options.allow_empty or options.class_names or options.labels):
-        _check_empty_folders(source, where, options.exclude)
+    empty = [] if in_place else _find_empty_folders(source, options.exclude)
+    if empty and not (options.allow_empty or options.class_names or options.labels):
+        raise _refuse_empty(source, where, empty[0], empty)
     volumes = options.volume_options
     facts = {} if in_place else read_stated_facts(source.entries, volumes)
     stated = {name: fact.label for name, fact in facts.items() if fact.label}
     layout = read_source(source.entries, where, options, stated, in_place=in_place)
     chosen = [entry for entry in source.entries if entry.name in layout.labels]
     unpacked = Unpacked(chosen) if in_place else unpack_entries(chosen, volumes)
-    origin = {entry.name: entry.container or entry.name for entry in unpacked.entries}
-    labels = {name: layout.labels[first] for name, first in origin.items()}
     patients, patient_source = layout.patients, layout.patient_source
-    if facts and patient_source in {"", FOLDERS}:  # options of the user take precedence
-        patients = patients | {name: fact.patient for name, fact in facts.items() if fact.patient}
-        patient_source = STATED
-    files = plan_files(*(unpacked.entries, labels, where), in_place=in_place, one_class=one_class)
+    known = {name: fact.patient for name, fact in facts.items() if fact.patient}
+    if known and patient_source in {"", FOLDERS}:  # options of the user take precedence
+        patients, patient_source = patients | known, STATED
+    files = plan_files(
+        *(unpacked.entries, layout.labels, where), in_place=in_place, one_class=one_class
+    )
+    notes = layout.describe() + unpacked.describe()
+    if empty:
+        notes.append(f"no picture in {list_first(empty)}: left out")
 
     def list_by_target(found: dict[str, str]) -> dict[str, str]:
-        by_target = {file.target: found.get(origin[file.entry.name], "") for file in files}
+        by_target = {file.target: found.get(file.entry.origin, "") for file in files}
         return {target: value for target, value in by_target.items() if value}
 
     return SourcePlan(
@@ -89,24 +99,29 @@ def plan_source(
         list_by_target(layout.splits),
         list_by_target({name: fact.outline for name, fact in facts.items()}),
         layout.left_out,
-        layout.describe() + unpacked.describe(),
+        notes,
     )
 
 
-def _check_empty_folders(source: Source, where: Path, exclude: Sequence[str]) -> None:
-    """Refuse folders without a picture below them, which may be classes."""
+def _find_empty_folders(source: Source, exclude: Sequence[str]) -> list[str]:
+    """Return the outermost folders without a picture below them, which may be classes."""
     used = {folder for entry in source.entries for folder in PurePosixPath(entry.name).parents}
     empty = sorted({PurePosixPath(folder) for folder in source.folders} - used)
     empty = [folder for folder in empty if not _may_be_empty(folder, exclude)]
-    outermost = [folder for folder in empty if not set(folder.parents) & set(empty)]
-    if outermost:
-        folder = outermost[0]
-        inside = [name for name in source.others if folder in PurePosixPath(name).parents]
-        content = count_suffixes(inside) or "empty"
-        raise UserError(
-            f"{where}: no picture in {list_first([str(each) for each in outermost])} ({folder}: "
-            f"{content}); leave such folders out by --exclude NAME, or go on by --allow-empty"
-        )
+    return [str(folder) for folder in empty if not set(folder.parents) & set(empty)]
+
+
+def _refuse_empty(source: Source, where: Path, folder: str, empty: Sequence[str]) -> UserError:
+    inside = [
+        name for name in source.others if PurePosixPath(folder) in PurePosixPath(name).parents
+    ]
+    content = count_suffixes(inside) or "empty"
+    can_be_converted = any(name.lower().endswith(_OTHER_PICTURES) for name in inside)
+    remedy = "convert them to PNG, leave" if can_be_converted else "leave"
+    return UserError(
+        f"{where}: no picture in {list_first(empty)} ({folder}: {content}); {remedy} such folders "
+        "out by --exclude NAME, or go on by --allow-empty"
+    )
 
 
 def _may_be_empty(folder: PurePosixPath, exclude: Sequence[str]) -> bool:

@@ -52,6 +52,11 @@ class Entry:
     container: str = ""
 
     @property
+    def origin(self) -> str:
+        """The name of the file in the source."""
+        return self.container or self.name
+
+    @property
     def file_name(self) -> str:
         """The last part of the name."""
         return PurePosixPath(self.name).name
@@ -144,6 +149,8 @@ def _check_name(where: Path, name: str) -> str:
     """
     name = name.replace("\\", "/")
     if name.startswith("/") or re.match("[A-Za-z]:", name):
+        if where.is_dir():
+            raise UserError(f"{where}: {name!r} begins like a drive of Windows; rename it")
         raise _unsafe(where, name, "is not a relative path")
     if ".." in name.split("/"):
         raise _unsafe(where, name, "points outside the folder")

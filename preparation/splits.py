@@ -45,8 +45,10 @@ def split_groups(labels: Keys, groups: Keys, seed: int) -> npt.NDArray[np.str_]:
     rarest, n_groups = _find_rarest_class(labels, classes, group_codes)
     if n_groups < MIN_GROUPS:
         raise UserError(
-            f"class {rarest!r} has {n_groups} group(s) of slices, and train, val and test "
-            f"need one each: at least {MIN_GROUPS}; add slices or leave the class out"
+            f"class {rarest!r} has {n_groups} group(s) of slices (those of one patient, study or "
+            f"file, and duplicates), and train, val and test need one each: at least {MIN_GROUPS}; "
+            "add slices, leave the class out, or, if known patients join too much, give "
+            "--ignore-patients"
         )
     splits = np.full(len(classes), "", dtype="<U5")
     for members in _iterate_rare(classes, group_codes, splits, FOLDS):

@@ -37,7 +37,7 @@ def plan_files(
 
     Args:
         entries: The images of the source.
-        labels: Class by name of the entry; entries without one are left out.
+        labels: Class by origin of the entry; entries without one are left out.
         where: The source, for errors.
         in_place: The source is the Images folder of a data folder; its names stay as they are.
         one_class: Allow a single class.
@@ -46,14 +46,14 @@ def plan_files(
         UserError: Fewer than two classes, or classes whose names some file systems do not allow
             or distinguish.
     """
-    entries = [entry for entry in entries if entry.name in labels]
+    entries = [entry for entry in entries if entry.origin in labels]
     classes = _check_classes(set(labels.values()), where, one_class)
     aliases = ALIASES if not in_place and classes <= set(ALIASES) else {}
-    originals = {(labels[entry.name], fold_name(entry.file_name)) for entry in entries}
+    originals = {(labels[entry.origin], fold_name(entry.file_name)) for entry in entries}
     planned: list[PlannedFile] = []
     taken: set[tuple[str, str]] = set()
     for entry in entries:
-        name, label = entry.file_name, labels[entry.name]
+        name, label = entry.file_name, labels[entry.origin]
         name = name if in_place else make_portable(name)
         plain, number = PurePosixPath(name), 1
         while (key := (label, fold_name(name))) in taken or (

@@ -65,6 +65,14 @@ def test_a_checkpoint_of_any_name_is_recognised(name: str, images: Path) -> None
     assert len(read_table()) == 1
 
 
+def test_an_archive_is_unpacked_beside_heat_maps(images: Path) -> None:
+    shutil.make_archive("slices", "zip", images)
+    argv = [BEST, "slices.zip", "--out", "out/table.csv", "--heatmaps", "out", *ON_CPU]
+    assert predict.main(argv) == 0
+    assert len(pd.read_csv("out/table.csv")) == 6
+    assert len(list(Path("out/slices.zip").glob("*.png"))) == 6
+
+
 def test_an_archive_of_images_is_no_checkpoint(images: Path) -> None:
     shutil.make_archive("slices", "zip", images)
     config = predict.parse_args([BEST, "slices.zip"])
@@ -178,7 +186,7 @@ def test_a_folder_of_images_may_hold_a_config_json(tmp_path: Path) -> None:
         (["missing.pt", "images"], 1, "missing.pt: no such file"),
         ([BEST, "session"], 1, "MATLAB or DICOM image (2 .pt"),
         ([BEST, "images", "--out", "images"], 1, "images is a folder; name a file in it"),
-        ([BEST, "bad/a.png"], 1, "none of 1 images could be read; see predictions.csv"),
+        ([BEST, "bad/a.png"], 1, "none of 1 images could be read (not a JPEG"),
     ],
 )
 def test_refusals(images: Path, capsys: Capture, argv: list[str], status: int, words: str) -> None:

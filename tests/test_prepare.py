@@ -73,7 +73,7 @@ def test_archive_becomes_classes_manifest_and_audit(tmp_path: Path, capsys: Capt
     for part in (
         *("2,004 / 2,004 / 2,048", "here 7 / 7 / 7", "512 x 512", "1 files repeat others"),
         *("20 files show 19 distinct slices", "of a random test split", "Research use only"),
-        *("not readable: Images/Menin/broken.png", "1 images of the folder are not in the source"),
+        *("not readable: Images/Menin/broken.png", "1 images of the folder are not in this source"),
         f"python main.py --model resnet18 --epochs 30 --data {data}",
     ):
         assert part in printed

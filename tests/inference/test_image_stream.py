@@ -55,6 +55,23 @@ def test_folders_are_sorted_and_named_files_are_always_read(tmp_path: Path) -> N
     assert [picture.prepared for picture in others] == [1, 2]
 
 
+def test_masks_are_passed_over_and_counted(tmp_path: Path) -> None:
+    pictures = ("a/1.png", "a/2.png", "a/label_9.png", "a/GroundTruth/../3.png")
+    masks = ("a/1_mask.png", "a/mask_2.png", "a/GroundTruth/1.png")
+    (tmp_path / "a" / "GroundTruth").mkdir(parents=True)
+    for name in (*pictures, *masks):
+        save(tmp_path / name, 1)
+    passed_over = image_stream.PassedOver()
+    found = {
+        path.relative_to(tmp_path).as_posix()
+        for path in image_stream.find_files([tmp_path], passed_over=passed_over)
+    }
+    assert found == {"a/1.png", "a/2.png", "a/label_9.png", "a/3.png"}
+    assert "3 masks of tumours" in passed_over.describe()[0]
+    # a folder of masks that the user names is read
+    assert len(list(image_stream.find_files([tmp_path / "a" / "GroundTruth"]))) == 1
+
+
 def test_unreadable_files_do_not_stop_the_others(tmp_path: Path) -> None:
     save(tmp_path / "1.png", 1)
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
@@ -71,7 +88,7 @@ def test_unreadable_files_do_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_missing_paths_and_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: no such file or folder"):
-        image_stream.find_files([tmp_path / "nowhere"])
+        image_stream.check_paths([tmp_path / "nowhere"])
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=r"no JPEG, PNG, .* image .*1 .txt"):
         list(image_stream.find_files([tmp_path]))
@@ -113,7 +130,7 @@ def test_the_output_folder_is_not_read(tmp_path: Path) -> None:
     assert [path.name for path in found] == ["1.png"]
     for inside in ("maps", "maps/inner", "maps/2.png"):
         with pytest.raises(UserError, match="inside the output folder"):
-            image_stream.find_files([tmp_path / inside], exclude=tmp_path / "maps")
+            image_stream.check_paths([tmp_path / inside], tmp_path / "maps")
 
 
 def test_lost_frames_are_counted(tmp_path: Path, monkeypatch: Patch) -> None:

@@ -38,6 +38,12 @@ def collect(paths: list[str], *roots: str, patient: str = "") -> list[Row]:
         (["in/A/1", "in/A/2", "in/b_tumor/1", "in/B/2"], ["in"], {}),  # the classes of the model
         (["in/Training/1", "in/Training/2", "in/test/1", "in/test/2"], ["in"], {}),
         (["a", "b"], ["a", "b"], {}),  # files
+        (["in/yes/1", "in/yes/2", "in/no tumor/1", "in/no tumor/2"], ["in"], {}),  # classes
+        (
+            ["in/sub-01/ses-01/anat/a", "in/sub-01/ses-02/a", "in/sub-02/visit 1/a"],
+            ["in"],
+            {"in/sub-01": 2},
+        ),
     ],
 )
 def test_patients_are_found_by_folders(

@@ -176,6 +176,8 @@ def test_the_users_cache_folder_is_that_of_the_system(
     if variable:
         monkeypatch.setenv(variable, "set")
     assert find_user_cache().as_posix() == expected
+    # a relative folder would be in the current one
+    assert len(cache_folder.list_cache_folders(Path("data"))) == 1
 
 
 def test_refusals(folder: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:

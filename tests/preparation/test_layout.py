@@ -56,7 +56,10 @@ PATIENTS_A, PATIENTS_B = numbers("patient_{:02d}", 8), numbers("patient_{:02d}",
         (tree(f"{{yes,no}}/{numbers('patient_{:02d}', 8)}"), "no yes", 16),
         (tree(f"yes/{numbers('{:02d}', 6)}", f"no/{numbers('{:02d}', 8)}"), "no yes", 14),
         (tree(f"{numbers('P{:03d}', 40)}/{{yes,no}}", n=1), "no yes", 80),
-        (tree("{center1,center2,center3}/{yes,no}"), "no yes", 6),
+        (tree("{center1,center2,center3}/{yes,no}"), "no yes", 0),
+        (tree(f"{{yes,no}}/{numbers('fold_{}', 12)}"), "no yes", 0),
+        (tree("{yes,no}/{1.5T,3T}"), "no yes", 0),
+        (tree("{yes,no}/{site0,site1}/{p00,p01,p02}"), "no yes", 12),
         (
             tree(*(f"{kind}/TCGA_{n:04d}" for n in range(3) for kind in ("HGG", "LGG"))),
             "HGG LGG",
@@ -97,7 +100,7 @@ def test_class_and_patient_are_found(names: list[str], classes: str, n_patients:
         (tree("{yes,no}", "pred"), ["in pred", "without a class", "--exclude"]),
         (tree("{yes,no}", "Mask-RCNN/{TRAIN,VAL}"), ["Mask-RCNN/TRAIN 3", "yes 3", "--classes"]),
         (tree("A", "A/B"), ["arranged in different ways", "A 3, A/B 3"]),
-        (["A/1.png", "B/1.png", "2.png"], ["2.png is in no class folder"]),
+        (["A/1.png", "B/1.png", "2.png"], ["1 images, such as 2.png, are in no class folder"]),
     ],
 )
 def test_trees_with_several_or_no_readings_are_refused(names: list[str], words: list[str]) -> None:
@@ -241,3 +244,47 @@ def test_unusable_tables_are_refused(text: str, words: str, tmp_path: Path) -> N
     path.write_text(text, "utf-8")
     with pytest.raises(UserError, match=words):
         read_layout(["A/1.png", "B/1.png"], WHERE, table=read_label_table(path))
+
+
+def test_a_renamed_class_is_no_patient() -> None:
+    names = tree(f"{numbers('{}', 6)}")
+    renamed = read(names, class_map=tuple(f"{n}={'AB'[n % 2]}" for n in range(6)))
+    assert set(renamed.labels.values()) == {"A", "B"}
+    assert renamed.patients == {}
+    chosen = read(tree("{Train,Test}/{YES,NO}"), classes=("yes,no",))
+    assert chosen.patients == {}
+    assert Counter(chosen.splits.values()) == {"train": 6, "test": 6}
+    assert any("--classes yes,no" in line for line in chosen.describe())
+
+
+def test_a_map_of_names_means_the_exact_name_first() -> None:
+    names = tree("{Glioma,glioma,no}")
+    merged = read(names, class_map=("Glioma=G", "glioma=G"))
+    assert set(merged.labels.values()) == {"G", "no"}
+    assert set(read(names, class_map=("GLIOMA=G",)).labels.values()) == {"G", "no"}
+    assert set(read(names, class_map=("glioma=G",)).labels.values()) == {"G", "Glioma", "no"}
+
+
+def test_a_table_of_patients_names_folders(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("patient,diagnosis\n1,x\n2,y\n3,x\n")
+    names = ["1/1.png", "1/2.png", "2/3.png", "2/4.png", "3/5.png"]
+    layout = read_layout(names, WHERE, table=read_label_table(path))
+    assert list(layout.labels.values()) == ["x", "x", "y", "y", "x"]
+    path.write_text("id,diagnosis\n1,x\n2,y\n3,x\n")
+    with pytest.raises(UserError, match=r"'1/2.png' is row '2' by its name and"):
+        read_layout(names, WHERE, table=read_label_table(path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a.png,x,p\na.png,x,q\n", "row 3: 'a.png' is 'x of patient q' here"),
+        ("A.png,x,p\na.png,y,p\n", "row 3: 'a.png' is 'y of patient p' here"),
+    ],
+)
+def test_contradicting_rows_are_refused(rows: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label,patient\n" + rows)
+    with pytest.raises(UserError, match=words):
+        read_label_table(path)

@@ -34,6 +34,8 @@ def build_entries(**levels: int) -> list[Entry]:
         ("Brats18_2013_1_seg.nii.gz", "brats18_2013_1"),
         ("7-GT.bmp", "7"),
         ("a.segmentation.png", "a"),
+        ("mask_a.png", "a"),
+        ("GT-07.bmp", "07"),
         ("damask.png", ""),
         ("mask.png", ""),
         ("IM0001.png", ""),
@@ -46,6 +48,11 @@ def test_endings_of_masks(name: str, start: str) -> None:
 def test_twins_are_masks_whatever_their_content() -> None:
     entries = build_entries(a=5, a_mask=5, b=5, b_seg=2)
     assert find_masks(entries) == ["yes/a_mask.png", "yes/b_seg.png"]
+
+
+def test_starts_of_masks() -> None:
+    entries = build_entries(a=5, mask_a=5, image_7=5, seg_7=5, mask_9=5, mask_8=2)
+    assert find_masks(entries) == ["yes/mask_a.png", "yes/seg_7.png", "yes/mask_8.png"]
 
 
 def test_the_content_decides_without_a_twin() -> None:

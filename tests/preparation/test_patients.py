@@ -10,6 +10,8 @@ from preparation import published as published_table
 from preparation.manifest import ImageFacts, manifest_path
 from preparation.patients import (
     DICOM,
+    EARLIER,
+    FOLDERS,
     GIVEN,
     MAX_STUDIES,
     PUBLISHED,
@@ -45,6 +47,7 @@ def test_paths_and_unique_file_names_are_accepted(tmp_path: Path) -> None:
         "PATIENT_ID\tPath\np\tImages/B/2.jpg\n",
         '"subject"|"image"\n"p"|"2.jpg"\n',
         "path,patient\nB/2.jpg,p\n",  # from a folder inside
+        'path;"Patient, ID"\n2.jpg;p\n',
     ],
 )
 def test_tables_are_read_as_people_write_them(text: str, tmp_path: Path) -> None:
@@ -59,6 +62,11 @@ def test_a_row_may_name_a_file_of_several_pictures(tmp_path: Path) -> None:
         table = write_table(tmp_path / "patients.csv", f"path,patient\n{row},anna\nx.png,ben\n")
         found = read_patients(table, names, containers)
         assert found == {**dict.fromkeys(containers, "anna"), "Images/B/x.png": "ben"}
+    both = "v.nii.gz,anna\nA/v_1.png,ben\n"
+    for text in (both, "".join(reversed(both.splitlines(keepends=True)))):
+        table = write_table(tmp_path / "patients.csv", f"path,patient\n{text}")
+        with pytest.raises(UserError, match=r"row 3: .* is listed with patient"):
+            read_patients(table, names, containers)
     twice = containers | {"Images/B/v_9.png": "B/v.nii.gz"}
     table = write_table(tmp_path / "patients.csv", "path,patient\nv.nii.gz,anna\n")
     with pytest.raises(UserError, match=r"'v\.nii\.gz' is not an image"):
@@ -74,6 +82,9 @@ def test_a_row_may_name_a_file_of_several_pictures(tmp_path: Path) -> None:
         ("patient,group\np,p\n", "no column of paths"),
         ("path,patient\n2.jpg,p\nImages/B/2.jpg,q\n", "row 3: 'Images/B/2.jpg' is listed with"),
         ("", "empty; write a CSV"),
+        ('path,patient\n2.jpg,"p\n1.jpg,q\n', "row 3: unexpected end of data; close its quotes"),
+        ("path,Patient,patient\n2.jpg,p,q\n", "two columns are called 'patient'"),
+        ("path,patient\n\n\nnowhere.png,p\n", "row 4: 'nowhere.png'"),
     ],
 )
 def test_invalid_tables_are_refused(text: str, pattern: str, tmp_path: Path) -> None:
@@ -98,9 +109,19 @@ def test_a_table_overrides_earlier_patients_and_these_override_dicom(tmp_path: P
     )
     table = write_table(tmp_path / "patients.csv", f"path,patient\n{third},dora\n")
     expected = {first: "anna", second: PSEUDONYMS[1], third: "dora"}
-    known = collect_patients(tmp_path, facts, read_patients(table, NAMES), {})
+    named = read_patients(table, NAMES)
+    known = collect_patients(tmp_path, facts, named, {}, were_given=True)
     assert known.patients == expected
     assert known.sources == {GIVEN: 2, DICOM: 1}
+    # what an earlier run found by itself comes last
+    known = collect_patients(tmp_path, facts, named, {}, (FOLDERS, {first: "folder"}))
+    assert known.patients == expected | {first: PSEUDONYMS[0]}
+    plain = make_facts("", PSEUDONYMS[1], PSEUDONYMS[1])
+    known = collect_patients(tmp_path, plain, named, {}, (FOLDERS, {first: "folder"}))
+    assert known.patients == expected | {first: "folder"}
+    known = collect_patients(tmp_path, plain, named, {})
+    assert known.patients == expected
+    assert known.sources == {GIVEN: 1, DICOM: 1, EARLIER: 1}
 
 
 def test_inherited_patients_override_earlier_ones_and_are_remembered(tmp_path: Path) -> None:
@@ -128,6 +149,23 @@ def test_a_patient_of_whom_some_slices_inherit_a_name_is_not_divided(tmp_path: P
     facts = make_facts(*PSEUDONYMS[:1] * 2, PSEUDONYMS[0]) | {"Images/B/4.dcm": facts[third]}
     known = collect_patients(tmp_path, facts, {}, {first: "seven", second: "eight"})
     assert known.patients[third] == PSEUDONYMS[0]
+
+
+def test_dicom_comes_before_folders(tmp_path: Path) -> None:
+    first, second, _ = NAMES
+    facts = make_facts(PSEUDONYMS[0], "", PSEUDONYMS[1])
+    known = collect_patients(tmp_path, facts, {}, {}, (FOLDERS, {first: "x", second: "y"}))
+    assert known.patients[first] == PSEUDONYMS[0]
+    assert known.patients[second] == "y"
+    known = collect_patients(tmp_path, facts, {}, {}, ("--patient-level", {first: "x"}))
+    assert known.patients[first] == "x"
+
+
+def test_columns_are_found_by_the_plainest_name_in_any_encoding(tmp_path: Path) -> None:
+    content = "id;file;patient\n9;2.jpg;Mül\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
+        (tmp_path / "patients.csv").write_bytes(content.encode(encoding))
+        assert read_patients(tmp_path / "patients.csv", NAMES) == {"Images/B/2.jpg": "Mül"}
 
 
 def test_a_patient_follows_a_moved_file_and_not_another_file_of_its_name(tmp_path: Path) -> None:
@@ -269,3 +307,23 @@ def test_series_tie_where_studies_do_not(tmp_path: Path) -> None:
     mixed = [("Images/A/1.dcm", "", "s", "r"), ("Images/A/2.dcm", "", "", "t")]
     assert list(collect(tmp_path, mixed)[1].values()) == ["s", "t"]
     assert collect(tmp_path, [(f"Images/A/{n}.dcm", "", "s", "r") for n in range(3)])[1] == {}
+    same = [("Images/A/3.dcm", "", "s", "r"), ("Images/A/4.dcm", "", "", "r"), *mixed[1:]]
+    assert list(collect(tmp_path, same)[1].values()) == ["s", "s", "t"]
+
+
+def test_an_unreadable_file_does_not_change_what_ties(tmp_path: Path) -> None:
+    rows = [(f"Images/A/{place}.dcm", "", "s", f"r{place % 2}") for place in range(4)]
+    facts = {
+        path: ImageFacts(path, 8, 8, 1.0, "L", patient=patient, study=study, series=series)
+        for path, patient, study, series in rows
+    }
+    facts["Images/A/cut.dcm"] = ImageFacts("cut", 0, 0, float("nan"), "", "unreadable: truncated")
+    assert collect_patients(tmp_path, facts, {}, {}).studies == collect(tmp_path, rows)[1]
+
+
+def test_images_without_a_patient_in_a_study_of_several_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("Images/A/1.dcm", "p", "s", ""), ("Images/A/2.dcm", "q", "s", "")]
+    collect(tmp_path, [*rows, ("Images/B/3.dcm", "", "s", ""), ("Images/B/4.dcm", "", "t", "")])
+    assert "1 studies hold images of several patients and of none" in caplog.text

@@ -48,8 +48,40 @@ def test_a_folder_without_a_picture_stops(folder: str, tmp_path: Path) -> None:
         (root / "notes" / "a.txt").write_text("text")
     with pytest.raises(UserError, match=f"no picture in {folder.split('__')[0]}.*--allow-empty"):
         plan(root)
-    assert len(plan(root, allow_empty=True).files) == 4
+    allowed = plan(root, allow_empty=True)
+    assert len(allowed.files) == 4
+    assert f"no picture in {folder.split('__')[0]}: left out" in allowed.notes
     assert len(plan(root, exclude=(folder.split("__")[0],)).files) == 4
+
+
+def test_formats_that_are_not_read_are_to_be_converted(tmp_path: Path) -> None:
+    root = write(tmp_path, yes=2, no=2, healthy=0)
+    (root / "healthy" / "a.avif").write_bytes(b"0000ftypavif")
+    with pytest.raises(UserError, match=r"healthy: 1 .avif .*; convert them to PNG, leave such"):
+        plan(root)
+
+
+def test_pages_and_pictures_of_one_name_keep_their_own_patients(tmp_path: Path) -> None:
+    root = write(tmp_path, A=0, B=2)
+    draw(1).save(root / "A" / "p1_0001.png")
+    draw(2).save(root / "A" / "p1.tif", save_all=True, append_images=[draw(3)])
+    found = plan(root, patient_from=r"(p1(?:_0001\.png|\.tif))|B/(\d)")
+    by_name = {target: patient for target, patient in found.patients.items() if "/A/" in target}
+    assert sorted(by_name.values()) == ["p1.tif", "p1.tif", "p1_0001.png"]
+    assert by_name["Images/A/p1_0002.png"] == "p1.tif"
+    pages = {file.target: file.entry.container for file in found.files if file.label == "A"}
+    assert all((by_name[target] == "p1.tif") == bool(pages[target]) for target in by_name)
+
+
+def test_pages_are_read_in_any_order(tmp_path: Path) -> None:
+    root = write(tmp_path, A=0, B=2)
+    for name in "xy":
+        pages = [draw(ord(name) + number) for number in range(3)]
+        pages[0].save(root / "A" / f"{name}.tif", save_all=True, append_images=pages[1:])
+    entries = [file.entry for file in plan(root).files if file.label == "A"]
+    expected = {entry.name: entry.read() for entry in entries}
+    for entry in (*reversed(entries), *entries[::2], *entries[1::2]):
+        assert entry.read() == expected[entry.name]
 
 
 def test_folders_of_masks_or_labels_may_hold_no_picture(tmp_path: Path) -> None:

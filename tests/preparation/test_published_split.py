@@ -67,7 +67,7 @@ def test_without_the_option_it_is_dissolved_and_its_leak_is_told(
     assert run(source, "--data", data) == 0
     out = capsys.readouterr().out
     assert "published split (train 9, test 8) dissolved" in out
-    assert "leaks: of its 8 test images, 1 (12%) have a duplicate (1 of them byte for byte)" in out
+    assert "leaks: of its 8 test images, 1 (12%) have a duplicate (1 of them byte" in out
     assert sum(count(data).values()) == 17
 
 
@@ -95,9 +95,11 @@ def test_patients_on_both_sides_are_a_finding(tmp_path: Path, capsys: Capture) -
     table.write_text("\n".join(["path,patient", *rows]))
     source, data = write_folder(tmp_path / "in", files), tmp_path / "data"
     assert run(source, "--data", data, "--keep-split", "--patients", table) == 0
-    assert "8 (100%) have an image of their patient outside it" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "8 (100%) have an image of their patient in train and val; figures" in out
+    assert "8 (100%) have an image of their patient in train; figures" in out
     assert count(data) == {"train": 8, "val": 8, "test": 8}
-    assert read_audit(data)["published_split"]["leak"]["patient"] == 8
+    assert read_audit(data)["published_split"]["leak"]["test"]["patient"] == 8
 
 
 def make_frame(splits: str, groups: str = "", labels: str = "") -> pd.DataFrame:
@@ -152,10 +154,54 @@ def test_the_leak_is_counted_by_kind() -> None:
     frame.loc[[4, 5], "duplicate_set"] = "z"  # inside test alone: no leak
     measured = measure_leak(frame, name_splits(splits), kept=False)
     assert measured is not None
-    assert measured["leak"] == {"identical": 0, "duplicate": 1, "related": 2, "patient": 0}
+    expected = {"identical": 0, "duplicate": 1, "related": 2, "patient": 0}
+    assert measured["leak"] == {"test": expected, "val": dict.fromkeys(expected, 0)}
     assert "33%" in describe_split(measured)[1]
     assert "67%" in describe_split(measured)[1]
     assert measure_leak(frame, {}, kept=False) is None
+
+
+def test_val_alone_is_measured_too() -> None:
+    frame = make_frame("rrvv")
+    frame.loc[[0, 2], "group"] = "x"
+    lines = describe_split(measure_leak(frame, name_splits("rrvv"), kept=False) or {})
+    assert "dissolved: the images are split anew by groups" in lines[0]
+    assert "--keep-split" not in lines[0]  # there is no test to keep
+    assert "of its 2 val images, 1 (50%)" in lines[1]
+
+
+def test_what_was_published_is_remembered(tmp_path: Path, capsys: Capture) -> None:
+    """After a file is removed, moved or added, test and val stay, and so does the finding."""
+    files = build("train", "test", n_each=8)
+    for number in range(3):
+        files[f"train/A/copy{number}.png"] = files[f"test/A/1{number}.png"]
+    source, data = write_folder(tmp_path / "in", files), tmp_path / "data"
+    assert run(source, "--data", data, "--keep-split") == 0
+    before = load_manifest(data).set_index("sha256")["split"]
+    leak = read_audit(data)["published_split"]
+    assert (leak["leak"]["test"]["identical"], leak["left_out"]) == (3, 3)
+    (data / "CSV" / "audit.json").write_text("damaged")  # the split is not forgotten with it
+    (data / "Images" / "A" / "07.png").unlink()
+    moved = data / "Images" / "B" / "moved.png"
+    (data / "Images" / "A" / "06.png").rename(moved)
+    assert run(data, "--data", data) == 0
+    again = read_audit(data)["published_split"]
+    assert again["leak"] == leak["leak"]
+    assert again["images"] == {**leak["images"], "train": leak["images"]["train"] - 1}
+    frame = load_manifest(data)
+    later = frame[frame["split"] != ""].set_index("sha256")["split"]
+    known = before[before != ""]
+    known = known[~known.index.duplicated() & known.index.isin(later.index)]
+    assert later.loc[known.index].to_dict() == known.to_dict()
+    # another training image joins train, and val stays
+    more = write_folder(tmp_path / "more", {"train/A/new.png": make_picture(9999), **files})
+    capsys.readouterr()
+    assert run(more, "--data", data) == 0
+    assert "changed their split" not in capsys.readouterr().out
+    frame = load_manifest(data).set_index("path")
+    assert frame.loc["Images/A/new.png", "split"] == "train"
+    after = frame[frame["split"] != ""].set_index("sha256")["split"]
+    assert after.loc[known.index].to_dict() == known.to_dict()
 
 
 def test_what_contradicts_a_kept_split_is_refused(
@@ -169,9 +215,7 @@ def test_what_contradicts_a_kept_split_is_refused(
     assert run(source, "--data", data, "--keep-split") == 0
     refuse(tmp_path, capsys, "in no folder of the published split", plain, "--data", data)
     assert run(plain, "--data", "other") == 0
-    refuse(
-        tmp_path, capsys, "--keep-split would replace", source, "--data", "other", "--keep-split"
-    )
+    refuse(tmp_path, capsys, "without --keep-split", source, "--data", "other", "--keep-split")
     for options in ("--folds 2", "--split-seed 1", "--split-by image"):
         argv = ["--model", "net", "--data", str(data), "--name", "x", "--device", "cpu"]
         line = expect_refusal(capsys, main.main([*argv, *options.split()]))
