@@ -64,6 +64,10 @@ class DataOptions:
     folds: int | None = option(
         None, "cross-validate: K runs in session/RUN/fold_1..K", low=2, high=20, metavar="K"
     )
+    keep_test: bool = option(
+        False,
+        "with --folds: leave the test split of the manifest out of all folds, as for a --teacher",
+    )
     class_weights: str = option(
         "none", "weight the loss by inverse class frequency", choices=("none", "balanced")
     )
@@ -97,6 +101,12 @@ class TrainOptions:
     backbone_lr_factor: float = option(
         0.3, "learning-rate multiplier of the pretrained backbone", low=0.0, high=1.0
     )
+    layer_decay: float = option(
+        1.0,
+        "learning-rate multiplier of the first pretrained layer; it rises to 1 at the last",
+        low=0.001,
+        high=1.0,
+    )
     weight_decay: float = option(0.05, "decoupled weight decay of AdamW", low=0.0, high=10.0)
     warmup_epochs: float = option(1.0, "epochs of linear warm-up before the cosine decay", low=0.0)
     label_smoothing: float = option(0.05, "probability spread over all classes", low=0.0, high=0.5)
@@ -104,6 +114,14 @@ class TrainOptions:
     ema_decay: float = option(0.998, "EMA decay per step; 0: no EMA", low=0.0, high=0.99999)
     first_size: float = option(
         1.0, "first training size, relative to --image-size", low=0.25, high=1.0, metavar="SHARE"
+    )
+    teacher: Path | None = option(
+        None,
+        "run with --folds whose out-of-fold probabilities are learned, too",
+        metavar="session/RUN",
+    )
+    teacher_weight: float = option(
+        0.5, "share of --teacher in what is learned, the rest is the label", low=0.0, high=1.0
     )
     freeze_epochs: int = option(0, "first epochs with a frozen backbone", low=0, metavar="N")
     patience: int = option(
@@ -123,6 +141,13 @@ class AugmentOptions:
     gamma: float = option(0.2, "largest change of gamma, as a share", low=0.0, high=0.9)
     contrast: float = option(0.2, "largest change of contrast, as a share", low=0.0, high=0.9)
     erase: float = option(0.0, "share of slices with an erased box of 2 to 20 %", low=0.0, high=1.0)
+    bias_field: float = option(
+        0.0, "largest change of brightness by a smooth field, as a share", low=0.0, high=2.0
+    )
+    ghosting: float = option(0.0, "largest strength of ghosts of motion", low=0.0, high=1.0)
+    noise: float = option(
+        0.0, "largest deviation of Rician noise, of the range of grey", low=0.0, high=0.5
+    )
     mixup: float = option(0.0, "alpha of mixup's Beta distribution; 0: off", low=0.0, high=10.0)
     cutmix: float = option(0.0, "alpha of cutmix's Beta distribution; 0: off", low=0.0, high=10.0)
 

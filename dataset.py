@@ -17,7 +17,7 @@ from loading.image_source import DiskSlices, MemorySlices, SliceSource
 from loading.pixel_cache import open_pixels
 from preparation.audit import check_version, read_audit
 from preparation.manifest import load_manifest
-from preparation.splits import check_disjoint, split_folds, split_groups, split_images
+from preparation.splits import HELD_OUT, check_disjoint, split_folds, split_groups, split_images
 
 
 def check_trainable(data_dir: Path) -> None:
@@ -68,16 +68,26 @@ def load_table(
 
 
 def load_fold_tables(
-    data_dir: Path, split_by: str, split_seed: int | None, n_folds: int
+    data_dir: Path, split_by: str, split_seed: int | None, n_folds: int, *, keep_test: bool = False
 ) -> list[pd.DataFrame]:
     """Load the readable rows of the manifest once for each fold, with the splits of that fold.
+
+    Args:
+        data_dir: Folder that prepare.py wrote.
+        split_by: As for `load_table`.
+        split_seed: Seed of the folds.
+        n_folds: Number of folds.
+        keep_test: Leave the test split of the manifest out of all folds.
 
     Raises:
         UserError: As `load_table`, the folder keeps a published split, or a class has too few
             groups for this number of folds.
     """
-    _check_replaceable(data_dir, "--folds")
     table = _load_used(data_dir)
+    if keep_test:
+        table = table[table["split"] != HELD_OUT].reset_index(drop=True)
+    else:
+        _check_replaceable(data_dir, "--folds")
     units = table["sha256"] if split_by == "image" else table["group"]
     folds = split_folds(table["label"], units, n_folds, split_seed or 0)
     return [table.assign(split=splits) for splits in folds]

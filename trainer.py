@@ -84,12 +84,10 @@ class Trainer:
         self.augmentation = Augmentation(config.augment)
         self.is_pretrained = record["start"] != "scratch"
         self.peak_lr = self.options.lr or (PRETRAINED_LR if self.is_pretrained else SCRATCH_LR)
+        factors = self.options.backbone_lr_factor, self.options.layer_decay
         self.optimizer = build_optimizer(
-            network,
-            network.head,
-            self.peak_lr,
-            self.options.backbone_lr_factor if self.is_pretrained else 1.0,
-            self.options.weight_decay,
+            *(network, network.head, self.peak_lr, self.options.weight_decay),
+            *(factors if self.is_pretrained else ()),
         )
         self.scaler = LossScaler(self.device, is_enabled=record["precision"] == "fp16")
         self.batch_size = train.compute_batch_size(self.options.batch_size)
@@ -219,7 +217,7 @@ class Trainer:
         Augmentation depends on a slice's position in the epoch, not on the division into
         micro-batches; dropout and mixing are drawn per micro-batch.
         """
-        draws = self.draws.take(step)  # [B, 12] of the global batch
+        draws = self.draws.take(step)  # [B, D] of the global batch
         parts = batch.split(self.micro_batch, distributed.get_world_size())
         losses = []
         for number, part in enumerate(parts, 1):
@@ -235,7 +233,9 @@ class Trainer:
         size_px = self.schedule.compute_size(step, full_px, self.options.first_size)
         slices = shrink(to_unit_range(part.pixels), size_px)  # [B, 1, S, S]
         images = self.augmentation.augment(slices, draws)
-        targets = F.one_hot(part.labels, self.n_classes).float()  # [B, K]
+        targets = part.targets  # [B, K]
+        if targets is None:
+            targets = F.one_hot(part.labels, self.n_classes).float()
         if self.augmentation.mixes:
             generator = build_generator(self.seed, "mix", step, part.offset)
             images, targets = self.augmentation.mix(images, targets, generator)

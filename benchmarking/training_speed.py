@@ -73,7 +73,7 @@ def build_synthetic_step(task: Task) -> Measure:
     batch, network = task.take_slices(n_steps=1), task.build_network()
     images = to_unit_range(batch.pixels)
     network.to(memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(network, network.head, LR, backbone_lr_factor=1.0, weight_decay=0.0)
+    optimizer = build_optimizer(network, network.head, LR, weight_decay=0.0)
     forward = Replica(network, compiles=task.config.compile == "on")
 
     def run() -> None:

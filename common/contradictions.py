@@ -40,6 +40,16 @@ CONTRADICTIONS: list[Contradiction] = [
         "--freeze-epochs: there is no pretrained backbone to freeze; leave it out",
     ),
     (
+        ("teacher", "folds"),
+        lambda given: "teacher" in given and "folds" in given,
+        "--teacher teaches one network; leave out --folds",
+    ),
+    (
+        ("keep_test",),
+        lambda given: bool(given.get("keep_test")) and "folds" not in given,
+        "--keep-test is for --folds: other runs always keep it; leave it out",
+    ),
+    (
         ("mixup", "cutmix"),
         lambda given: bool(given.get("mixup")) and bool(given.get("cutmix")),
         "--mixup and --cutmix cannot be combined; give one of them",

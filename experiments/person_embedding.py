@@ -179,7 +179,7 @@ def train_embedding(
         batches: Rows of each step, from `draw_batches`.
         n_classes: Classes of a batch.
     """
-    optimizer = build_optimizer(network, head, LR, BACKBONE_LR_FACTOR, WEIGHT_DECAY)
+    optimizer = build_optimizer(network, head, LR, WEIGHT_DECAY, BACKBONE_LR_FACTOR)
     network.train()
     losses = []
     for step, rows in enumerate(tqdm(batches, "training", unit="step", disable=None)):

@@ -27,6 +27,7 @@ class Batch:
     Attributes:
         pixels: uint8 [B, 1, S, S].
         labels: Class indices [B].
+        targets: Class probabilities [B, K] instead of the labels, or None.
         offset: Position of the first slice in the global batch.
         global_size: Slices in the global batch, over all parts and processes.
     """
@@ -35,6 +36,7 @@ class Batch:
     labels: Tensor
     offset: int
     global_size: int
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,8 +59,12 @@ class Batch:
         smallest, largest = self.global_size // n_processes, -(-self.global_size // n_processes)
         n_parts = max(1, min(-(-largest // max_size), smallest // 2))
         bounds = [len(self) * part // n_parts for part in range(n_parts + 1)]
+        targets = self.targets
         return [
-            Batch(self.pixels[i:j], self.labels[i:j], self.offset + i, self.global_size)
+            Batch(
+                *(self.pixels[i:j], self.labels[i:j], self.offset + i, self.global_size),
+                None if targets is None else targets[i:j],
+            )
             for i, j in itertools.pairwise(bounds)
         ]
 
@@ -71,9 +77,12 @@ class SliceSource(abc.ABC):
         pixels: All slices, uint8 [N, 1, S, S]; `DiskSlices` reads them.
         brightness: Brightness statistics [N, 7] of the slices, see `imaging.brightness`; None if
             they are not needed.
+        targets: Class probabilities [N, K] to train on instead of the labels, on their device; None
+            for the labels.
     """
 
     labels: Tensor
+    targets: Tensor | None = None
     pixels: Tensor
     brightness: NDArray[np.float64] | None = None
 
@@ -141,9 +150,13 @@ class SliceSource(abc.ABC):
             return
         parts = steps.tensor_split(n_parts, dim=1)
         own, offset = parts[part], sum(each.shape[1] for each in parts[:part])
-        labels = self.labels[own.to(self.device)]
-        for pixels, batch_labels in zip(self.read(own.unbind()), labels, strict=True):
-            yield Batch(pixels, batch_labels, offset, size)
+        on_device = own.to(self.device)
+        labels = self.labels[on_device]
+        targets = [None] * len(own) if self.targets is None else self.targets[on_device]
+        for pixels, batch_labels, probs in zip(
+            self.read(own.unbind()), labels, targets, strict=True
+        ):
+            yield Batch(pixels, batch_labels, offset, size, probs)
 
 
 class MemorySlices(SliceSource):

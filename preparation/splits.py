@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from helper import UserError
 
 SPLITS = ("train", "val", "test")
+HELD_OUT = SPLITS[-1]
 TEST_SHARE = 0.15  # also of val
 SHARES = (1 - 2 * TEST_SHARE, TEST_SHARE, TEST_SHARE)  # of SPLITS
 VAL_FOLDS = round(1 / TEST_SHARE)  # cross-validation: val is one of 7 parts of the rest

@@ -97,7 +97,8 @@ def _load_tables(config: TrainConfig) -> list[pd.DataFrame]:
     options = config.data
     assert options.folds is not None
     return dataset.load_fold_tables(
-        config.data_dir, options.split_by, options.split_seed, options.folds
+        *(config.data_dir, options.split_by, options.split_seed, options.folds),
+        keep_test=options.keep_test,
     )
 
 

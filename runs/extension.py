@@ -61,15 +61,16 @@ class Changes:
 
 def locate_paths(config: TrainConfig, run_dir: Path) -> TrainConfig:
     """Return the options with paths that hold in the current folder."""
-    data, weights = config.data, config.model.weights
+    data, weights, train = config.data, config.model.weights, config.train
     found = run_paths.locate(config.data_dir, run_dir)
     if found != config.data_dir:
         data = dataclasses.replace(data, data=found, phantom=False)
     if weights is not None:
         weights = run_paths.locate(weights, run_dir)
-    return dataclasses.replace(
-        config, data=data, model=dataclasses.replace(config.model, weights=weights)
-    )
+    if train.teacher is not None:
+        train = dataclasses.replace(train, teacher=run_paths.locate(train.teacher, run_dir))
+    model = dataclasses.replace(config.model, weights=weights)
+    return dataclasses.replace(config, data=data, train=train, model=model)
 
 
 def check_data_dir(data_dir: Path, run_dir: Path) -> None:

@@ -32,6 +32,7 @@ from runs.run_folder import (
     parse_config,
     read_config,
 )
+from runs.teacher import build_targets
 from runs.training_features import save_training_features
 from runs.transfer import describe_transfer
 from trainer import Trainer
@@ -248,6 +249,9 @@ def build_trainer(
     precision.choose_algorithms(device, config.run.deterministic, network)
     network.to(device)
     train, val = _load_slices(config, record, network, table, device)
+    if (teacher := config.train.teacher) is not None:
+        share = config.train.teacher_weight
+        train.targets = build_targets(teacher, share, table, record["classes"]).to(device)
     n_classes = len(record["classes"])
     if distributed.is_main_process():
         assert train.brightness is not None

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from args import AugmentOptions
 from helper import build_generator
 from loading.image_source import copy_async
+from training.mri_artefacts import add_bias_field, add_ghosts, add_noise, draw_artefacts
 
 
 class Augmentation:
@@ -26,23 +27,27 @@ class Augmentation:
         self.options = options
 
     def draw(self, n_slices: int, generator: torch.Generator) -> Tensor:
-        """Draw the parameters of each slice: [N, 12] on the CPU.
+        """Draw the parameters of each slice: [N, D] on the CPU.
 
-        Columns: the six entries of the affine map, gamma, contrast, and left, right, top and bottom
-        of the erased box as shares of the side.
+        Columns: the six entries of the affine map, gamma, contrast, left, right, top and bottom of
+        the erased box as shares of the side, and those of `draw_artefacts`.
         """
         affine = self._draw_affine(n_slices, generator)
         gamma = _draw_factor(n_slices, self.options.gamma, generator)
         contrast = _draw_factor(n_slices, self.options.contrast, generator)
         boxes = _draw_boxes(n_slices, self.options.erase, generator)
-        return torch.cat([affine, gamma, contrast, boxes], dim=1)
+        options = self.options
+        artefacts = draw_artefacts(
+            n_slices, options.bias_field, options.ghosting, options.noise, generator
+        )
+        return torch.cat([affine, gamma, contrast, boxes, artefacts], dim=1)
 
     def augment(self, slices: Tensor, draws: Tensor) -> Tensor:
         """Augment each slice independently, without changing the input.
 
         Args:
             slices: [B, 1, S, S] in 0..1, on any device; the result has the same shape and range.
-            draws: Parameters from `draw`, [B, 12], on the device of the slices.
+            draws: Parameters from `draw`, [B, D], on the device of the slices.
         """
         if self.is_geometric:
             grid = _build_grid(draws[:, :6], slices.shape[-1])
@@ -55,8 +60,15 @@ class Augmentation:
         if self.options.contrast:
             mean = slices.mean((2, 3), keepdim=True)
             slices.lerp_(mean, 1 - draws[:, 7].view(-1, 1, 1, 1)).clamp_(0, 1)
+        boxes, artefacts = draws[:, 8:12], draws[:, 12:]
+        if self.options.bias_field:
+            slices = add_bias_field(slices, artefacts)
+        if self.options.ghosting:
+            slices = add_ghosts(slices, artefacts)
+        if self.options.noise:
+            slices = add_noise(slices, artefacts)
         if self.options.erase:
-            slices.masked_fill_(_build_box_mask(draws[:, 8:], slices.shape[-1]), 0.0)
+            slices.masked_fill_(_build_box_mask(boxes, slices.shape[-1]), 0.0)
         return slices
 
     @property
@@ -138,7 +150,7 @@ class EpochDraws:
         self._epoch, self._draws = -1, torch.zeros(0)
 
     def take(self, step: int) -> Tensor:
-        """Return the parameters of the batch of a step of the run, [B, 12] on the device."""
+        """Return the parameters of the batch of a step of the run, [B, D] on the device."""
         steps_per_epoch, batch_size = self._shape
         epoch, index = divmod(step, steps_per_epoch)
         if epoch != self._epoch:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+LAYER_STEPS = 12
 FLOOR_LR_FACTOR = 0.01
 LONGEST_WARMUP = 0.2  # share of the run's steps
 
@@ -13,21 +14,32 @@ def build_optimizer(
     network: nn.Module,
     head: nn.Module,
     lr: float,
-    backbone_lr_factor: float,
     weight_decay: float,
+    backbone_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """Return AdamW (fused where the device supports it) with up to four parameter groups.
+    """Return AdamW (fused where the device supports it).
 
-    Parameters of the backbone get `lr` times `backbone_lr_factor`, those of the head `lr`. Norms
-    and biases get no weight decay. `lr_factor` of a group is its multiplier of `lr`. The state is
-    allocated at once, so that memory does not run out in the middle of the first update.
+    Parameters of the backbone get `lr` times `backbone_lr_factor`, those of the head `lr`. The
+    factor of the first of LAYER_STEPS equal parts of the backbone is multiplied by `layer_decay`,
+    that of the last by 1, those between by powers of it. Norms and biases get no weight decay.
+    `lr_factor` of a group is its multiplier of `lr`. The state is allocated at once, so that memory
+    does not run out in the middle of the first update.
 
-    Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization.
+    Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization; Clark et al. 2020,
+    ELECTRA, for the decay of the learning rate over layers.
     """
     in_head = set(map(id, head.parameters()))
+    backbone = [each for each in network.parameters() if id(each) not in in_head]
+    depth_of = {
+        id(each): place * LAYER_STEPS // len(backbone) / (LAYER_STEPS - 1)
+        for place, each in enumerate(backbone)
+    }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
-        factor = 1.0 if id(parameter) in in_head else backbone_lr_factor
+        depth = depth_of.get(id(parameter), 1.0)
+        factor = layer_decay ** (1 - depth)
+        factor *= 1.0 if id(parameter) in in_head else backbone_lr_factor
         decay = weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((factor, decay), []).append(parameter)
     is_fused = next(network.parameters()).device.type in {"cpu", "cuda"}

@@ -17,7 +17,7 @@ def test_updates_are_those_of_adamw_without_allocated_state() -> None:
         network = nn.Linear(3, 2)
         optimizer: torch.optim.Optimizer
         if is_ours:
-            optimizer = build_optimizer(network, network, 0.1, 1.0, 0.0)
+            optimizer = build_optimizer(network, network, 0.1, 0.0)
         else:
             optimizer = torch.optim.AdamW(network.parameters(), 0.1, weight_decay=0.0, fused=True)
         for number in (1, 2):
@@ -31,7 +31,7 @@ def test_updates_are_those_of_adamw_without_allocated_state() -> None:
 def test_parameter_groups() -> None:
     backbone, head = nn.Linear(3, 4), nn.Linear(4, 2)
     network = nn.Sequential(backbone, head)
-    optimizer = build_optimizer(network, head, 1e-3, 0.25, 0.1)
+    optimizer = build_optimizer(network, head, 1e-3, 0.1, 0.25)
     groups = {
         (group["lr_factor"], group["weight_decay"]): group["params"]
         for group in optimizer.param_groups
@@ -64,3 +64,19 @@ def test_ema_by_hand() -> None:
     assert ema.item() == pytest.approx(10.85)
     update_ema([ema], [trained], 0.0, 50)
     assert ema == trained
+
+
+def test_the_learning_rate_rises_over_the_layers() -> None:
+    layers = [nn.Linear(2, 2) for _ in range(13)]
+    network = nn.Sequential(*layers)
+    optimizer = build_optimizer(network, layers[-1], 1.0, 0.1, 0.5, 0.01)
+    factor_of = {
+        id(parameter): group["lr_factor"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    factors = [factor_of[id(layer.weight)] for layer in layers]
+    assert factors == pytest.approx([*(0.5 * 0.01 ** (1 - step / 11) for step in range(12)), 1.0])
+    assert [factor_of[id(layer.bias)] for layer in layers] == factors
+    plain = build_optimizer(network, layers[-1], 1.0, 0.1, 0.5)
+    assert {group["lr_factor"] for group in plain.param_groups} == {0.5, 1.0}
