@@ -8,13 +8,15 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+import export
 import main
 import model
+import predict
 from backbones import catalogue, timm_models, torchvision_models
 from helper import UserError
 from modeling import checkpoint
 from modeling.weights import build_initial_model
-from tests.support.builders import Capture, Patch, expect_refusal
+from tests.support.builders import ON_CPU, Capture, Patch, expect_refusal
 from tests.support.timm_families import TIMM
 
 NEEDS_TIMM = pytest.mark.skipif(
@@ -130,3 +132,19 @@ def test_networks_of_timm_are_listed(capsys: Capture) -> None:
     assert "11.7 M   224 px" in lines[0]
     assert main.main(["--model", "list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 1000
+
+
+@NEEDS_TIMM
+@pytest.mark.integration
+@pytest.mark.usefixtures("trained", "no_evaluation")
+def test_a_network_of_timm_is_trained_exported_and_used(capsys: Capture) -> None:
+    command = ["--phantom", "--model", "timm/convnext_atto", "--no-pretrained", "--epochs", "1"]
+    command += ["--image-size", "32", "--batch-size", "8", *ON_CPU]
+    assert main.main(command) == 0
+    (run,) = Path("session").glob("timm-convnext_atto-*")  # no folder of the library's name
+    assert export.main([str(run), "--threads", "1"]) == 0
+    assert "the same labels" in capsys.readouterr().out
+    image = next(Path("data/phantom/Images").rglob("*.*"))
+    argv = [str(run / "best.pt"), str(image), "--heatmaps", "maps", "--device", "cpu"]
+    assert predict.main(argv) == 0
+    assert len(list(Path("maps").rglob("*.png"))) == 1
