@@ -1,6 +1,7 @@
 """Train a classifier on MRI slices and evaluate it: `python main.py --model resnet18`."""
 
 import datetime
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +35,13 @@ def list_models(config: args.ListConfig) -> None:
     from backbones.catalogue import describe_all
 
     is_found = False
-    for line in describe_all(config.pattern):
-        is_found = True
-        helper.log.info("%s", line)
+    try:
+        for line in describe_all(config.pattern):
+            is_found = True
+            print(line, flush=True)
+    except BrokenPipeError:  # of `| head`; Python would write to it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     if not is_found:
         raise UserError(f"--model list {config.pattern}: no network matches; leave out the pattern")
 

@@ -147,9 +147,22 @@ def check_model(name: str, image_size: int, pretrained: bool, first_px: int | No
         try:
             network = build_on_meta(name, image_size, pretrained).eval()
             network(torch.empty(1, 1, side_px, side_px, device="meta"))
+            _check_restorable(network, name, image_size, pretrained)
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = f"{name} does not accept {side_px} px ({first_line(error)})"
             raise UserError(f"{option}: {reason}; {advice}", status=2) from error
+
+
+def _check_restorable(network: Classifier, name: str, image_size: int, pretrained: bool) -> None:
+    """Raise a ValueError if a network that is built for this size has tensors of other shapes."""
+    if not pretrained or image_size == read_record(name).native_px:
+        return
+    shapes, own = (
+        {key: tuple(tensor.shape) for key, tensor in each.state_dict().items()}
+        for each in (build_on_meta(name, image_size, False), network)
+    )
+    if shapes != own:
+        raise ValueError("its tables of positions are those of another size")
 
 
 def build_on_meta(name: str, image_size: int, pretrained: bool) -> Classifier:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbones import timm_models, torchvision_models
 from backbones.record import BackboneRecord
-from helper import UserError
+from helper import UserError, log
 
 
 class Library(Protocol):
@@ -51,14 +51,14 @@ def describe_all(pattern: str) -> Iterator[str]:
     networks are left out, because each of them must be built to count them.
     """
     is_whole = any(letter in pattern for letter in "*?")
-    wanted = pattern if is_whole else f"*{pattern}*"
+    wanted = pattern.lower() if is_whole else f"*{pattern.lower()}*"
     for name in torchvision_models.list_names():
         if fnmatch.fnmatchcase(name, wanted):
             yield _describe(name, torchvision_models.read_record(name))
     try:
         names = timm_models.list_names()
     except UserError as error:
-        yield str(error)
+        log.warning("%s", error)
         return
     for name in names:
         if fnmatch.fnmatchcase(name, wanted) or fnmatch.fnmatchcase(name, f"timm/{wanted}"):

@@ -40,10 +40,10 @@ def list_names(pattern: str = "*") -> list[str]:
 def is_name(name: str) -> bool:
     """Return whether timm has this architecture, also with the tag of published weights."""
     timm, own = load_timm(), name.removeprefix(PREFIX)
-    architecture, _, tag = own.partition(".")
+    architecture, dot, _ = own.partition(".")
     if not timm.is_model(architecture):
         return False
-    return not tag or own in timm.list_pretrained(architecture)
+    return not dot or own in timm.list_pretrained(architecture)
 
 
 def read_record(name: str) -> BackboneRecord:
@@ -80,13 +80,20 @@ def build(name: str, image_size: int, *, pretrained: bool) -> nn.Module:
         backbone = create(img_size=built_for)
     except TypeError:  # it takes any size
         backbone = create()
-    convolutions = (each for each in backbone.modules() if isinstance(each, nn.Conv2d))
-    stem = next((each for each in convolutions if each.in_channels == 3), None)
-    if stem is None or type(stem).__name__ not in PLAIN_STEMS:
-        found = f"a {type(stem).__name__}" if stem is not None else "no convolution of 3 channels"
+    convolutions = [each for each in backbone.modules() if isinstance(each, nn.Conv2d)]
+    stems = [each for each in convolutions if each.in_channels == 3]
+    if len(stems) != 1 or type(stems[0]).__name__ not in PLAIN_STEMS:
+        kinds = sorted({type(each).__name__ for each in stems})
+        found = f"{len(stems)} convolutions of 3 channels" if len(stems) != 1 else f"a {kinds[0]}"
         raise _refuse(name, f"its stem is {found}, which cannot be folded to one grey channel")
-    if not isinstance(head := backbone.get_classifier(), nn.Linear | nn.Conv2d):
-        raise _refuse(name, f"its head is a {type(head).__name__} instead of one layer")
+    heads = [
+        each
+        for each in backbone.modules()
+        if getattr(each, "out_features", getattr(each, "out_channels", None)) == N_CLASSES
+    ]
+    head = backbone.get_classifier()
+    if len(heads) != 1 or head is not heads[0]:
+        raise _refuse(name, f"it has {len(heads)} layers of {N_CLASSES} outputs instead of a head")
     return backbone
 
 

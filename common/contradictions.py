@@ -45,6 +45,27 @@ CONTRADICTIONS: list[Contradiction] = [
         "--teacher teaches one network; leave out --folds",
     ),
     (
+        ("teacher", "split_seed", "split_by"),
+        lambda given: (
+            "teacher" in given and ("split_seed" in given or given.get("split_by") == "image")
+        ),
+        "--teacher needs the split of the manifest; leave out --split-seed and --split-by",
+    ),
+    (
+        ("teacher_weight",),
+        lambda given: "teacher_weight" in given and "teacher" not in given,
+        "--teacher-weight is for --teacher; leave it out",
+    ),
+    (
+        ("layer_decay",),
+        lambda given: (
+            given.get("layer_decay", 1.0) < 1
+            and "weights" not in given
+            and (_is_net(given) or given.get("pretrained") is False)
+        ),
+        "--layer-decay: there is no pretrained backbone; leave it out",
+    ),
+    (
         ("keep_test",),
         lambda given: bool(given.get("keep_test")) and "folds" not in given,
         "--keep-test is for --folds: other runs always keep it; leave it out",

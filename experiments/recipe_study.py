@@ -10,12 +10,14 @@ reference by two standard errors after MIN_FOLDS folds is stopped.
 
 Each line of the log is one trained fold: NLL and hits, summed for each group. Lines that are in the
 log already are not trained again, so the study can continue at another time or on another machine.
-The standard error of a difference is that of a sum over groups.
+The standard error of a difference is that of a sum over groups, for these trained networks: chance
+of training (one seed) is not in it, and with many recipes some differ by two errors by chance.
 
 Source of the early stop: after Maron and Moore 1993, Hoeffding races.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -86,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="ImageNet weights of the reference")
     parser.add_argument("--log", type=Path, required=True, help="file that lines are added to")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
-    parser.add_argument("--folds", type=int, default=FOLDS, help="folds to train, 1 to %(default)s")
+    parser.add_argument(
+        "--folds", type=int, default=FOLDS, choices=range(1, FOLDS + 1), help="folds to train"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of training")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return cli.run(measure, parser.parse_args(argv))
@@ -97,6 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tables = divide(options.data)
     names = [REFERENCE, *(name for name in options.recipes if name != REFERENCE)]
     stopped: set[str] = set()
+    options.study = identify(options, tables)
     for fold, table in enumerate(tables[: options.folds], 1):
         for name in names:
             if name in stopped or find_lines(options, name, fold):
@@ -119,6 +124,14 @@ def divide(data_dir: Path) -> list[pd.DataFrame]:
     table = table[table["split"] != TEST].reset_index(drop=True)
     folds = split_folds(table["label"].to_numpy(), table["group"].to_numpy(), FOLDS, 0)
     return [table.assign(split=splits) for splits in folds]
+
+
+def identify(options: argparse.Namespace, tables: list[pd.DataFrame]) -> str:
+    """Return an id of all that the lines of a study share: slices, folds and initial weights."""
+    parts = [dataset.compute_fingerprint(table) for table in tables]
+    if options.weights is not None:
+        parts.append(hashlib.sha256(options.weights.read_bytes()).hexdigest())
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
 def build_config(options: argparse.Namespace, name: str) -> args.TrainConfig:
@@ -162,7 +175,8 @@ def train_fold(
     )
     sums = scores.groupby("group").agg(n=("nll", "size"), nll=("nll", "sum"), hits=("hits", "sum"))
     return {
-        **{"data": options.data.name, "recipe": name, "options": RECIPES[name], "fold": fold},
+        **{"data": options.data.name, "study": options.study, "fold": fold},
+        **{"recipe": name, "options": RECIPES[name], "reference": RECIPES[REFERENCE]},
         **{"seed": options.seed, "time_s": round(trained_s, 1), "threads": options.threads},
         **{"cpu": read_cpu_model(), "commit": read_commit(), "temperature": round(temperature, 4)},
         "groups": {
@@ -185,15 +199,22 @@ def find_lines(options: argparse.Namespace, name: str, fold: int = 0) -> list[di
     """Return the lines of the log of a recipe, of one fold or of all.
 
     Raises:
-        UserError: The log has a line of this recipe with other options.
+        UserError: A line is damaged, or belongs to other slices, weights or options.
     """
     if not options.log.exists():
         return []
-    lines = [json.loads(text) for text in options.log.read_text("utf-8").splitlines()]
+    try:
+        lines = [json.loads(text) for text in options.log.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{options.log}: a line is cut off ({error}); delete that line") from error
     wanted = {"data": options.data.name, "recipe": name, "seed": options.seed}
     found = [line for line in lines if wanted.items() <= line.items()]
-    if any(line["options"] != RECIPES[name] for line in found):
-        raise UserError(f"{options.log}: {name} was measured with other options; rename it")
+    same = {"study": options.study, "options": RECIPES[name], "reference": RECIPES[REFERENCE]}
+    if any(not same.items() <= line.items() for line in found):
+        raise UserError(
+            f"{options.log}: {name} was measured with other slices, weights or options; give "
+            "another --log"
+        )
     return [line for line in found if fold in {0, line["fold"]}]
 
 

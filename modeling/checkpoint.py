@@ -38,7 +38,8 @@ RECORD_TYPES: Types = {
     "environment": dict,
 }
 RECORD_KEYS = tuple(RECORD_TYPES)
-OPTIONAL_KEYS = ("earlier_data",)  # folders from which the data of the run moved
+# folders from which the data of the run moved; what its training slices learn from a teacher
+OPTIONAL_KEYS = ("earlier_data", "targets")
 RUN_TYPES = {**RECORD_TYPES, "weights": dict, "history": list, "best": dict, "baselines": dict}
 # Further entries of last.pt, from which a run is resumed.
 LAST_TYPES: Types = {
@@ -120,6 +121,14 @@ def _are_folders(folders: Any) -> bool:
     )
 
 
+def _are_targets(targets: Any) -> bool:
+    """Return whether the entry is missing or finite probabilities [N, K]."""
+    if targets is None:
+        return True
+    is_table = isinstance(targets, torch.Tensor) and targets.dim() == 2
+    return is_table and targets.is_floating_point() and bool(targets.isfinite().all())
+
+
 # Checked after the types.
 RUN_RULES: dict[str, Rule] = {
     "run": (_is_file_name, "a plain name"),
@@ -135,6 +144,7 @@ RUN_RULES: dict[str, Rule] = {
     "split": (_is_split, "as many splits as sha256"),
     "model": (is_model, "a model of this version"),
     "earlier_data": (_are_folders, "a list of folders"),
+    "targets": (_are_targets, "finite probabilities of each training slice"),
 }
 LAST_RULES: dict[str, Rule] = {
     "micro_batch": (lambda size: size >= 1, "1 or more"),

@@ -80,12 +80,14 @@ def _download_state_dict(name: str) -> dict[str, Tensor]:
     try:
         return choose_library(name).download_weights(name)
     except (OSError, RuntimeError) as error:
-        file_name = record.file.rsplit("/", 1)[-1]
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        where, put = f"in the cache of {record.file}", ""
+        if record.file.startswith("http"):
+            file_name = record.file.rsplit("/", 1)[-1]
+            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            where, put = f"as {file_name} in {folder}", "put it there, or "
         raise UserError(
-            f"ImageNet weights of {name}: {file_name} is not in {folder} and could not be "
-            f"downloaded ({first_line(error)}); put it there, or give --weights FILE or "
-            "--no-pretrained"
+            f"ImageNet weights of {name} are not {where} and could not be downloaded "
+            f"({first_line(error)}); {put}give --weights FILE or --no-pretrained"
         ) from error
 
 

@@ -85,6 +85,7 @@ def start_run(
         KeyboardInterrupt: The run was stopped; the message says how to continue it.
     """
     distributed.check_batch_size(table["split"].tolist(), config.train.batch_size)
+    _ask_teacher(config, table)  # raises before a folder is created
     create_run_dir(config, run_dir)
     _train_new(config, table, run_dir, name, device)
 
@@ -134,7 +135,17 @@ def build_new_trainer(
         for line in describe_transfer(options.weights, network.preprocess, table):
             log.info(line)
     record = build_record(config, network, table, name, device)
+    if (targets := _ask_teacher(config, table)) is not None:
+        record["targets"] = targets  # kept, so that a resumed run does not depend on the teacher
     return build_trainer(config, record, network, table, device, run_dir)
+
+
+def _ask_teacher(config: TrainConfig, table: pd.DataFrame) -> torch.Tensor | None:
+    """Return what the training slices learn from `--teacher`, None without one."""
+    teacher, share = config.train.teacher, config.train.teacher_weight
+    if teacher is None:
+        return None
+    return build_targets(teacher, share, table, dataset.list_classes(table))
 
 
 def _is_worth_keeping(run_dir: Path, trainer: Trainer | None, error: BaseException) -> bool:
@@ -249,9 +260,8 @@ def build_trainer(
     precision.choose_algorithms(device, config.run.deterministic, network)
     network.to(device)
     train, val = _load_slices(config, record, network, table, device)
-    if (teacher := config.train.teacher) is not None:
-        share = config.train.teacher_weight
-        train.targets = build_targets(teacher, share, table, record["classes"]).to(device)
+    if "targets" in record:
+        train.targets = record["targets"].to(device)
     n_classes = len(record["classes"])
     if distributed.is_main_process():
         assert train.brightness is not None

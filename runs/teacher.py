@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common import run_paths
 from common.portable_names import quote
 from evaluation.calibration import average_softmax
 from evaluation.fitted import Run, load_held_out
+from evaluation.held_out import HeldOut
 from helper import UserError
+from model import Preprocess
 from modeling import members
 from preparation.splits import HELD_OUT
+from runs.run_folder import read_config
+from runs.transfer import describe_transfer
 
 
 def build_targets(teacher: Path, weight: float, table: pd.DataFrame, classes: list[str]) -> Tensor:
@@ -52,14 +57,7 @@ def build_targets(teacher: Path, weight: float, table: pd.DataFrame, classes: li
         raise UserError(
             f"{option} has no out-of-fold outputs; finish it: --resume {quote(teacher)}"
         )
-    tested = table[table["split"] == HELD_OUT]
-    is_seen = tested["sha256"].isin(held_out.sha256) | tested["group"].isin(held_out.groups)
-    if is_seen.any():
-        raise UserError(
-            f"{option} was trained on {is_seen.sum()} of the {len(tested)} slices that this run is "
-            "to be tested on, or on slices of their groups, so that its figures would be too high; "
-            "train the teacher with --folds K --keep-test"
-        )
+    _check_unseen(option, teacher, held_out, table, Preprocess(**checkpoints[0]["preprocess"]))
     rows = table[table["split"] == "train"]
     row_of = {digest: row for row, digest in enumerate(held_out.sha256)}
     missing = rows["path"][~rows["sha256"].isin(held_out.sha256)]
@@ -73,3 +71,30 @@ def build_targets(teacher: Path, weight: float, table: pd.DataFrame, classes: li
     labels = torch.tensor([classes.index(label) for label in rows["label"]])
     hard = F.one_hot(labels, len(classes)).float()
     return weight * torch.from_numpy(probs).float() + (1 - weight) * hard
+
+
+def _check_unseen(
+    option: str, teacher: Path, held_out: HeldOut, table: pd.DataFrame, preprocess: Preprocess
+) -> None:
+    """Raise a UserError if a teacher, or its initial weights, know slices to be tested on."""
+    tested = table[table["split"] == HELD_OUT]
+    too_high = "so that the figures of this run would be too high"
+    if n_seen := int(tested["sha256"].isin(held_out.sha256).sum()):
+        raise UserError(
+            f"{option} was trained on {n_seen} of the {len(tested)} slices that this run is to be "
+            f"tested on, {too_high}; train it with --folds K --keep-test on this data folder"
+        )
+    if n_related := int(tested["group"].isin(held_out.groups).sum()):
+        raise UserError(
+            f"{option} was trained on slices of the groups of {n_related} slices that this run is "
+            f"to be tested on, {too_high}; use data whose split divides no group"
+        )
+    weights = read_config(teacher / "config.json").model.weights
+    weights = None if weights is None else run_paths.locate(weights, teacher)
+    if weights is not None and weights.is_file():
+        for line in describe_transfer(weights, preprocess, table):
+            if "LEAK" in line:
+                raise UserError(
+                    f"{option} started from other weights ({line.removeprefix('note: ')}); train "
+                    "it from weights that do not know these slices"
+                )

@@ -165,7 +165,11 @@ def test_without_options_every_field_has_its_default() -> None:
 def test_each_option_sets_its_field_only() -> None:
     for name, field in OPTIONS:
         command, (typed, value) = COMMANDS[name], pick_value(field)
-        others = {"dropout": ("--model", "net"), "keep_test": ("--folds", "5")}
+        others = {
+            "dropout": ("--model", "net"),
+            "keep_test": ("--folds", "5"),
+            "teacher_weight": ("--teacher", "session/x"),
+        }
         needed = others.get(field.name, ())
         expected = flatten(command.parse([*command.required, *needed])) | {field.name: value}
         required = command.required

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ def write_log(path: Path, *lines: tuple[str, int, list[float], list[int]]) -> ar
     texts = [
         json.dumps(
             {
-                **{"data": "d", "seed": 0, "recipe": name, "options": RECIPES[name], "fold": fold},
+                **{"data": "d", "seed": 0, "study": "s", "fold": fold, "recipe": name},
+                **{"options": RECIPES[name], "reference": RECIPES[REFERENCE]},
                 "time_s": 2.0 if name == "slow" else 1.0,
                 "groups": {
                     f"g{fold}{place}": [2, loss, hit]
@@ -31,7 +33,7 @@ def write_log(path: Path, *lines: tuple[str, int, list[float], list[int]]) -> ar
         for name, fold, losses, hits in lines
     ]
     path.write_text("\n".join(texts) + "\n")
-    return argparse.Namespace(log=path, data=Path("x/d"), seed=0)
+    return argparse.Namespace(log=path, data=Path("x/d"), seed=0, study="s")
 
 
 def test_differences_are_paired_by_group(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -55,8 +57,12 @@ def test_differences_are_paired_by_group(tmp_path: Path, monkeypatch: Patch) -> 
     assert not is_worse({**row, "nll_difference": -1.0})
     assert "| slow | `--lr 0.0001` | 1 | 0.5500 | 0.5000 | +0.2500" in format_row("slow", row)
     assert compare(options, REFERENCE)["nll_difference"] == 0
-    monkeypatch.setitem(RECIPES, "slow", "--lr 1")
-    with pytest.raises(UserError, match="other options"):
+    other = argparse.Namespace(**{**vars(options), "study": "t"})
+    with pytest.raises(UserError, match="other slices, weights or options"):
+        compare(other, "slow")
+    with options.log.open("a") as file:
+        file.write('{"data": "d", "se')
+    with pytest.raises(UserError, match="a line is cut off"):
         compare(options, "slow")
 
 
@@ -80,12 +86,22 @@ def test_folds_are_trained_once_and_losers_stop(
     path, figures = tmp_path / "log.jsonl", tmp_path / "figures.json"
     command = [str(phantom_dir), "--log", str(path), "--json", str(figures), "--folds", "2"]
     monkeypatch.setattr(recipe_study, "is_worse", lambda row: True)
+    calibrated: list[int] = []
+
+    def fit(logits: Any, labels: Any, groups: Any) -> float:
+        calibrated.append(len(labels))
+        return 1.0
+
+    monkeypatch.setattr(recipe_study, "fit_temperature", fit)
     assert recipe_study.main(command) == 0
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["recipe"], line["fold"]) for line in lines] == [
         *((REFERENCE, 1), ("slow", 1), (REFERENCE, 2))
     ]
-    assert sum(n for n, *_ in lines[0]["groups"].values()) > 0
+    splits = [table["split"].value_counts() for table in divide(phantom_dir)]
+    assert calibrated == [splits[line["fold"] - 1]["val"] for line in lines]
+    scored = [sum(n for n, *_ in line["groups"].values()) for line in lines]
+    assert scored == [splits[line["fold"] - 1]["test"] for line in lines]
     assert "| slow |" in capsys.readouterr().out
     rows = json.loads(figures.read_text())["recipes"]
     assert rows["slow"]["folds"] == [1]

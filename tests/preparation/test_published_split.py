@@ -222,6 +222,13 @@ def test_what_contradicts_a_kept_split_is_refused(
         assert f"which {options.removesuffix(' 1').removesuffix(' 2')} would replace" in line
 
 
+def test_folds_beside_a_kept_test_are_allowed(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", build("train", "test", n_each=12))
+    assert run(source, "--data", tmp_path / "data", "--keep-split") == 0
+    tables = dataset.load_fold_tables(tmp_path / "data", "group", None, 3, keep_test=True)
+    assert all(len(table) == 24 for table in tables)
+
+
 @pytest.mark.parametrize("options", [("--evaluation-only",), ("--phantom", "60")])
 def test_options_that_contradict_are_refused(options: tuple[str, ...], tmp_path: Path) -> None:
     source = () if options[0] == "--phantom" else (tmp_path,)

@@ -52,6 +52,22 @@ def test_targets_are_out_of_fold_probabilities_and_labels() -> None:
 
 
 @pytest.mark.usefixtures("crossed")
+def test_initial_weights_of_a_teacher_must_not_know_the_slices(tmp_path: Path) -> None:
+    table = make_table()
+    tested = table[:4].assign(sha256=[f"{row}" for row in range(4)], group="x", split="test")
+    both = pd.concat([table, tested], ignore_index=True)
+    build_targets(RUN, 0.5, both, CLASSES)
+    split = {"sha256": ["1", "2"], "split": ["train", "val"]}
+    torch.save({"schema": 3, "split": split}, tmp_path / "first.pt")
+    config = json.loads((RUN / "config.json").read_text("utf-8"))
+    config["model"]["weights"] = str(tmp_path / "first.pt")
+    (RUN / "config.json").unlink()  # a hard link
+    (RUN / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(UserError, match=r"started from other weights .*LEAK: it was trained on 1"):
+        build_targets(RUN, 0.5, both, CLASSES)
+
+
+@pytest.mark.usefixtures("crossed")
 def test_other_teachers_are_refused() -> None:
     table = make_table()
 
@@ -65,7 +81,7 @@ def test_other_teachers_are_refused() -> None:
     relative = tested.assign(
         sha256=[f"{row}" if row < 4 else x for row, x in enumerate(table["sha256"])]
     )
-    refuse("or on slices of their groups", relative)
+    refuse("slices of the groups of 4 slices", relative)
     refuse("no outputs for 1 of", pd.concat([table, table[:1].assign(sha256="x", path="new.png")]))
     refuse("not session/RUN of a run with --folds", path=RUN / "fold_1")
     refuse("not session/RUN of a run with --folds", path=Path("nowhere"))
@@ -79,7 +95,8 @@ def test_batches_carry_the_targets_of_their_slices() -> None:
     pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     slices = MemorySlices(pixels, torch.arange(10) % 3)
     slices.targets = torch.arange(10).view(10, 1) / torch.ones(3)
-    for batch in slices.shuffle(4, seed=0, epoch=0):
+    halves = [slices.shuffle(4, 0, 0, part, 2) for part in range(2)]  # of two processes
+    for batch in (*slices.shuffle(4, seed=0, epoch=0), *halves[0], *halves[1]):
         for part in batch.split(2):
             assert part.targets is not None
             assert torch.equal(part.targets[:, 0], part.pixels.flatten().float())
@@ -103,7 +120,7 @@ def test_a_student_learns_from_a_teacher(capsys: Capture) -> None:
     assert "--keep-test" in line
     folds = ["--folds", "3", "--keep-test", "--name", "teacher"]
     assert main.main([*TRAIN, *folds]) == 0
-    teach = ["--teacher", "session/teacher", "--name", "student"]
+    teach = ["--teacher", "session/teacher", "--teacher-weight", "0.9", "--name", "student"]
     assert main.main([*TRAIN, *teach]) == 0
     assert main.main([*TRAIN, "--name", "alone"]) == 0
     losses = [
@@ -111,7 +128,22 @@ def test_a_student_learns_from_a_teacher(capsys: Capture) -> None:
         for name in ("student", "alone")
     ]
     assert losses[0] != losses[1]
+    # a resumed run neither needs its teacher nor changes with it
+    last = torch.load("session/student/last.pt", weights_only=True)
+    n_train = last["split"]["split"].count("train")
+    assert last["targets"].shape == (n_train, 3)
+    table = dataset.load_table(Path("data/phantom"))
+    expected = build_targets(Path("session/teacher"), 0.9, table, CLASSES)
+    assert torch.equal(last["targets"], expected)
+    shutil.rmtree("session/teacher")
     assert main.main(["--resume", "session/student", "--epochs", "2", "--device", "cpu"]) == 0
-    for wrong in (["--folds", "2", *teach], ["--keep-test"]):
+    again = torch.load("session/student/last.pt", weights_only=True)
+    assert torch.equal(again["targets"], last["targets"])
+    assert "train one first" in expect_refusal(
+        capsys, main.main([*TRAIN, *teach[:4], "--name", "t"])
+    )
+    assert not Path("session/t").exists()
+    wrongs = (["--folds", "2", *teach], ["--keep-test"], ["--teacher-weight", "0.1"])
+    for wrong in (*wrongs, ["--split-seed", "1", *teach], ["--layer-decay", "0.1"]):
         with pytest.raises(SystemExit, match="2"):
             main.main([*TRAIN, *wrong])
