@@ -17,6 +17,7 @@ from loading.image_source import DiskSlices, MemorySlices, SliceSource
 from loading.pixel_cache import open_pixels
 from preparation.audit import check_version, read_audit
 from preparation.manifest import load_manifest
+from preparation.published_split import split_path
 from preparation.splits import HELD_OUT, check_disjoint, split_folds, split_groups, split_images
 
 
@@ -102,7 +103,7 @@ def _load_used(data_dir: Path) -> pd.DataFrame:
 
 def keeps_published_split(data_dir: Path) -> bool:
     """Return True if prepare.py --keep-split wrote this folder."""
-    return bool((read_audit(data_dir).get("published_split") or {}).get("kept"))
+    return split_path(data_dir).is_file()
 
 
 def _check_replaceable(data_dir: Path, option: str) -> None:

@@ -122,32 +122,25 @@ def _fill_cache(
     shape: tuple[int, int, int],
     ranges: Ranges | None,
 ) -> None:
-    """Write a cache that is missing, unless another program does so in the meantime."""
+    """Decode into an .npy file, unless another program does so in the meantime.
+
+    It is written chunk by chunk, so that only one chunk is in memory.
+    """
     cache.parent.mkdir(parents=True, exist_ok=True)
     with lock(cache.parent):  # a second process waits here and then finds the cache
-        if not _is_complete(cache, shape):
-            clear_unfinished(cache.parent, cache.suffix)
-            _write_cache(cache, paths, digests, shape, ranges)
-
-
-def _write_cache(
-    cache: Path,
-    paths: list[Path],
-    digests: list[str],
-    shape: tuple[int, int, int],
-    ranges: Ranges | None,
-) -> None:
-    """Decode into an .npy file chunk by chunk, so that only one chunk is in memory."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    brightness = []
-    with atomic_path(cache) as temporary:
-        with temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for pixels in _decode(paths, digests, shape[1], ranges):
-                file.write(pixels.data)
-                brightness.append(compute_brightness_statistics(pixels))
-        with atomic_path(_brightness_path(cache)) as other, other.open("wb") as file:
-            np.save(file, np.concatenate(brightness))
+        if _is_complete(cache, shape):
+            return
+        clear_unfinished(cache.parent, cache.suffix)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        brightness = []
+        with atomic_path(cache) as temporary:
+            with temporary.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for pixels in _decode(paths, digests, shape[1], ranges):
+                    file.write(pixels.data)
+                    brightness.append(compute_brightness_statistics(pixels))
+            with atomic_path(_brightness_path(cache)) as other, other.open("wb") as file:
+                np.save(file, np.concatenate(brightness))
 
 
 def _decode(

@@ -80,14 +80,16 @@ def _download_state_dict(name: str) -> dict[str, Tensor]:
     try:
         return choose_library(name).download_weights(name)
     except (OSError, RuntimeError) as error:
-        where, put = f"in the cache of {record.file}", ""
+        missing, remedy = f"{record.file} is not in the cache of timm", ""
         if record.file.startswith("http"):
-            file_name = record.file.rsplit("/", 1)[-1]
             folder = Path(torch.hub.get_dir()) / "checkpoints"
-            where, put = f"as {file_name} in {folder}", "put it there, or "
+            missing, remedy = (
+                f"{record.file.rsplit('/', 1)[-1]} is not in {folder}",
+                "put it there, or ",
+            )
         raise UserError(
-            f"ImageNet weights of {name} are not {where} and could not be downloaded "
-            f"({first_line(error)}); {put}give --weights FILE or --no-pretrained"
+            f"ImageNet weights of {name}: {missing} and could not be downloaded "
+            f"({first_line(error)}); {remedy}give --weights FILE or --no-pretrained"
         ) from error
 
 
