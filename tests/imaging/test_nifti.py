@@ -86,6 +86,7 @@ def test_a_gzipped_volume_with_a_long_name_is_recognised() -> None:
 @pytest.mark.parametrize(
     "content",
     [b"", b"\x1f\x8b", gzip.compress(b"a tar or a text" * 50), b"\x5c\x01\0\0" + bytes(400), b"PK"],
+    ids=["empty", "gzip start", "gzipped text", "header size only", "zip"],
 )
 def test_other_content_is_no_volume(content: bytes) -> None:
     assert not is_nifti(content)

@@ -239,7 +239,7 @@ def build_volumes() -> Images:
         image = kind(volume, np.diag([1, 1, 3, 1]))
         image.header["descrip"] = _NOTE.encode()
         images[f"NIfTI {name}"] = image.to_bytes(), *both
-        images[f"NIfTI {name} gzip"] = gzip.compress(image.to_bytes()), *both
+        images[f"NIfTI {name} gzip"] = gzip.compress(image.to_bytes(), mtime=0), *both
     variables = build_cheng(GREY)
     images["MATLAB 5"] = encode_v5(variables, False), GREY
     images["MATLAB 5 deflated"] = encode_v5(variables), GREY
