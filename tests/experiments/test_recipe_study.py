@@ -13,7 +13,8 @@ from experiments.recipe_study import REFERENCE, compare, divide, format_row, is_
 from helper import UserError
 from tests.support.builders import Capture, Patch
 
-RECIPES = {REFERENCE: "--model net --image-size 32 --epochs 1", "slow": "--lr 0.0001"}
+REFERENCE_OPTIONS = "--model net --image-size 32 --epochs 1"
+RECIPES = {REFERENCE: "", "slow": "--lr 0.0001"}
 
 
 def write_log(path: Path, *lines: tuple[str, int, list[float], list[int]]) -> argparse.Namespace:
@@ -22,7 +23,7 @@ def write_log(path: Path, *lines: tuple[str, int, list[float], list[int]]) -> ar
         json.dumps(
             {
                 **{"data": "d", "seed": 0, "study": "s", "fold": fold, "recipe": name},
-                **{"options": RECIPES[name], "reference": RECIPES[REFERENCE]},
+                **{"options": RECIPES[name], "reference": REFERENCE_OPTIONS},
                 "time_s": 2.0 if name == "slow" else 1.0,
                 "groups": {
                     f"g{fold}{place}": [2, loss, hit]
@@ -33,7 +34,9 @@ def write_log(path: Path, *lines: tuple[str, int, list[float], list[int]]) -> ar
         for name, fold, losses, hits in lines
     ]
     path.write_text("\n".join(texts) + "\n")
-    return argparse.Namespace(log=path, data=Path("x/d"), seed=0, study="s")
+    return argparse.Namespace(
+        log=path, data=Path("x/d"), seed=0, study="s", reference=REFERENCE_OPTIONS
+    )
 
 
 def test_differences_are_paired_by_group(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -57,9 +60,8 @@ def test_differences_are_paired_by_group(tmp_path: Path, monkeypatch: Patch) -> 
     assert not is_worse({**row, "nll_difference": -1.0})
     assert "| slow | `--lr 0.0001` | 1 | 0.5500 | 0.5000 | +0.2500" in format_row("slow", row)
     assert compare(options, REFERENCE)["nll_difference"] == 0
-    other = argparse.Namespace(**{**vars(options), "study": "t"})
-    with pytest.raises(UserError, match="other slices, weights or options"):
-        compare(other, "slow")
+    for change in ({"study": "t"}, {"seed": 1}, {"reference": "--model net"}):
+        assert compare(argparse.Namespace(**{**vars(options), **change}), "slow") == {"folds": []}
     with options.log.open("a") as file:
         file.write('{"data": "d", "se')
     with pytest.raises(UserError, match="a line is cut off"):
@@ -85,6 +87,7 @@ def test_folds_are_trained_once_and_losers_stop(
     monkeypatch.setattr(recipe_study, "MIN_FOLDS", 1)
     path, figures = tmp_path / "log.jsonl", tmp_path / "figures.json"
     command = [str(phantom_dir), "--log", str(path), "--json", str(figures), "--folds", "2"]
+    command += ["--reference", REFERENCE_OPTIONS]
     monkeypatch.setattr(recipe_study, "is_worse", lambda row: True)
     calibrated: list[int] = []
 
