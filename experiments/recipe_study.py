@@ -1,6 +1,6 @@
 """Compare training recipes by paired cross-validation, and stop the losers early.
 
-    python -m experiments.recipe_study DATA --weights WEIGHTS.pth --log FILE
+    python -m experiments.recipe_study DATA --weights mobilenet_v2=WEIGHTS.pth --log FILE
 
 DATA is a prepared folder. Its test split takes no part: the train and val slices are divided into
 FOLDS folds by group, and every recipe is trained on the same folds with the same seed. A fold is
@@ -53,6 +53,8 @@ REFERENCE_OPTIONS = "--model mobilenet_v2 --image-size 96 --epochs 6"
 # options besides those of the reference, which they override
 RECIPES = {
     REFERENCE: "",
+    "EfficientNet-Lite2": "--model timm/tf_efficientnet_lite2",
+    "EfficientNet-Lite2, 128 px": "--model timm/tf_efficientnet_lite2 --image-size 128",
     "96 px": "--image-size 96",
     "128 px": "--image-size 128",
     "160 px": "--image-size 160",
@@ -90,7 +92,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = cli.build_parser("recipe_study", __doc__)
     parser.add_argument("data", type=Path, help="prepared folder")
-    parser.add_argument("--weights", type=Path, help="ImageNet weights of the reference")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        type=read_weights,
+        default=[],
+        metavar="MODEL=FILE",
+        help="initial weights of each model; without them main.py chooses",
+    )
     parser.add_argument("--log", type=Path, required=True, help="file that lines are added to")
     parser.add_argument(
         "--reference",
@@ -112,7 +121,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tables = divide(options.data)
     names = [REFERENCE, *(name for name in options.recipes if name != REFERENCE)]
     stopped: set[str] = set()
-    options.study = identify(options, tables)
+    options.study, options.digests = identify(tables), {}
+    for model, path in options.weights:
+        options.digests[model] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     for fold, table in enumerate(tables[: options.folds], 1):
         for name in names:
             if name in stopped or find_lines(options, name, fold):
@@ -140,12 +151,24 @@ def divide(data_dir: Path) -> list[pd.DataFrame]:
     return [table.assign(split=splits) for splits in folds]
 
 
-def identify(options: argparse.Namespace, tables: list[pd.DataFrame]) -> str:
-    """Return an id of all that the lines of a study share: slices, folds and initial weights."""
+def read_weights(text: str) -> tuple[str, Path]:
+    """Parse MODEL=FILE."""
+    model, equals, path = text.partition("=")
+    if not equals or not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: write MODEL=FILE, with a file that exists")
+    return model, Path(path)
+
+
+def identify(tables: list[pd.DataFrame]) -> str:
+    """Return an id of the slices and folds that the lines of a study share."""
     parts = [dataset.compute_fingerprint(table) for table in tables]
-    if options.weights is not None:
-        parts.append(hashlib.sha256(options.weights.read_bytes()).hexdigest())
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+
+def find_model(options: argparse.Namespace, name: str) -> str:
+    """Return the model of a recipe, the last that its options and those of the reference name."""
+    command = f"{options.reference} {RECIPES[name]}".split()
+    return command[len(command) - command[::-1].index("--model")]
 
 
 def build_config(options: argparse.Namespace, name: str) -> args.TrainConfig:
@@ -153,8 +176,9 @@ def build_config(options: argparse.Namespace, name: str) -> args.TrainConfig:
     command = f"{options.reference} {RECIPES[name]}".split()
     command += ["--patience", "0", "--threads", str(options.threads), "--seed", str(options.seed)]
     command += ["--device", "cpu", "--data", str(options.data)]
-    if options.weights is not None:
-        command += ["--weights", str(options.weights)]
+    weights = dict(options.weights).get(find_model(options, name))
+    if weights is not None:
+        command += ["--weights", str(weights)]
     config = args.parse_train(command)
     assert isinstance(config, args.TrainConfig)
     return config
@@ -191,6 +215,7 @@ def train_fold(
     return {
         **{"data": options.data.name, "study": options.study, "fold": fold},
         **{"recipe": name, "options": RECIPES[name], "reference": options.reference},
+        "weights": options.digests.get(find_model(options, name)),
         **{"seed": options.seed, "time_s": round(trained_s, 1), "threads": options.threads},
         **{"cpu": read_cpu_model(), "commit": read_commit(), "temperature": round(temperature, 4)},
         "groups": {
@@ -224,6 +249,7 @@ def find_lines(options: argparse.Namespace, name: str, fold: int = 0) -> list[di
     wanted = {
         **{"study": options.study, "seed": options.seed, "recipe": name},
         **{"options": RECIPES[name], "reference": options.reference},
+        "weights": options.digests.get(find_model(options, name)),
     }
     found = [line for line in lines if wanted.items() <= line.items()]
     return [line for line in found if fold in {0, line["fold"]}]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import recipe_study
-from experiments.recipe_study import REFERENCE, compare, divide, format_row, is_worse
+from experiments.recipe_study import REFERENCE, build_config, compare, divide, format_row, is_worse
 from helper import UserError
 from tests.support.builders import Capture, Patch
 
@@ -24,6 +24,7 @@ def write_log(path: Path, *lines: tuple[str, int, list[float], list[int]]) -> ar
             {
                 **{"data": "d", "seed": 0, "study": "s", "fold": fold, "recipe": name},
                 **{"options": RECIPES[name], "reference": REFERENCE_OPTIONS},
+                "weights": None,
                 "time_s": 2.0 if name == "slow" else 1.0,
                 "groups": {
                     f"g{fold}{place}": [2, loss, hit]
@@ -35,7 +36,7 @@ def write_log(path: Path, *lines: tuple[str, int, list[float], list[int]]) -> ar
     ]
     path.write_text("\n".join(texts) + "\n")
     return argparse.Namespace(
-        log=path, data=Path("x/d"), seed=0, study="s", reference=REFERENCE_OPTIONS
+        log=path, data=Path("x/d"), seed=0, study="s", reference=REFERENCE_OPTIONS, digests={}
     )
 
 
@@ -60,12 +61,34 @@ def test_differences_are_paired_by_group(tmp_path: Path, monkeypatch: Patch) -> 
     assert not is_worse({**row, "nll_difference": -1.0})
     assert "| slow | `--lr 0.0001` | 1 | 0.5500 | 0.5000 | +0.2500" in format_row("slow", row)
     assert compare(options, REFERENCE)["nll_difference"] == 0
-    for change in ({"study": "t"}, {"seed": 1}, {"reference": "--model net"}):
+    others = {"study": "t"}, {"seed": 1}, {"reference": "--model net"}, {"digests": {"net": "w"}}
+    for change in others:
         assert compare(argparse.Namespace(**{**vars(options), **change}), "slow") == {"folds": []}
     with options.log.open("a") as file:
         file.write('{"data": "d", "se')
     with pytest.raises(UserError, match="a line is cut off"):
         compare(options, "slow")
+
+
+def test_each_model_has_its_weights(tmp_path: Path, capsys: Capture) -> None:
+    first, second = tmp_path / "a=b.pth", tmp_path / "c.pth"
+    first.write_bytes(b"a")
+    second.write_bytes(b"c")
+    weights = [
+        recipe_study.read_weights(f"{model}={path}")
+        for model, path in (("mobilenet_v2", first), ("timm/tf_efficientnet_lite2", second))
+    ]
+    options = argparse.Namespace(
+        reference=recipe_study.REFERENCE_OPTIONS, weights=weights, data=tmp_path, threads=1, seed=0
+    )
+    for name, path in (("mixup", first), ("EfficientNet-Lite2", second)):
+        assert build_config(options, name).model.weights == path
+    options.reference = "--model net"
+    assert build_config(options, "mixup").model.weights is None
+    for wrong in ("mobilenet_v2", f"mobilenet_v2={tmp_path / 'none.pth'}"):
+        with pytest.raises(SystemExit):
+            recipe_study.main([str(tmp_path), "--log", "x", "--weights", wrong])
+        assert "write MODEL=FILE, with a file that exists" in capsys.readouterr().err
 
 
 def test_the_test_split_takes_no_part(phantom_dir: Path) -> None:
