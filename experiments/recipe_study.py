@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -44,6 +44,7 @@ from modeling.forward import predict_logits
 from preparation.splits import split_folds
 from runs import lifecycle
 
+T = TypeVar("T")
 FOLDS, MIN_FOLDS = 5, 2
 MIN_ERRORS = 2.0  # standard errors by which a recipe is worse when it is stopped
 BATCH_SIZE = 64
@@ -53,6 +54,7 @@ REFERENCE_OPTIONS = "--model mobilenet_v2 --image-size 96 --epochs 6"
 # options besides those of the reference, which they override
 RECIPES = {
     REFERENCE: "",
+    "in-domain pretraining": "",  # --weights "in-domain pretraining=FILE"
     "EfficientNet-Lite2": "--model timm/tf_efficientnet_lite2",
     "EfficientNet-Lite2, 128 px": "--model timm/tf_efficientnet_lite2 --image-size 128",
     "96 px": "--image-size 96",
@@ -60,6 +62,9 @@ RECIPES = {
     "160 px": "--image-size 160",
     "192 px": "--image-size 192",
     "12 epochs": "--epochs 12",
+    "20 epochs": "--epochs 20",
+    "40 epochs": "--epochs 40",
+    "60 epochs": "--epochs 60",
     "progressive size": "--first-size 0.5",
     "whole rate": "--backbone-lr-factor 1.0",
     "low body rate": "--backbone-lr-factor 0.1",
@@ -97,8 +102,8 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         type=read_weights,
         default=[],
-        metavar="MODEL=FILE",
-        help="initial weights of each model; without them main.py chooses",
+        metavar="NAME=FILE",
+        help="initial weights of a model, or of a recipe; without them main.py chooses",
     )
     parser.add_argument("--log", type=Path, required=True, help="file that lines are added to")
     parser.add_argument(
@@ -122,8 +127,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     names = [REFERENCE, *(name for name in options.recipes if name != REFERENCE)]
     stopped: set[str] = set()
     options.study, options.digests = identify(tables), {}
-    for model, path in options.weights:
-        options.digests[model] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    for name, path in options.weights:
+        options.digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     for fold, table in enumerate(tables[: options.folds], 1):
         for name in names:
             if name in stopped or find_lines(options, name, fold):
@@ -152,11 +157,11 @@ def divide(data_dir: Path) -> list[pd.DataFrame]:
 
 
 def read_weights(text: str) -> tuple[str, Path]:
-    """Parse MODEL=FILE."""
-    model, equals, path = text.partition("=")
+    """Parse NAME=FILE."""
+    name, equals, path = text.partition("=")
     if not equals or not Path(path).is_file():
-        raise argparse.ArgumentTypeError(f"{text}: write MODEL=FILE, with a file that exists")
-    return model, Path(path)
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=FILE, with a file that exists")
+    return name, Path(path)
 
 
 def identify(tables: list[pd.DataFrame]) -> str:
@@ -165,18 +170,24 @@ def identify(tables: list[pd.DataFrame]) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
-def find_model(options: argparse.Namespace, name: str) -> str:
-    """Return the model of a recipe, the last that its options and those of the reference name."""
-    command = f"{options.reference} {RECIPES[name]}".split()
-    return command[len(command) - command[::-1].index("--model")]
+def join_options(options: argparse.Namespace, name: str) -> list[str]:
+    """Return the options of the reference, then those of a recipe, which override them."""
+    return f"{options.reference} {RECIPES[name]}".split()
+
+
+def choose_weights(options: argparse.Namespace, name: str, found: dict[str, T]) -> T | None:
+    """Return what is given for a recipe, or else for its model: the last that is named."""
+    command = join_options(options, name)
+    model = command[len(command) - command[::-1].index("--model")]
+    return found.get(name, found.get(model))
 
 
 def build_config(options: argparse.Namespace, name: str) -> args.TrainConfig:
     """Return the options of a recipe."""
-    command = f"{options.reference} {RECIPES[name]}".split()
+    command = join_options(options, name)
     command += ["--patience", "0", "--threads", str(options.threads), "--seed", str(options.seed)]
     command += ["--device", "cpu", "--data", str(options.data)]
-    weights = dict(options.weights).get(find_model(options, name))
+    weights = choose_weights(options, name, dict(options.weights))
     if weights is not None:
         command += ["--weights", str(weights)]
     config = args.parse_train(command)
@@ -215,7 +226,7 @@ def train_fold(
     return {
         **{"data": options.data.name, "study": options.study, "fold": fold},
         **{"recipe": name, "options": RECIPES[name], "reference": options.reference},
-        "weights": options.digests.get(find_model(options, name)),
+        "weights": choose_weights(options, name, options.digests),
         **{"seed": options.seed, "time_s": round(trained_s, 1), "threads": options.threads},
         **{"cpu": read_cpu_model(), "commit": read_commit(), "temperature": round(temperature, 4)},
         "groups": {
@@ -249,7 +260,7 @@ def find_lines(options: argparse.Namespace, name: str, fold: int = 0) -> list[di
     wanted = {
         **{"study": options.study, "seed": options.seed, "recipe": name},
         **{"options": RECIPES[name], "reference": options.reference},
-        "weights": options.digests.get(find_model(options, name)),
+        "weights": choose_weights(options, name, options.digests),
     }
     found = [line for line in lines if wanted.items() <= line.items()]
     return [line for line in found if fold in {0, line["fold"]}]

@@ -83,12 +83,15 @@ def test_each_model_has_its_weights(tmp_path: Path, capsys: Capture) -> None:
     )
     for name, path in (("mixup", first), ("EfficientNet-Lite2", second)):
         assert build_config(options, name).model.weights == path
+    options.weights.append(("mixup", second))
+    assert build_config(options, "mixup").model.weights == second
+    del options.weights[-1]
     options.reference = "--model net"
     assert build_config(options, "mixup").model.weights is None
     for wrong in ("mobilenet_v2", f"mobilenet_v2={tmp_path / 'none.pth'}"):
         with pytest.raises(SystemExit):
             recipe_study.main([str(tmp_path), "--log", "x", "--weights", wrong])
-        assert "write MODEL=FILE, with a file that exists" in capsys.readouterr().err
+        assert "write NAME=FILE, with a file that exists" in capsys.readouterr().err
 
 
 def test_the_test_split_takes_no_part(phantom_dir: Path) -> None:
