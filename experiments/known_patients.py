@@ -29,19 +29,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-import main as training
-from common.run_paths import RESULTS_DIR, SESSION_DIR
 from duplicates.clustering import DUPLICATE_SCORE, STRONG_SCORE, connect
 from duplicates.finder import Duplicates, load_duplicates
 from evaluation.comparison import compare_paired
 from evaluation.intervals import describe, estimate_ratio
 from evaluation.patients import aggregate_by_patient
 from experiments import cli
+from experiments.fold_runs import FOLDS, is_finished, train_folds
 from helper import UserError
 from preparation.manifest import link_groups, load_manifest, name_sets, write_manifest
 from preparation.splits import split_groups
 
-FOLDS = 5
 SPLITS = ("image", "duplicate", "strong", "picture", "patient")
 RECIPES = {
     "mobilenet_v2": ("--image-size", "96", "--epochs", "5", "--patience", "0"),
@@ -136,24 +134,15 @@ def train(
     """Train one cross-validation unless it is finished; return its folder of results."""
     kind = "-random" if options.random_labels else ""
     name = f"{options.data.name}{kind}-{split}-{model}-{seed}"
-    results_dir, run_dir = RESULTS_DIR / name, SESSION_DIR / name
-    if (results_dir / "metrics.json").exists():  # written last
-        return results_dir
-    command = ["--resume", str(run_dir)]
-    if not run_dir.exists():
-        grouping = "patient" if split == "image" else split
-        folder = options.data.with_name(f"{options.data.name}{kind}-{grouping}")
+    grouping = "patient" if split == "image" else split
+    folder = options.data.with_name(f"{options.data.name}{kind}-{grouping}")
+    if not is_finished(name):
         write_folder(folder, regroup(options.data, slices, grouping), options.data)
-        weights = ["--weights", str(options.weights)] if model != "net" else []
-        command = [
-            *("--data", str(folder), "--model", model, *RECIPES[model], *weights),
-            *("--folds", str(FOLDS), "--split-by", "image" if split == "image" else "group"),
-            *("--split-seed", str(seed), "--seed", str(seed)),
-            *("--threads", str(options.threads), "--name", name),
-        ]
-    if training.main(command) != 0:
-        raise SystemExit(1)
-    return results_dir
+    weights = ["--weights", str(options.weights)] if model != "net" else []
+    split_options = ["--split-by", "image" if split == "image" else "group"]
+    seeds = ["--split-seed", str(seed), "--seed", str(seed), "--threads", str(options.threads)]
+    command = ["--model", model, *RECIPES[model], *weights, *split_options, *seeds]
+    return train_folds(name, folder, command)
 
 
 def regroup(data_dir: Path, slices: pd.DataFrame, grouping: str) -> pd.DataFrame:
