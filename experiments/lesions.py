@@ -1,6 +1,7 @@
 """Slices whose lesions are known: phantoms, and slices with outlines drawn by a person."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,25 +57,40 @@ def load_outlined_lesions(
     Args:
         rows: Manifest rows.
         data_dir: Folder that prepare.py wrote.
-        outlines: CSV with the columns path (below the class folders' parent) and outline (x,y pairs
-            in px of the picture, separated by blanks).
+        outlines: As for `read_outlined`.
         size_px: S.
 
     Raises:
-        UserError: The table cannot be read, or has no outline for a slice.
+        UserError: As `read_outlined`.
+    """
+    pictures = read_outlined(rows["path"], data_dir, outlines)
+    return [bring_to_input(lesion, pixels, size_px) for pixels, lesion in pictures]
+
+
+def read_outlined(
+    paths: Iterable[str], data_dir: Path, outlines: Path
+) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
+    """Yield pictures, uint8 [H, W], with their lesions, bool [H, W].
+
+    Args:
+        paths: Paths below the data folder.
+        data_dir: Folder that prepare.py wrote.
+        outlines: CSV with the columns path (below the class folders' parent) and outline (x,y pairs
+            in px of the picture, separated by blanks).
+
+    Raises:
+        UserError: The table cannot be read, or has no outline for a picture.
     """
     try:
         table = pd.read_csv(outlines, usecols=["path", "outline"], dtype=str).set_index("path")
         polygons = {f"Images/{path}": outline for path, outline in table["outline"].items()}
     except (OSError, ValueError) as error:
         raise UserError(f"{outlines}: not a table of the columns path,outline ({error})") from error
-    lesions = []
-    for path in rows["path"]:
+    for path in paths:
         if path not in polygons:
             raise UserError(f"{outlines} has no outline for {path}; give the table of this data")
         pixels = read_grey((data_dir / path).read_bytes())
-        lesions.append(bring_to_input(draw_outline(polygons[path], pixels.shape), pixels, size_px))
-    return lesions
+        yield pixels, draw_outline(polygons[path], pixels.shape)
 
 
 def draw_outline(outline: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
