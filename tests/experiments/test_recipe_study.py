@@ -105,6 +105,22 @@ def test_the_test_split_takes_no_part(phantom_dir: Path) -> None:
     assert sorted(held_out) == sorted(kept)
 
 
+def test_a_share_of_the_training_patients_is_kept(phantom_dir: Path) -> None:
+    table = divide(phantom_dir)[0]
+    assert recipe_study.keep_share(table, 1.0).equals(table)
+    kept = recipe_study.keep_share(table, 0.5)
+    for split in ("val", recipe_study.TEST):
+        assert (kept["split"] == split).sum() == (table["split"] == split).sum()
+    before, after = (
+        each[each["split"] == "train"].groupby("label")["group"].unique() for each in (table, kept)
+    )
+    for label, groups in before.items():
+        assert len(after[label]) == round(len(groups) / 2)
+        assert set(after[label]) < set(groups)
+    whole = table[table["group"].isin(set(kept["group"]))]
+    assert len(kept) == len(whole)  # no group is divided
+
+
 @pytest.mark.integration
 def test_folds_are_trained_once_and_losers_stop(
     phantom_dir: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
