@@ -9,7 +9,8 @@ slices of the fold. Recipes take turns, fold by fold. A recipe whose NLL is wors
 reference by two standard errors after MIN_FOLDS folds is stopped.
 
 `--reference` gives the options of the reference, which each recipe changes in one point. Each line
-of the log is one trained fold: NLL and hits, summed for each group. Lines of the same slices,
+of the log is one trained fold: NLL and hits, summed for each group, and training time in s, loss
+and macro-F1 of val of each epoch. Lines of the same slices,
 weights and options that are in the log already are not trained again, so the study can continue at
 another time or on another machine, or in several processes.
 The standard error of a difference is that of a sum over groups, for these trained networks: chance
@@ -61,6 +62,9 @@ RECIPES = {
     "128 px": "--image-size 128",
     "160 px": "--image-size 160",
     "192 px": "--image-size 192",
+    "224 px": "--image-size 224 --epochs 10",
+    "224 px, 30 epochs": "--image-size 224 --epochs 30",
+    "224 px, progressive size": "--image-size 224 --epochs 10 --first-size 0.5",
     "12 epochs": "--epochs 12",
     "20 epochs": "--epochs 20",
     "40 epochs": "--epochs 40",
@@ -234,6 +238,10 @@ def train_fold(
         "weights": choose_weights(options, name, options.digests),
         **{"seed": options.seed, "time_s": round(trained_s, 1), "threads": options.threads},
         **{"cpu": read_cpu_model(), "commit": read_commit(), "temperature": round(temperature, 4)},
+        "epochs": [
+            [round(row["time_s"], 1), round(row["val_loss"], 4), round(row["val_macro_f1"], 4)]
+            for row in trainer.history.rows
+        ],
         "groups": {
             group: [int(row.n), round(float(row.nll), 5), int(row.hits)]
             for group, row in zip(sums.index, sums.itertuples(), strict=True)

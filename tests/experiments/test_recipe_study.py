@@ -147,6 +147,7 @@ def test_folds_are_trained_once_and_losers_stop(
     assert calibrated == [splits[line["fold"] - 1]["val"] for line in lines]
     scored = [sum(n for n, *_ in line["groups"].values()) for line in lines]
     assert scored == [splits[line["fold"] - 1]["test"] for line in lines]
+    assert [len(line["epochs"]) for line in lines] == [1, 1, 1]
     assert "| slow |" in capsys.readouterr().out
     rows = json.loads(figures.read_text())["recipes"]
     assert rows["slow"]["folds"] == [1]
