@@ -9,10 +9,11 @@ slices of the fold. Recipes take turns, fold by fold. A recipe whose NLL is wors
 reference by two standard errors after MIN_FOLDS folds is stopped.
 
 `--reference` gives the options of the reference, which each recipe changes in one point. Each line
-of the log is one trained fold: NLL and hits, summed for each group, and training time in s, loss
-and macro-F1 of val of each epoch. Lines of the same slices,
-weights and options that are in the log already are not trained again, so the study can continue at
-another time or on another machine, or in several processes.
+of the log is one trained fold: NLL and hits, summed for each group, and of each epoch the training
+time in s and the loss and macro-F1 of val. Lines of the same slices, weights and options that are
+in the log already are not trained again, so the study can continue at another time or on another
+machine, or in several processes.
+
 The standard error of a difference is that of a sum over groups, for these trained networks: chance
 of training (one seed) is not in it, and with many recipes some differ by two errors by chance.
 
