@@ -4,7 +4,6 @@
 # make test-all          every test, the slow ones too
 # make test-cpus         quick tests with other CPU instructions and threads, and on a busy machine
 # make test-oldest       quick tests with the oldest packages that requirements.txt allows
-# make test-app          the page, also in Chromium, in its own environment (requirements-app.txt)
 # Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -13,7 +12,7 @@ DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 
 QUICK := -m pytest -n auto -m "not slow and not integration"
 
-.PHONY: demo test test-integration test-all test-cpus test-oldest test-app lint format clean
+.PHONY: demo test test-integration test-all test-cpus test-oldest lint format clean
 
 demo: .venv/installed
 	$(BIN)/python prepare.py --phantom 900
@@ -37,9 +36,6 @@ test-cpus: .venv/installed-dev
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python $(QUICK) -W ignore
 
-test-app: .venv-app/installed
-	.venv-app/bin/python -m pytest tests/webapp
-
 lint: .venv/installed-dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -50,7 +46,7 @@ format: .venv/installed-dev
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf .venv .venv-app .venv-oldest .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -61,16 +57,11 @@ clean:
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-export.txt requirements-timm.txt requirements.txt | .venv/bin/python
+.venv/installed-dev: requirements-dev.txt requirements-app.txt requirements-export.txt requirements-timm.txt requirements.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-.venv-app/installed: requirements-app.txt requirements.txt
-	$(PYTHON) -m venv .venv-app
-	.venv-app/bin/python -m pip install --quiet -r requirements-app.txt pytest pytest-timeout hypothesis playwright
-	touch $@
-
-.venv-oldest/installed: requirements-dev.txt requirements-export.txt requirements-timm.txt requirements.txt
+.venv-oldest/installed: requirements-dev.txt requirements-app.txt requirements-export.txt requirements-timm.txt requirements.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet uv
 	.venv-oldest/bin/python -m uv pip install --quiet --python .venv-oldest/bin/python \

@@ -126,6 +126,8 @@ def predict(config: PredictConfig) -> None:
     output_table.check_output(config.out, config.overwrite)
     image_stream.check_paths(config.images, config.heatmaps)
     with archives.unpack(config.images, beside=config.out) as unpacked:
+        for note in unpacked.notes:
+            log.info("note: %s", note)
         passed_over = image_stream.PassedOver()
         files = image_stream.find_files(unpacked.paths, config.heatmaps, passed_over)
         files = itertools.chain([next(files)], files)  # without any file no table is written

@@ -6,14 +6,14 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from common.atomic_files import UNFINISHED
 from common.portable_names import make_portable
-from helper import UserError, log
+from helper import UserError
 from preparation.masks import find_mask_names
-from preparation.sources import Entry, Source, open_source
+from preparation.sources import Entry, open_source
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_NAME = 60  # characters of a file name that are kept; the number before it makes it unique
@@ -26,10 +26,12 @@ class Unpacked:
     Attributes:
         paths: Files and folders; a folder in place of each archive.
         names: `ARCHIVE/inside/path` of each unpacked file.
+        notes: What was passed over in the archives.
     """
 
     paths: list[Path]
     names: dict[Path, Path]
+    notes: list[str] = field(default_factory=list)
 
 
 def is_archive(path: Path) -> bool:
@@ -66,26 +68,28 @@ def unpack(paths: Sequence[Path], beside: Path) -> Iterator[Unpacked]:
     with tempfile.TemporaryDirectory(dir=beside.parent, prefix=UNFINISHED) as temporary:
         names: dict[Path, Path] = {}
         folders: dict[Path, Path] = {}
+        notes: list[str] = []
         for number, path in enumerate(archives):
             folders[path] = Path(temporary, f"{number}")
             with open_source(path) as source:
-                names |= _write(source, path, folders[path])
-        yield Unpacked([folders.get(path, path) for path in paths], names)
+                entries, lines = _leave_out_masks(source.entries)
+                if source.others:
+                    lines.append(
+                        f"{len(source.others)} files are not images and are passed over, such as "
+                        f"{source.others[0]}"
+                    )
+                notes += [f"{path}: {line}" for line in lines]
+                names |= _write(entries, path, folders[path])
+        yield Unpacked([folders.get(path, path) for path in paths], names, notes)
 
 
-def _write(source: Source, archive: Path, folder: Path) -> dict[Path, Path]:
-    """Write the images of an archive without masks, and return the name of each."""
-    entries = _leave_out_masks(source.entries, archive)
+def _write(entries: Sequence[Entry], archive: Path, folder: Path) -> dict[Path, Path]:
+    """Write the images of an archive, and return the name of each."""
     needed = sum(entry.size for entry in entries)
     if needed > shutil.disk_usage(folder.parent).free:
         raise UserError(
             f"{archive}: its images need {needed / 2**20:.0f} MiB unpacked, more than is free in "
             f"{folder.parent.parent}; give --out on another disk"
-        )
-    if source.others:
-        log.info(
-            "note: %s: %d files are not images and are passed over, such as %s",
-            *(archive, len(source.others), source.others[0]),
         )
     parents = [PurePosixPath(entry.name).parent for entry in entries]
     numbers = {parent: number for number, parent in enumerate(dict.fromkeys(parents))}
@@ -102,8 +106,8 @@ def _write(source: Source, archive: Path, folder: Path) -> dict[Path, Path]:
     return {target: archive / entry.name for target, entry in zip(targets, entries, strict=True)}
 
 
-def _leave_out_masks(entries: Sequence[Entry], archive: Path) -> list[Entry]:
-    """Return the entries without masks of tumours, by their names, unless all are."""
+def _leave_out_masks(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
+    """Return the entries without masks of tumours, by their names, unless all are; and a note."""
     by_folder: dict[PurePosixPath, list[Entry]] = {}
     for entry in entries:
         by_folder.setdefault(PurePosixPath(entry.name).parent, []).append(entry)
@@ -114,9 +118,7 @@ def _leave_out_masks(entries: Sequence[Entry], archive: Path) -> list[Entry]:
     }
     kept = [entry for entry in entries if entry.name not in masks]
     if not kept or len(kept) == len(entries):
-        return list(entries)
-    log.info(
-        "note: %s: %d masks of tumours, by their names, were passed over, such as %s",
-        *(archive, len(entries) - len(kept), min(masks)),
-    )
-    return kept
+        return list(entries), []
+    n_masks = len(entries) - len(kept)
+    note = f"{n_masks} masks of tumours, by their names, were passed over, such as {min(masks)}"
+    return kept, [note]

@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 import helper
 import model
 from evaluation import calibration, fitted
+from evaluation.conformal import ALPHA
 from evaluation.fitted import Fitted
 from evaluation.ood import REFERENCE_KEYS, Neighbours, Reference
 from evaluation.thresholds import Thresholds
@@ -54,6 +55,20 @@ class Prediction:
     out_of_distribution: bool | None  # `distance` exceeds 1
     distance: float | None  # from the training slices, as a multiple of the OOD threshold
     nearest: Neighbours  # training slices
+
+    def describe_review(self) -> str:
+        """Return in plain words whether a human must look at the image, and why."""
+        percent, found = round(100 * (1 - ALPHA)), self.prediction_set
+        likely = f"For {percent} of 100 slices like those of training, it holds the true class."
+        if self.out_of_distribution:
+            return "the image differs from the training images; do not trust the prediction."
+        if found is None:
+            return "no prediction set was fitted."
+        if not found:
+            return f"no class reaches the probability that {percent} of 100 of its slices reach."
+        if self.needs_review:
+            return f"the prediction set holds {' and '.join(found)}. {likely}"
+        return f"the prediction set holds {found[0]} alone. {likely}"
 
 
 @dataclass(frozen=True)

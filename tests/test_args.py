@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,7 +94,9 @@ def pick_value(field: Field) -> tuple[list[str], Any]:
     elif kind == "float":
         value = next(x for x in (meta["low"], meta["high"]) if x not in (None, field.default))
     else:
-        value = Path("some where") if kind == "Path" else "cpu"
+        words = ("cpu", "a-word-of-many-letters")
+        fitting = next(word for word in words if re.fullmatch(meta["pattern"] or ".*", word))
+        value = Path("some where") if kind == "Path" else fitting
     if field.default == ():
         value = "old=new" if meta["pattern"] else value
         return [flag(field), value], (value,)

@@ -65,10 +65,12 @@ def test_a_checkpoint_of_any_name_is_recognised(name: str, images: Path) -> None
     assert len(read_table()) == 1
 
 
-def test_an_archive_is_unpacked_beside_heat_maps(images: Path) -> None:
+def test_an_archive_is_unpacked_beside_heat_maps(images: Path, capsys: Capture) -> None:
+    (images / "readme.txt").write_text("text")
     shutil.make_archive("slices", "zip", images)
     argv = [BEST, "slices.zip", "--out", "out/table.csv", "--heatmaps", "out", *ON_CPU]
     assert predict.main(argv) == 0
+    assert "note: slices.zip: 1 files are not images and are passed" in capsys.readouterr().out
     assert len(pd.read_csv("out/table.csv")) == 6
     assert len(list(Path("out/slices.zip").glob("*.png"))) == 6
 

@@ -1,38 +1,27 @@
-"""Socket, private upload folder, Gradio settings and warm-up of the page's process."""
+"""Socket, private upload folder, warm-up and run of the page's process."""
 
+import asyncio
 import contextlib
 import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from helper import UserError
 
-if TYPE_CHECKING:  # the real import takes seconds, and the port is checked first
+if TYPE_CHECKING:  # the real imports take seconds, and the port is checked first
     from inference.predictor import SlicePredictor
+    from webapp.guard import App
 
-
-def import_gradio_page() -> ModuleType:
-    """Import the page with Gradio's telemetry and update checks disabled.
-
-    Raises:
-        UserError: Gradio is not installed.
-    """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        from webapp import gradio_page
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is not installed; python -m pip install -r requirements-app.txt"
-        ) from error
-    return gradio_page
+SHUTDOWN_S = 2  # for pending answers
+CONNECTIONS = 128  # at once
+HEADER_S = 10.0  # for the first request of a connection
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -42,7 +31,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         UserError: The port is in use, or this machine does not have the address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only with an explicit protocol; Gradio loses events without it
+    # asyncio sets TCP_NODELAY only with an explicit protocol
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
@@ -65,20 +54,58 @@ def warm_up(predictor: "SlicePredictor") -> None:
     predictor.explain(preprocessed, predictor.classes[0])
 
 
+def run(app: "App", listener: socket.socket, announce: Callable[[], None]) -> None:
+    """Serve until the process is interrupted; call `announce` once the page answers.
+
+    Raises:
+        UserError: The packages of the page are not installed.
+    """
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        """Closes a connection whose first request does not arrive."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.loop.call_later(HEADER_S, self._close_idle)
+
+        def _close_idle(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            announce()
+
+    settings = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_level="critical",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        server_header=False,
+    )
+    Server(settings).run(sockets=[listener])
+
+
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """Create an upload folder that only this user can read, and delete it at the end.
 
-    It is also deleted after SIGTERM and SIGHUP, but not after SIGKILL.
+    Temporary files of this process are made in it. It is also deleted after SIGTERM and SIGHUP, but
+    not after SIGKILL.
     """
     ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, _interrupt) for number in ends}
     try:
         with tempfile.TemporaryDirectory(prefix="brain-mri-page-") as folder:
-            os.environ["GRADIO_TEMP_DIR"] = folder
+            tempfile.tempdir = folder
             yield Path(folder)
     finally:
-        os.environ.pop("GRADIO_TEMP_DIR", None)
+        tempfile.tempdir = None
         for number, handler in before.items():
             signal.signal(number, handler)
 

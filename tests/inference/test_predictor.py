@@ -16,7 +16,6 @@ from modeling import checkpoint as checkpoints
 from modeling import members
 from phantoms.generator import plan_phantoms, render_phantom
 from tests.support.builders import Run
-from webapp import page_content
 
 BEST = Path("session/first/best.pt")
 
@@ -120,7 +119,6 @@ def test_values_that_were_not_fitted_are_none(trained: Run) -> None:
     assert prediction.nearest == ()
     titles = [line.partition(": ")[0] for line in predictor.list_warnings()]
     assert titles == ["PHANTOM", "NOT CALIBRATED", "NO OOD DETECTION"]
-    assert "<b>NOT CALIBRATED</b>" in page_content.describe_top(predictor)
 
 
 def test_unusable_checkpoints_are_refused(trained: Run) -> None:
@@ -212,7 +210,6 @@ def test_warnings_are_listed_and_shown_on_the_page(first_run: Run, title: str) -
     WARNINGS[title](checkpoint)
     (line,) = predictor.list_warnings()
     assert line.startswith(f"{title}: ")
-    assert f"<b>{title}</b>" in page_content.describe_top(predictor)
 
 
 def test_networks_that_scale_values_differently_are_refused() -> None:

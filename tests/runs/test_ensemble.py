@@ -25,7 +25,6 @@ from inference.predictor import Prediction, SlicePredictor, load_predictor
 from modeling import checkpoint as checkpoints
 from reporting import results
 from tests.support.builders import Capture, Patch, Run, expect_refusal, hash_file, read_metrics
-from webapp import page_content
 
 RUN = Path("session/cross")
 FILE = RUN / "ensemble.json"
@@ -199,7 +198,7 @@ def test_the_ensemble_is_the_calibrated_mean(other_phantoms: Path) -> None:
         assert each.prediction_set == expected
         assert each.needs_review == (len(expected) != 1 or bool(each.out_of_distribution))
         assert each.out_of_distribution == (each.distance is not None and each.distance > 1)
-        assert "could be" in page_content.describe_set(each)
+        assert "prediction set holds" in each.describe_review()
     assert {len(each.prediction_set or ()) for each in together} == {1, 2}
 
 

@@ -1,5 +1,6 @@
 """Start app.py in another process, for tests that send requests to it."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,15 +13,15 @@ import pytest
 from helper import PROJECT_DIR
 
 BEST = "session/first/best.pt"
-ENDED = "ended; the uploads are deleted\n"
+ENDED = "ended; no upload is kept\n"
 
 
 class Page(NamedTuple):
-    """A running page, its upload folder and the output of its start."""
+    """A running page, its folder of temporary files and the output of its start."""
 
     process: "subprocess.Popen[str]"
     port: int
-    folder: Path
+    temporary: Path
     output: list[str]
 
     @property
@@ -34,13 +35,14 @@ def find_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(root: Path, *options: str) -> Page:
+def start(root: Path, temporary: Path, *options: str) -> Page:
     """Start app.py on the run `first` and wait until it is ready."""
     port = find_port()
     command = [sys.executable, str(PROJECT_DIR / "app.py"), BEST, "--port", str(port)]
     process = subprocess.Popen(
         [*command, "--device", "cpu", *options],
         cwd=root,
+        env={**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -50,11 +52,8 @@ def start(root: Path, *options: str) -> Page:
     for line in process.stdout:
         output.append(line.rstrip())
         if line.startswith("open http://"):
-            break
-    else:
-        pytest.fail("\n".join(output))
-    folder = next(line.split()[4] for line in output if line.startswith("uploads are stored in "))
-    return Page(process, port, Path(folder), output)
+            return Page(process, port, temporary, output)
+    pytest.fail("\n".join(output))
 
 
 def end(page: Page) -> str:

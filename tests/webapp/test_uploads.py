@@ -1,140 +1,74 @@
-"""Paths that clients name as uploads, sent over HTTP without a browser."""
+"""Uploaded files: safe names, limits, archives, and nothing left behind."""
 
-import json
-import os
-import secrets
-import time
-import urllib.request
+import io
+import zipfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from starlette.datastructures import UploadFile
 
-from inference.predictor import SlicePredictor
-from tests.support.builders import Patch, list_files
-from tests.support.dicom_files import encode_dicom
-from tests.support.page_server import Page
-from webapp import page_content
-
-pytest.importorskip("gradio", reason="gradio is not installed: make test-app runs these")
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
-LIMIT_S = 60
+from helper import UserError
+from tests.support.builders import Patch
+from webapp import uploads
 
 
-def request(
-    served: Page, path: str, content: bytes | None = None, kind: str = "application/json"
-) -> str:
-    question = urllib.request.Request(served.url + path, content, {"content-type": kind})
-    with urllib.request.urlopen(question, timeout=LIMIT_S) as answer:
-        return answer.read().decode()
+def build(name: str, content: bytes = b"\x89PNG\r\n\x1a\n") -> UploadFile:
+    return UploadFile(io.BytesIO(content), filename=name)
 
 
-def upload(served: Page, path: Path) -> str:
-    """Upload a file and return its path on the server."""
-    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n\r\n'
-    body = head.encode() + path.read_bytes() + b"\r\n--x--\r\n"
-    answer = request(served, "/gradio_api/upload", body, "multipart/form-data; boundary=x")
-    return json.loads(answer)[0]
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.png", "a.png"),
+        ("p1/a.png", "p1/a.png"),
+        ("../../etc/passwd", "etc/passwd"),
+        ("/etc/passwd", "etc/passwd"),
+        ("C:\\x\\a.png", "C:/x/a.png"),
+        ("..", "file"),
+        ("", "file"),
+        ("a\n\x1b[31m.png", "a[31m.png"),
+        ("x" * 500 + ".png", "x" * (uploads.MAX_NAME - 4) + ".png"),
+    ],
+)
+def test_names_of_clients_are_cleaned(name: str, expected: str) -> None:
+    assert uploads.clean_name(name) == Path(expected)
 
 
-def send(served: Page, element: str, event: str, data: list[Any], session: str) -> None:
-    """Trigger an event of a component."""
-    config = json.loads(request(served, "/config"))
-    (part,) = (one["id"] for one in config["components"] if one["props"].get("elem_id") == element)
-    (number,) = (one["id"] for one in config["dependencies"] if [part, event] in one["targets"])
-    question = {"data": data, "fn_index": number, "session_hash": session}
-    request(served, "/gradio_api/queue/join", json.dumps(question).encode())
+def test_files_are_stored_in_their_folders_and_deleted(uploads_dir: Path) -> None:
+    names = ["../../a.png", "p/1.png", "q/1.png", "p/2.png", "p/1_mask.png", "p/x.txt", "a.png"]
+    files = [build(name, *([b"text"] if name.endswith("txt") else [])) for name in names]
+    with uploads.store(files, uploads_dir) as found:
+        assert all(path.is_relative_to(uploads_dir) for path in found.names)
+        shown = [found.names[path].as_posix() for path in found.files]
+        assert sorted(shown) == ["a.png", "a.png", "p/1.png", "p/2.png", "q/1.png"]
+        parents = {found.names[path].as_posix(): path.parent for path in found.files}
+        assert parents["p/1.png"] == parents["p/2.png"] != parents["q/1.png"]
+        assert found.roots == [Path("p"), Path("q")]
+        assert any("1 .txt" in note for note in found.notes)
+        assert any("masks of tumours" in note for note in found.notes)
+    assert list(uploads_dir.iterdir()) == []
 
 
-def receive(served: Page, session: str) -> str:
-    """Return all answers to a session."""
-    return request(served, f"/gradio_api/queue/data?session_hash={session}")
-
-
-def name_file(path: str | Path, is_stream: bool = False) -> dict[str, Any]:
-    return {"path": str(path), "is_stream": is_stream, "meta": {"_type": "gradio.FileData"}}
-
-
-def drop(served: Page, path: str | Path, element: str, is_stream: bool = False) -> str:
-    """Name a path as the dropped file and return the answer."""
-    file, session = name_file(path, is_stream), secrets.token_hex(8)
-    send(served, element, "upload", [file, None] if element == "upload" else [[file]], session)
-    return receive(served, session)
-
-
-@pytest.mark.parametrize("is_stream", [False, True])
-@pytest.mark.parametrize("element", ["upload", "many"])
-def test_other_files_are_neither_read_nor_changed(
-    served: Page, phantom: Path, element: str, is_stream: bool
-) -> None:
-    content, link = phantom.read_bytes(), served.folder / f"{secrets.token_hex(4)}.png"
-    link.symlink_to(phantom)
-    parents = served.folder.joinpath(*[".."] * len(served.folder.parents), *phantom.parts[1:])
-    before = list_files(served.folder)
-    for path in (phantom, parents, link):
-        answer = drop(served, path, element, is_stream)
-        assert "process_completed" in answer
-        assert "data:image" not in answer
-        assert "phantom.png" not in answer
-        assert link.is_symlink()
-        assert phantom.read_bytes() == content
-        assert list_files(served.folder) == before  # not copied either
-    link.unlink()
-
-
-@pytest.mark.parametrize("element", ["upload", "many"])
-def test_a_folder_is_refused(served: Page, element: str) -> None:
-    for path in (served.folder, served.folder / "inner"):
-        path.mkdir(exist_ok=True)
-        assert "Not uploaded on this page" in drop(served, path, element)
-        assert path.is_dir()
-
-
-def test_a_refusal_removes_the_old_image(served: Page, phantom: Path) -> None:
-    session = secrets.token_hex(8)
-    for path, is_shown in ((upload(served, phantom), True), (str(served.folder), False)):
-        send(served, "upload", "upload", [name_file(path), None], session)
-        assert ("data:image" in receive(served, session)) == is_shown
-        send(served, "strength", "change", [None, 0.5], session)
-        assert ("data:image" in receive(served, session)) == is_shown
-
-
-def test_single_slices_do_not_wait_for_many(served: Page, phantom: Path, tmp_path: Path) -> None:
-    frames = np.zeros((3000, 64, 64), np.uint8)
-    (tmp_path / "long.dcm").write_bytes(encode_dicom(frames, n_frames=3000))
-    long, short = upload(served, tmp_path / "long.dcm"), upload(served, phantom)
-    tables = set(served.folder.rglob("*.csv"))
-    send(served, "many", "upload", [[name_file(long)]], "many")
-    answer = drop(served, short, "upload")
-    assert "data:image" in answer
-    assert "phantom.png" in answer
-    assert set(served.folder.rglob("*.csv")) == tables
-    assert "3001 rows" in receive(served, "many")
-    assert len(set(served.folder.rglob("*.csv"))) == len(tables) + 1
-    assert not Path(long).exists()
-    assert not Path(short).exists()
-    events = json.loads(request(served, "/config"))["dependencies"]
-    assert {event["trigger_mode"] for event in events} == {"multiple", "always_last"}
-
-
-def test_old_files_are_deleted_while_the_page_is_open(
-    predictor: SlicePredictor, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    from starlette.testclient import TestClient
-
-    from webapp import gradio_page
-
-    monkeypatch.setattr(gradio_page, "CLEANUP_S", 0.05)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    old, young = tmp_path / "old", tmp_path / "young"
-    for path in (old, young):
-        path.write_bytes(b"x")
-    os.utime(old, (0, time.time() - gradio_page.MAX_AGE_S - 1))
-    training = page_content.TrainingSlices(Path(), {})
-    with TestClient(gradio_page.build_site(predictor, training, tmp_path)):
-        end_s = time.monotonic() + 10
-        while old.exists() and time.monotonic() < end_s:
-            time.sleep(0.05)
-    assert not old.exists()
-    assert young.exists()
+def test_large_files_and_archives_are_refused(uploads_dir: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(uploads, "MAX_FILE_MIB", 1)
+    monkeypatch.setattr(uploads, "MAX_UNPACKED", 2)
+    monkeypatch.setattr(uploads, "MAX_UNPACKED_MIB", 3)
+    png = b"\x89PNG\r\n\x1a\n"
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("1.png", "2.png", "3.png"):
+            archive.writestr(name, png)
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.png", png + bytes(4 * 2**20))
+    for file, line in (
+        (build("p/a.png", png * 2**18), "p/a.png: over the limit of 1 MiB a file"),
+        (build("x.zip", content.getvalue()), "x.zip: 3 images of 0 MiB, over the limit of 2"),
+        (build("x.zip", bomb.getvalue()), "x.zip: 1 images of 4 MiB, over the limit of 2 and 3"),
+        (build("x.zip", content.getvalue()[:-30]), "x.zip: truncated or damaged"),
+    ):
+        with pytest.raises(UserError) as caught, uploads.store([file], uploads_dir):
+            pass
+        assert str(caught.value).startswith(line)
+        assert str(uploads_dir) not in str(caught.value)
+        assert list(uploads_dir.iterdir()) == []

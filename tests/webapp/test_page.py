@@ -1,0 +1,199 @@
+"""The page in a browser: drop, list, slice, heat map, table, keys; nothing from elsewhere."""
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.dicom_files import encode_dicom
+from tests.support.page_server import Page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    *(pytest.mark.browser, pytest.mark.integration, pytest.mark.timeout(180)),
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
+WAIT_MS = 30_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as maker:
+        browser = maker.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, served: Page) -> Iterator[Callable[..., Any]]:
+    """Open the page at a width; no test may leave an unexpected error or a request elsewhere."""
+    faults: list[str] = []
+    expected: list[str] = []
+    pages = []
+
+    def visit(width: int = 1280, error: str = "") -> Any:
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("console", lambda line: faults.extend([line.text] * (line.type == "error")))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda asked: faults.append(f"asked {asked.url}"))
+        page.goto(served.url)
+        page.wait_for_selector("#target option", state="attached")
+        pages.append(page)
+        expected.extend([error] if error else [])
+        return page
+
+    yield visit
+    for page in pages:
+        page.close()
+    local = [f"asked {start}" for start in (served.url, "data:", "blob:")]
+    unexpected = [
+        fault
+        for fault in faults
+        if not fault.startswith(tuple(local)) and not any(part in fault for part in expected)
+    ]
+    assert unexpected == []
+
+
+def drop(page: Any, *paths: Path) -> None:
+    """Choose files and wait for all results and the heat map of the first."""
+    page.set_input_files("#files", [str(path) for path in paths])
+    page.wait_for_selector("#actions button:visible", timeout=WAIT_MS)
+
+
+def wait_for_heatmap(page: Any, class_name: str = "") -> None:
+    text = page.locator("#legend", has_text=re.compile(f"score of {class_name}"))
+    text.wait_for(timeout=WAIT_MS)
+
+
+def count_coloured(page: Any) -> int:
+    """Return how many pixels of the canvas are not grey."""
+    page.wait_for_timeout(100)  # for the next frame
+    content = page.locator("#canvas").screenshot()
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=int)
+    return int((np.ptp(pixels, axis=2) > 24).sum())
+
+
+@pytest.fixture
+def bad_file(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.png"
+    path.write_text("this is text")
+    return path
+
+
+def test_a_slice_is_predicted_and_explained(open_page: Any, phantom: Path) -> None:
+    page = open_page()
+    assert "PHANTOM" in page.inner_text("#warnings")
+    assert "not a medical device" in page.inner_text("header")
+    drop(page, phantom)
+    assert page.inner_text("#name") == "phantom.png"
+    assert page.locator("#bars .bar").count() == 3
+    page.locator("#nearest img").nth(4).wait_for()
+    wait_for_heatmap(page)
+    assert count_coloured(page) > 50
+    page.focus("#canvas")
+    page.keyboard.press("h")
+    assert count_coloured(page) == 0
+    page.keyboard.press("h")
+    shown = page.input_value("#target")
+    other = next(name for name in ("Glioma", "Menin") if name != shown)
+    page.select_option("#target", other)
+    wait_for_heatmap(page, other)
+
+
+def test_window_zoom_and_reset(open_page: Any, phantom: Path) -> None:
+    page = open_page()
+    drop(page, phantom)
+    wait_for_heatmap(page)
+    page.fill("#opacity", "0")
+    before = page.locator("#canvas").screenshot()
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 40, box["y"] + 140)
+    page.mouse.up()
+    assert int(page.input_value("#level")) == 128 - 40
+    assert int(page.input_value("#width")) == 255 - 120
+    page.focus("#canvas")
+    page.keyboard.press("+")
+    page.wait_for_timeout(100)
+    assert page.locator("#canvas").screenshot() != before
+    page.click("#reset")
+    page.wait_for_timeout(100)
+    assert page.locator("#canvas").screenshot() == before
+
+
+def test_results_to_look_at_come_first(open_page: Any, phantom: Path, bad_file: Path) -> None:
+    page = open_page()
+    drop(page, phantom, bad_file)
+    items = page.locator("#list li").all_inner_texts()
+    assert "bad.png" in items[0]
+    assert "unreadable" in items[0]
+    assert "phantom.png" in items[1]
+    assert page.inner_text("#name") == "phantom.png"  # the first that can be shown
+    page.focus("#list")
+    page.keyboard.press("ArrowUp")
+    assert page.inner_text("#name") == "bad.png"
+    assert "not a JPEG" in page.inner_text("#answer")
+    assert not page.is_visible("#canvas")
+    with page.expect_download() as waiting:
+        page.click("#csv")
+    head, *lines = Path(waiting.value.path()).read_text("utf-8").splitlines()
+    assert head.startswith("file,patient,predicted,confidence,p_Glioma")
+    assert lines[0].startswith("bad.png,,,")
+    drop(page, phantom)
+    assert page.locator("#list li").count() == 1  # the earlier results are gone
+
+
+def test_frames_are_scrolled(open_page: Any, phantom: Path, tmp_path: Path) -> None:
+    pixels = np.asarray(Image.open(phantom))
+    path = tmp_path / "two.dcm"
+    path.write_bytes(encode_dicom(np.stack([pixels, pixels]), n_frames=2))
+    page = open_page()
+    drop(page, path)
+    items = page.locator("#list li").all_inner_texts()
+    assert sum("two.dcm#" in item for item in items) >= 2
+    assert any("#patient" in item for item in items)
+    page.hover("#canvas")
+    first = page.inner_text("#name")
+    page.mouse.wheel(0, 100)
+    page.locator("#name", has_not_text=first).wait_for()
+
+
+def test_an_error_of_the_program_is_shown(open_page: Any, phantom: Path) -> None:
+    page = open_page(error="status of 413")
+    page.route("**/predict", lambda route: route.fulfill(status=413, json={"error": "over 1 MiB"}))
+    page.set_input_files("#files", str(phantom))
+    page.wait_for_selector("#list li")
+    page.click("#list li")
+    assert "over 1 MiB" in page.inner_text("#answer")
+
+
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_it_fits_and_every_control_has_a_name(open_page: Any, phantom: Path, width: int) -> None:
+    page = open_page(width)
+    drop(page, phantom)
+    wait_for_heatmap(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('input, select, button, img, canvas, meter, progress')]"
+        ".filter(one => !(one.ariaLabel || one.labels?.length || one.alt || one.innerText?.trim()))"
+        ".map(one => one.outerHTML.slice(0, 150))"
+    )
+    assert nameless == []
+
+
+def test_a_policy_blocks_other_addresses(open_page: Any) -> None:
+    page = open_page(error="192.0.2.1")
+    blocked = page.evaluate(
+        "() => new Promise(done => {"
+        "document.addEventListener('securitypolicyviolation', event => done(event.blockedURI));"
+        "fetch('http://192.0.2.1/').catch(() => {});})"
+    )
+    assert blocked.startswith("http://192.0.2.1")

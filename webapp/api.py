@@ -1,0 +1,188 @@
+"""The routes of the page: its interface, documented at /docs, and its files."""
+
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncIterator, Generator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import numpy as np
+from anyio import to_thread
+from fastapi import FastAPI, File, Form, Header, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from swagger_ui_bundle import swagger_ui_path
+
+from helper import NOTICE, UserError, log
+from imaging.grayscale import ImageError
+from inference.pipeline import predict_batches
+from inference.predictor import SlicePredictor
+from inference.training_slices import TrainingSlices
+from webapp import answers, uploads
+from webapp.answers import Answer, Model, Result
+
+STATIC = Path(__file__).with_name("static")
+DOCS_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
+LINES = "application/x-ndjson"
+WORKERS = 2  # requests that are computed at once; more would share the same cores
+PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
+T = TypeVar("T")
+
+
+class PictureResponse(Response):
+    """A PNG file."""
+
+    media_type = "image/png"
+
+
+def build_app(predictor: SlicePredictor, training: TrainingSlices, folder: Path) -> FastAPI:
+    """Build the application; uploads are stored in `folder` until their request ends."""
+    app = FastAPI(
+        title="Brain MRI slices",
+        description=f"{NOTICE} Uploads are deleted when their request ends.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    workers = anyio.CapacityLimiter(WORKERS)
+
+    async def work(function: Any, *arguments: Any) -> Any:
+        return await to_thread.run_sync(partial(function, *arguments), limiter=workers)
+
+    @app.post("/predict", response_model=Answer)
+    async def predict(
+        files: Annotated[list[UploadFile], File(description="images, or archives of them")],
+        pictures: Annotated[bool, Form(description="add each picture as it was read")] = False,
+        accept: Annotated[str, Header(description=f"{LINES}: a line for each result")] = "",
+    ) -> Any:
+        """Predict every picture of the files, of every series and of every patient."""
+        stored = contextlib.ExitStack()
+        found = await work(stored.enter_context, uploads.store(files, folder))
+        batches = answers.predict(predictor, found, set(training.paths), pictures)
+        if LINES in accept:
+            return StreamingResponse(stream(stored, batches, found.notes), media_type=LINES)
+        with stored, contextlib.closing(batches):
+            results = [result async for batch in iterate(batches) for result in batch]
+            return Answer(
+                warnings=predictor.list_warnings(),
+                classes=predictor.classes,
+                notes=found.notes,
+                results=results,
+            )
+
+    async def iterate(batches: Generator[list[Result]]) -> AsyncIterator[list[Result]]:
+        while (batch := await work(next, batches, None)) is not None:
+            yield batch
+
+    async def stream(
+        stored: contextlib.ExitStack, batches: Generator[list[Result]], notes: list[str]
+    ) -> AsyncIterator[str]:
+        with stored, contextlib.closing(batches):
+            try:
+                async for batch in iterate(batches):
+                    for result in batch:
+                        yield result.model_dump_json() + "\n"
+                for note in notes:
+                    yield Result(kind="note", file="", note=note).model_dump_json() + "\n"
+            except Exception as error:  # noqa: BLE001  the answer has begun
+                _, line = describe(error)
+                yield Result(kind="failure", file="", error=line).model_dump_json() + "\n"
+
+    @app.post("/heatmap", response_class=PictureResponse, responses=PNG)
+    async def heatmap(
+        files: Annotated[UploadFile, File(description="one picture")],
+        class_name: Annotated[str, Form(description="default: the predicted class")] = "",
+        frame: Annotated[int, Form(description="of a file of several, from 1", ge=1)] = 1,
+    ) -> Response:
+        """Return the heat map of a class: grey, brighter contributes more, size of the picture."""
+        if class_name and class_name not in predictor.classes:
+            names = ", ".join(predictor.classes)
+            raise UserError(f"class_name {class_name[:100]}: no class of the model; take {names}")
+
+        def explain() -> bytes:
+            with uploads.store([files], folder) as found:
+                batches = predict_batches(predictor, found.files)
+                pairs = itertools.chain.from_iterable(batches)
+                for number, (picture, prediction) in enumerate(pairs, 1):
+                    if number < frame:
+                        continue
+                    if picture.prepared is None or prediction is None:
+                        raise ImageError(picture.error)
+                    map_ = predictor.explain(picture.prepared, class_name or prediction.predicted)
+                    return answers.encode_png(np.rint(255 * map_).astype(np.uint8))
+            raise UserError(f"frame {frame}: the file has no such frame")
+
+        return PictureResponse(await work(explain))
+
+    @app.get("/training/{sha256}", response_class=PictureResponse, responses=PNG)
+    async def training_slice(sha256: str) -> Response:
+        """Return a training slice that a prediction named as near."""
+        pixels = await work(training.read, sha256)
+        if pixels is None:
+            raise HTTPException(404, "no such training slice in the data folder")
+        return PictureResponse(answers.encode_png(pixels))
+
+    @app.get("/model")
+    async def model() -> Model:
+        """Return the classes, warnings and limits of the networks."""
+        return answers.describe_model(predictor)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Return that the page answers."""
+        return {"status": "ok"}
+
+    _add_files(app)
+    for kind in (Exception, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer_error)
+    return app
+
+
+def _add_files(app: FastAPI) -> None:
+    """Add the routes of the page and of the documentation."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(STATIC / "docs.html")
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    async def docs_file(name: str) -> FileResponse:
+        if name not in DOCS_FILES:
+            raise HTTPException(404, "no such page")
+        return FileResponse(Path(swagger_ui_path) / name)
+
+    app.mount("/static", StaticFiles(directory=STATIC))
+
+    # the page of the documentation reads 3.0, where a file has another keyword
+    app.openapi_version, describe_routes = "3.0.3", app.openapi
+    keyword, of_3_0 = '"contentMediaType": "application/octet-stream"', '"format": "binary"'
+    app.openapi = lambda: json.loads(json.dumps(describe_routes()).replace(keyword, of_3_0))  # type: ignore[method-assign]
+
+
+async def _answer_error(_: Request, error: Exception) -> JSONResponse:
+    status, line = describe(error)
+    return JSONResponse({"error": line}, status)
+
+
+def describe(error: Exception) -> tuple[int, str]:
+    """Return the status and one line for an error, without a file's name if it is unexpected."""
+    if isinstance(error, HTTPException):
+        status, line = error.status_code, str(error.detail)
+        return (status, "no such page") if line == "Not Found" else (status, line)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return 422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"
+    if isinstance(error, ImageError):
+        return 422, f"this file cannot be read: {error.reason}"
+    if isinstance(error, UserError):
+        return 422, str(error)
+    log.warning("a request failed: %s", type(error).__name__)
+    return 500, f"failed ({type(error).__name__}); try another file"
