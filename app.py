@@ -79,6 +79,9 @@ def serve(config: AppConfig) -> None:
             missing; a checkpoint is not usable; `--data` is not a folder that prepare.py wrote.
     """
     try:
+        import swagger_ui_bundle  # noqa: F401  one of the packages of the page
+        import uvicorn  # noqa: F401
+
         from webapp.guard import LOCAL_HOSTS, Guard, is_local
     except ModuleNotFoundError as error:
         raise UserError(

@@ -1,6 +1,7 @@
 """Files of one request: stored under safe names, unpacked, named as the client named them."""
 
 import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,8 @@ def store(files: Sequence[UploadFile], folder: Path) -> Iterator[Uploads]:
         for number, file in enumerate(files):
             shown = clean_name(file.filename or "")
             # a folder for each folder of the client: DICOM series are found by folder
-            path = Path(own, "files", f"{_number(shown, names)}", f"{number:05}{shown.suffix}")
+            suffix = shown.suffix if re.fullmatch(r"\.\w{1,8}", shown.suffix, re.ASCII) else ""
+            path = Path(own, "files", f"{_number(shown, names)}", f"{number:05}{suffix}")
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as target:
                 shutil.copyfileobj(file.file, target)

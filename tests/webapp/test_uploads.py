@@ -35,12 +35,22 @@ def test_names_of_clients_are_cleaned(name: str, expected: str) -> None:
 
 
 def test_files_are_stored_in_their_folders_and_deleted(uploads_dir: Path) -> None:
-    names = ["../../a.png", "p/1.png", "q/1.png", "p/2.png", "p/1_mask.png", "p/x.txt", "a.png"]
+    names = [
+        "../../a.png",
+        "a.b:c",
+        "p/1.png",
+        "q/1.png",
+        "p/2.png",
+        "p/1_mask.png",
+        "p/x.txt",
+        "a.png",
+    ]
     files = [build(name, *([b"text"] if name.endswith("txt") else [])) for name in names]
     with uploads.store(files, uploads_dir) as found:
         assert all(path.is_relative_to(uploads_dir) for path in found.names)
         shown = [found.names[path].as_posix() for path in found.files]
-        assert sorted(shown) == ["a.png", "a.png", "p/1.png", "p/2.png", "q/1.png"]
+        assert {path.suffix for path in found.names} <= {".png", ".txt", ""}
+        assert sorted(shown) == ["a.b:c", "a.png", "a.png", "p/1.png", "p/2.png", "q/1.png"]
         parents = {found.names[path].as_posix(): path.parent for path in found.files}
         assert parents["p/1.png"] == parents["p/2.png"] != parents["q/1.png"]
         assert found.roots == [Path("p"), Path("q")]
