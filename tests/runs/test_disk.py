@@ -115,12 +115,12 @@ import sys, time
 from pathlib import Path
 import dataset
 from loading import pixel_cache
-write = pixel_cache._write_cache
-def write_slowly(*arguments):
+decode = pixel_cache._decode
+def decode_slowly(*arguments):
     print("written")
     time.sleep(1)
-    write(*arguments)
-pixel_cache._write_cache = write_slowly
+    return decode(*arguments)
+pixel_cache._decode = decode_slowly
 data = Path(sys.argv[1])
 pixels = pixel_cache.open_pixels(dataset.load_table(data), data, 24).pixels
 print(int(pixels.astype("int64").sum()))
