@@ -3,10 +3,10 @@
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import anyio
 import numpy as np
@@ -29,9 +29,9 @@ from webapp.answers import Answer, Model, Result
 STATIC = Path(__file__).with_name("static")
 DOCS_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
 LINES = "application/x-ndjson"
+NOTE = "note"  # kind of a result that names files that were passed over
 WORKERS = 2  # requests that are computed at once; more would share the same cores
 PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
-T = TypeVar("T")
 
 
 class PictureResponse(Response):
@@ -55,42 +55,38 @@ def build_app(predictor: SlicePredictor, training: TrainingSlices, folder: Path)
 
     @app.post("/predict", response_model=Answer)
     async def predict(
+        request: Request,
         files: Annotated[list[UploadFile], File(description="images, or archives of them")],
         pictures: Annotated[bool, Form(description="add each picture as it was read")] = False,
         accept: Annotated[str, Header(description=f"{LINES}: a line for each result")] = "",
     ) -> Any:
         """Predict every picture of the files, of every series and of every patient."""
-        stored = contextlib.ExitStack()
-        found = await work(stored.enter_context, uploads.store(files, folder))
-        batches = answers.predict(predictor, found, set(training.paths), pictures)
+        results = run(request, files, pictures)
         if LINES in accept:
-            return StreamingResponse(stream(stored, batches, found.notes), media_type=LINES)
-        with stored, contextlib.closing(batches):
-            results = [result async for batch in iterate(batches) for result in batch]
-            return Answer(
-                warnings=predictor.list_warnings(),
-                classes=predictor.classes,
-                notes=found.notes,
-                results=results,
-            )
+            return StreamingResponse(write_lines(results), media_type=LINES)
+        found = [result async for result in results]
+        return Answer(
+            warnings=predictor.list_warnings(),
+            classes=predictor.classes,
+            notes=[result.note for result in found if result.kind == NOTE],
+            results=[result for result in found if result.kind != NOTE],
+        )
 
-    async def iterate(batches: Generator[list[Result]]) -> AsyncIterator[list[Result]]:
-        while (batch := await work(next, batches, None)) is not None:
-            yield batch
-
-    async def stream(
-        stored: contextlib.ExitStack, batches: Generator[list[Result]], notes: list[str]
-    ) -> AsyncIterator[str]:
-        with stored, contextlib.closing(batches):
-            try:
-                async for batch in iterate(batches):
-                    for result in batch:
-                        yield result.model_dump_json() + "\n"
-                for note in notes:
-                    yield Result(kind="note", file="", note=note).model_dump_json() + "\n"
-            except Exception as error:  # noqa: BLE001  the answer has begun
-                _, line = describe(error)
-                yield Result(kind="failure", file="", error=line).model_dump_json() + "\n"
+    async def run(
+        request: Request, files: list[UploadFile], pictures: bool
+    ) -> AsyncIterator[Result]:
+        # a generator that is never started has stored nothing
+        with contextlib.ExitStack() as stack:
+            found = await work(stack.enter_context, uploads.store(files, folder))
+            batches = answers.predict(predictor, found, set(training.paths), pictures)
+            stack.enter_context(contextlib.closing(batches))
+            while (batch := await work(next, batches, None)) is not None:
+                for result in batch:
+                    yield result
+                if await request.is_disconnected():
+                    return
+            for note in found.notes:
+                yield Result(kind=NOTE, file="", note=note)
 
     @app.post("/heatmap", response_class=PictureResponse, responses=PNG)
     async def heatmap(
@@ -165,6 +161,16 @@ def _add_files(app: FastAPI) -> None:
     app.openapi_version, describe_routes = "3.0.3", app.openapi
     keyword, of_3_0 = '"contentMediaType": "application/octet-stream"', '"format": "binary"'
     app.openapi = lambda: json.loads(json.dumps(describe_routes()).replace(keyword, of_3_0))  # type: ignore[method-assign]
+
+
+async def write_lines(results: AsyncIterator[Result]) -> AsyncIterator[str]:
+    """Yield a line of JSON for each result; an error ends them with a line of its own."""
+    try:
+        async for result in results:
+            yield result.model_dump_json() + "\n"
+    except Exception as error:  # noqa: BLE001  the answer has begun
+        _, line = describe(error)
+        yield Result(kind="failure", file="", error=line).model_dump_json() + "\n"
 
 
 async def _answer_error(_: Request, error: Exception) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -88,6 +89,8 @@ def run(app: "App", listener: socket.socket, announce: Callable[[], None]) -> No
         timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
     )
+    # it would log a line for each packet to a client that has left
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     Server(settings).run(sockets=[listener])
 
 

@@ -49,6 +49,25 @@ def test_many_clients_get_their_own_answers(served: Page, phantom: Path) -> None
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_a_client_that_leaves_leaves_nothing_behind(served: Page, phantom: Path) -> None:
+    about = 'Content-Disposition: form-data; name="files"; filename="a.png"'
+    part = f"--{BOUNDARY}\r\n{about}\r\n\r\n".encode() + phantom.read_bytes() + b"\r\n"
+    body = part * 200 + f"--{BOUNDARY}--\r\n".encode()
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    kind = f"multipart/form-data; boundary={BOUNDARY}"
+    headers = {"content-type": kind, "accept": "application/x-ndjson"}
+    connection.request("POST", "/predict", body, headers)
+    assert b"a.png" in connection.getresponse().readline()
+    (folder,) = served.temporary.iterdir()
+    assert list(folder.iterdir()) != []
+    connection.close()
+    end_s = time.monotonic() + 30
+    while list(folder.iterdir()):
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
+    assert post(served.port, "/predict", "b.png", phantom.read_bytes())[0] == 200
+
+
 def test_it_listens_on_one_address(served: Page) -> None:
     with pytest.raises(ConnectionRefusedError):  # another loopback address
         socket.create_connection(("127.0.0.2", served.port), timeout=5)
