@@ -96,7 +96,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="mobilenet_v2")
     parser.add_argument("--weights", type=Path, help="initial weights; without them random")
     parser.add_argument("--output", type=Path, required=True, help="file of weights to write")
-    parser.add_argument("--leave-out-folds", type=int, nargs="*", default=[], metavar="FOLD")
+    parser.add_argument(
+        "--leave-out-folds",
+        type=int,
+        nargs="*",
+        default=[],
+        choices=range(1, recipe_study.FOLDS + 1),
+        help="folds of the recipe study whose test patients are left out",
+    )
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64)
