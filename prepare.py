@@ -63,7 +63,7 @@ def _check_source(path: Path, data_dir: Path) -> Path:
 
 def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
     """Copy a source's images into class folders; everything is checked before the first write."""
-    from duplicates import finder
+    from duplicates import finder, result_file
     from preparation import (
         against,
         audit,
@@ -116,7 +116,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
             patients.read_patients(config.patients, names, containers) if config.patients else {}
         )
         cache = manifest.cache_path(data_dir)
-        known = finder.load_duplicates(cache) if audit.keeps_scale(earlier, ranges) else None
+        known = result_file.load_duplicates(cache) if audit.keeps_scale(earlier, ranges) else None
         thumbnails = manifest.collect_thumbnails(facts)
         duplicates = finder.find_duplicates(thumbnails, known)
         copies = against.compare_with_other(facts, duplicates, other) if other else None
@@ -146,7 +146,7 @@ def prepare_source(path: Path, data_dir: Path, config: PrepareConfig) -> None:
             ingest.write_image(data_dir / file.target, file.entry.read())
     outlines.write_outlines(data_dir, planned.outlines)
     if duplicates is not known:
-        finder.save_duplicates(duplicates, cache)
+        result_file.save_duplicates(duplicates, cache)
     path_of = frame.drop_duplicates("sha256").set_index("sha256")["path"]
     links = duplicates.to_frame(path_of.to_dict())
     sheets = data_dir / "audit"
@@ -243,8 +243,9 @@ def _measure_shortcut(
 
     readable = frame[frame["mean"].notna()]
     thumbnails = (facts[path].thumbnail for path in readable["path"])
-    images = [thumbnail[None] for thumbnail in thumbnails if thumbnail is not None]
-    statistics = np.concatenate([compute_brightness_statistics(image) for image in images])
+    statistics = np.concatenate(
+        [compute_brightness_statistics(row.read()[None]) for row in thumbnails if row is not None]
+    )
     labels = np.unique(readable["label"], return_inverse=True)[1]
     return cross_validate_brightness(statistics, labels, readable["group"].to_numpy(dtype=str))
 

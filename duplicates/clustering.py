@@ -1,13 +1,12 @@
 """Cluster linked images into duplicate sets and into groups that a split must not divide."""
 
+import heapq
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import squareform
 
 # A score is the number of features that agree on one transform. docs/duplicates.md describes how
 # these values were chosen.
@@ -15,8 +14,6 @@ DUPLICATE_SCORE = 30  # the same slice
 STRONG_SCORE = 20  # nearly always of one patient: such links are never cut
 GROUP_SCORE = 12  # probably neighbouring slices
 MEAN_SCORE = 3  # mean score between two parts of a group, below which their weak links are cut
-
-_CANNOT_LINK = 1e15  # distance of two patients: no mean that includes it reaches the threshold
 
 Numbers = npt.NDArray[np.intp]
 
@@ -58,38 +55,53 @@ def cluster_groups(
     ends, weak_scores = units[pairs[is_weak]].reshape(-1, 2), scores[is_weak]
     is_allowed = (ends[:, 0] != ends[:, 1]) & ~has_patient[ends].all(axis=1)
     ends, weak_scores = ends[is_allowed], weak_scores[is_allowed]
-    joined = connect(ends, len(has_patient))
-    groups = np.arange(len(has_patient))
-    for component in np.flatnonzero(np.bincount(joined) > 1):
-        members = np.flatnonzero(joined == component)
-        is_inside = joined[ends[:, 0]] == component
-        parts = _join_units(
-            np.searchsorted(members, ends[is_inside]), weak_scores[is_inside], has_patient[members]
-        )
-        groups[members] = members[parts]
-    return np.unique(groups[units], return_inverse=True)[1]
+    parts = _join_units(ends, weak_scores, has_patient)
+    return np.unique(parts[units], return_inverse=True)[1]
 
 
 def _join_units(
     ends: npt.NDArray, scores: npt.NDArray, has_patient: npt.NDArray[np.bool_]
 ) -> Numbers:
-    """Return for each of U connected units the first unit of its part, [U].
+    """Return for each of U units the first unit of its part, [U].
+
+    Pairs of parts without a link are not stored, so the cost follows the number of links.
 
     Args:
         ends: Units of each link [L, 2].
         scores: Scores of the links [L].
         has_patient: [U] whether the patient of the unit is known.
     """
-    n_units = len(has_patient)
-    similarity = np.zeros((n_units, n_units))
-    np.maximum.at(similarity, (ends.min(axis=1), ends.max(axis=1)), scores)
-    distances = STRONG_SCORE - np.maximum(similarity, similarity.T)
-    distances[np.ix_(has_patient, has_patient)] = _CANNOT_LINK
-    np.fill_diagonal(distances, 0)
-    tree = linkage(squareform(distances), "average")
-    parts = fcluster(tree, STRONG_SCORE - MEAN_SCORE, "distance")
-    _, first, codes = np.unique(parts, return_index=True, return_inverse=True)
-    return first[codes]
+    sizes, is_known = [1] * len(has_patient), has_patient.tolist()
+    part_of = np.arange(len(has_patient))
+    sums: list[dict[int, int]] = [{} for _ in sizes]  # of the scores between two parts
+    order = np.argsort(scores, kind="stable")  # the best link of two units is the last
+    for (first, second), score in zip(ends[order].tolist(), scores[order].tolist(), strict=True):
+        sums[first][second] = sums[second][first] = score
+
+    def measure(first: int, second: int) -> tuple[float, int, int, int]:
+        n_pairs = sizes[first] * sizes[second]
+        return -sums[first][second] / n_pairs, min(first, second), max(first, second), n_pairs
+
+    queue = [measure(first, second) for first in range(len(sizes)) for second in sums[first]]
+    heapq.heapify(queue)
+    while queue and -queue[0][0] >= MEAN_SCORE:
+        _, kept, joined, n_pairs = heapq.heappop(queue)
+        is_outdated = joined not in sums[kept] or n_pairs != sizes[kept] * sizes[joined]
+        if is_outdated or (is_known[kept] and is_known[joined]):
+            continue
+        for other, total in sums[joined].items():
+            del sums[other][joined]
+            if other != kept:
+                sums[kept][other] = sums[other][kept] = sums[kept].get(other, 0) + total
+        sums[joined] = {}
+        sizes[kept] += sizes[joined]
+        is_known[kept] |= is_known[joined]
+        part_of[joined] = kept
+        for other in sums[kept]:
+            heapq.heappush(queue, measure(kept, other))
+    for unit in range(len(part_of)):  # a part keeps the smallest of its units
+        part_of[unit] = part_of[part_of[unit]]
+    return part_of
 
 
 def pair_equal(keys: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:

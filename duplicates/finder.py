@@ -5,25 +5,21 @@ labels, file names or the order of the slices.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from zipfile import BadZipFile
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from common.atomic_files import atomic_path
 from duplicates.clustering import DUPLICATE_SCORE, GROUP_SCORE, cluster_duplicates, cluster_groups
+from duplicates.neighbours import Neighbours, build_vectors, find_within
 from duplicates.registration import Registrations, register_pairs
-from duplicates.retrieval import Pairs, propose_pairs, propose_transitive_pairs
-from duplicates.sift_features import VOCABULARY_FILE, Features, extract_features, load_vocabulary
-from imaging.reader import READER_VERSION
+from duplicates.retrieval import Pairs, isin, propose_neighbours, propose_transitive_pairs
+from duplicates.sift_features import Features, extract_features, load_vocabulary
 
-FINDER_VERSION = 1  # increase it when the same slices get different links
+FINDER_VERSION = 2  # increase it when the same slices get different links
 TRANSITIVE_ROUNDS = 2
 LINK_COLUMNS = ("first", "second", "score", "mirrored", "rotation_deg", "zoom", "kind")
 
@@ -35,11 +31,13 @@ class Duplicates:
     Attributes:
         digests: sha256 of the slices, sorted.
         features: Features of these slices, in the same order.
+        neighbours: Their most similar slices, by visual words.
         compared: Scores of all pairs that were compared.
     """
 
     digests: list[str]
     features: Features
+    neighbours: Neighbours
     compared: Registrations
 
     def links(self) -> Registrations:
@@ -73,8 +71,13 @@ class Duplicates:
     def restrict(self, digests: Iterable[str]) -> "Duplicates":
         """Return the features and comparisons of some of the slices."""
         chosen = sorted(digests)
-        rows = np.searchsorted(self.digests, chosen)
-        return Duplicates(chosen, self.features.take(rows), _translate(self, chosen))
+        rows = _find_rows(self, chosen)
+        return Duplicates(
+            chosen,
+            self.features.take(np.searchsorted(self.digests, chosen)),
+            self.neighbours.translate(rows, len(chosen)),
+            _translate(self.compared, rows),
+        )
 
     def to_frame(self, names: Mapping[str, str] | None = None) -> pd.DataFrame:
         """Return LINK_COLUMNS, one row for each link: digests or their names, score, transform."""
@@ -106,15 +109,20 @@ def find_duplicates(
         return known
     with one_opencv_thread():
         features = _gather_features(digests, thumbnails, known)
-        compared = Registrations.build_empty()
-        earlier = compared if known is None else _translate(known, digests)
-        proposed = propose_pairs(features.words, len(load_vocabulary()))
+        neighbours, earlier = Neighbours.build_empty(len(digests)), Registrations.build_empty()
+        if known is not None:
+            rows = _find_rows(known, digests)
+            neighbours = known.neighbours.translate(rows, len(digests))
+            earlier = _translate(known.compared, rows)
+        vectors = build_vectors(features.words, len(load_vocabulary()))
+        neighbours = find_within(vectors, neighbours)
+        proposed, compared = propose_neighbours(neighbours), Registrations.build_empty()
         for _ in range(1 + TRANSITIVE_ROUNDS):
             fresh = proposed[~isin(proposed, compared.pairs)]
             compared = compared.join(_compare(features, fresh, earlier))
             linked = compared.pairs[compared.scores >= GROUP_SCORE]
             proposed = propose_transitive_pairs(linked, len(digests))
-    return Duplicates(digests, features, compared)
+    return Duplicates(digests, features, neighbours, compared)
 
 
 @contextlib.contextmanager
@@ -128,62 +136,31 @@ def one_opencv_thread() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def save_duplicates(duplicates: Duplicates, path: Path) -> None:
-    """Write a result to a .npz file atomically."""
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(
-            stream,
-            key=_cache_key(),
-            digests=np.array(duplicates.digests, dtype="S64"),
-            **vars(duplicates.features),
-            **vars(duplicates.compared),
-        )
-
-
-def load_duplicates(path: Path) -> Duplicates | None:
-    """Read a saved result; return None if it is absent, damaged or of another version."""
-    try:
-        with np.load(path) as saved:
-            if str(saved["key"]) != _cache_key():
-                return None
-            features = Features(*(saved[name] for name in Features.__dataclass_fields__))
-            compared = Registrations(*(saved[name] for name in Registrations.__dataclass_fields__))
-            return Duplicates([digest.decode() for digest in saved["digests"]], features, compared)
-    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile):
-        return None
-
-
-def _cache_key() -> str:
-    words = hashlib.sha256(VOCABULARY_FILE.read_bytes()).hexdigest()[:12]
-    versions = f"finder {FINDER_VERSION}, reader {READER_VERSION}, opencv {cv2.__version__}"
-    return f"{versions}, words {words}"
-
-
 def _gather_features(
     digests: list[str], thumbnails: Mapping[str, npt.NDArray[np.uint8]], known: Duplicates | None
 ) -> Features:
     """Return the features of all digests, computing only those that are not known."""
     row_of = {digest: row for row, digest in enumerate(known.digests)} if known else {}
     new = [digest for digest in digests if digest not in row_of]
-    fresh = extract_features([thumbnails[digest] for digest in new])
+    fresh = extract_features(thumbnails, new)
     if known is None:
         return fresh
     row_of |= {digest: len(known.digests) + row for row, digest in enumerate(new)}
-    both = (
-        np.concatenate([getattr(known.features, name), getattr(fresh, name)])
-        for name in Features.__dataclass_fields__
-    )
-    return Features(*both).take(np.array([row_of[digest] for digest in digests]))
+    return known.features.join(fresh).take(np.array([row_of[digest] for digest in digests]))
 
 
-def _translate(known: Duplicates, digests: list[str]) -> Registrations:
-    """Return the earlier comparisons of slices that still exist, with their present rows."""
+def _find_rows(known: Duplicates, digests: list[str]) -> npt.NDArray[np.int64]:
+    """Return the present row of each earlier slice, in rising order; -1 if it is gone."""
     row_of = {digest: row for row, digest in enumerate(digests)}
-    rows = np.array([row_of.get(digest, -1) for digest in known.digests], np.int64)
-    pairs = known.compared.pairs.copy()
+    return np.array([row_of.get(digest, -1) for digest in known.digests], np.int64)
+
+
+def _translate(compared: Registrations, rows: npt.NDArray[np.int64]) -> Registrations:
+    """Return the earlier comparisons of slices that still exist, with their present rows."""
+    pairs = compared.pairs.copy()
     pairs[:, :2] = rows[pairs[:, :2]]  # both lists are sorted, so the first stays the first
     present = np.flatnonzero(pairs[:, :2].min(axis=1) >= 0)
-    return Registrations(pairs, known.compared.scores, known.compared.matrices).take(present)
+    return Registrations(pairs, compared.scores, compared.matrices).take(present)
 
 
 def _compare(features: Features, proposed: Pairs, earlier: Registrations) -> Registrations:
@@ -191,12 +168,3 @@ def _compare(features: Features, proposed: Pairs, earlier: Registrations) -> Reg
     is_new = ~isin(proposed, earlier.pairs)
     fresh = register_pairs(features, proposed[is_new])
     return earlier.take(isin(earlier.pairs, proposed)).join(fresh)
-
-
-def isin(pairs: Pairs, others: Pairs) -> npt.NDArray[np.bool_]:
-    """Return which of the pairs are among the others."""
-
-    def encode(rows: Pairs) -> npt.NDArray[np.int64]:
-        return (rows[:, 0] << 33) | (rows[:, 1] << 1) | rows[:, 2]
-
-    return np.isin(encode(pairs), encode(others))

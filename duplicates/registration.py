@@ -14,7 +14,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from duplicates.retrieval import Pairs
+from duplicates.retrieval import Pairs, encode
 from duplicates.sift_features import MIRROR, Features, mirror_points
 
 MAX_RATIO = 0.8  # of the distances to the nearest and to the second nearest descriptor
@@ -45,7 +45,7 @@ class Registrations:
         """Return both, in the order of their pairs."""
         both = zip(vars(self).values(), vars(other).values(), strict=True)
         joined = Registrations(*(np.concatenate(parts) for parts in both))
-        return joined.take(np.lexsort(joined.pairs.T[::-1]))
+        return joined.take(np.argsort(encode(joined.pairs)))
 
     def take(self, chosen: npt.NDArray) -> "Registrations":
         """Return a selection of the pairs."""
@@ -85,7 +85,7 @@ def register_pairs(
         start, end = span
         row = int(pairs[start, 0])
         count = features.counts[row]
-        points, descriptors = features.points[row, :count], features.descriptors[row, :count]
+        points, descriptors = features.points[row, :count], features.descriptors[row][:count]
         views = (
             _View.build(points, descriptors),
             _View.build(mirror_points(points), descriptors[:, MIRROR]),
@@ -93,7 +93,7 @@ def register_pairs(
         for index in range(start, end):
             other, flip = pairs[index, 1:]
             count = features.counts[other]
-            fixed = _View.build(features.points[other, :count], features.descriptors[other, :count])
+            fixed = _View.build(features.points[other, :count], features.descriptors[other][:count])
             scores[index], matrices[index] = _register(views[flip], fixed, min_matches)
         return end - start
 

@@ -1,72 +1,37 @@
-"""Propose pairs of slices to compare: pairs that share rare visual words.
-
-Source: Sivic and Zisserman 2003, Video Google: a text retrieval approach to object matching.
-"""
+"""Propose pairs of slices to compare: the most similar ones, and those with a common link."""
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array, triu
 
-NEIGHBOURS = 30  # candidates for each slice, and as many for its mirror image
-ROWS_AT_ONCE = 512
-# Word vectors are integers of this length. The sums of their products stay below 2**24, so float32
-# adds them without rounding, and neither the cores nor the order of slices change the ranking.
-VECTOR_LENGTH = 3000
+from duplicates.neighbours import Neighbours
 
 Pairs = npt.NDArray[np.int64]  # [P, 3]: first row, second row (larger), 1 if one is mirrored
 
 
-def propose_pairs(words: npt.NDArray[np.int16], n_words: int) -> Pairs:
-    """Return the nearest slices of each slice and of its mirror image by visual words.
+def encode(pairs: Pairs) -> npt.NDArray[np.int64]:
+    """Return one number for each pair [P], in the order of the pairs."""
+    return (pairs[:, 0] << 33) | (pairs[:, 1] << 1) | pairs[:, 2]
 
-    Args:
-        words: Visual words of each slice [N, M], -1 for padding.
-        n_words: Size of the vocabulary, mirror images included.
 
-    Returns:
-        Distinct pairs, sorted.
+def isin(pairs: Pairs, others: Pairs) -> npt.NDArray[np.bool_]:
+    """Return which of the pairs are among the others, [P]."""
+    return np.isin(encode(pairs), encode(others))
+
+
+def propose_neighbours(neighbours: Neighbours) -> Pairs:
+    """Return each slice with its neighbours of the same set: distinct pairs, sorted."""
+    rows, codes = neighbours.list_directed()
+    return _order_pairs(rows, codes // 2, codes % 2)
+
+
+def propose_neighbours_between(neighbours: Neighbours, n_first: int) -> Pairs:
+    """Return each slice of a first set with its neighbours of a second set, sorted.
+
+    Rows of the second set are numbered from n_first on.
     """
-    n_slices = len(words)
-    if n_slices < 2:
-        return np.zeros((0, 3), np.int64)
-    vectors = _build_vectors(words, n_words)
-    return _propose_nearest(vectors, n_slices, 0, min(NEIGHBOURS, n_slices - 1))
-
-
-def propose_pairs_between(words: npt.NDArray[np.int16], n_first: int, n_words: int) -> Pairs:
-    """Return the nearest slices of a second set for each slice of a first set, mirrored or not.
-
-    Args:
-        words: Visual words of both sets [N, M], those of the first set in the first rows.
-        n_first: Size of the first set.
-        n_words: Size of the vocabulary, mirror images included.
-
-    Returns:
-        Distinct pairs of a row of the first set and a row of the second, sorted.
-    """
-    n_second = len(words) - n_first
-    if not n_first or not n_second:
-        return np.zeros((0, 3), np.int64)
-    vectors = _build_vectors(words, n_words)
-    return _propose_nearest(vectors, n_first, n_first, min(NEIGHBOURS, n_second))
-
-
-def _propose_nearest(
-    vectors: npt.NDArray[np.float32], n_rows: int, start: int, n_taken: int
-) -> Pairs:
-    """Return the nearest of the rows from `start` on for each of the first `n_rows` rows."""
-    others, half = vectors[start:], vectors.shape[1] // 2
-    mirrored = np.concatenate([others[:, half:], others[:, :half]], axis=1)
-    found = []
-    for flip, candidates in ((0, others), (1, mirrored)):
-        for first in range(0, n_rows, ROWS_AT_ONCE):
-            rows = np.arange(first, min(first + ROWS_AT_ONCE, n_rows))
-            similarity = vectors[rows] @ candidates.T  # [rows, others]
-            own = rows[rows >= start]  # a slice is not its own neighbour
-            similarity[own - first, own - start] = -1
-            nearest = start + np.argpartition(-similarity, n_taken - 1, axis=1)[:, :n_taken]
-            found.append(_order_pairs(np.repeat(rows, n_taken), nearest.ravel(), flip))
-    return np.unique(np.concatenate(found), axis=0)
+    rows, codes = neighbours.list_directed()
+    return _order_pairs(rows, n_first + codes // 2, codes % 2)
 
 
 def propose_transitive_pairs(links: Pairs, n_slices: int) -> Pairs:
@@ -86,22 +51,8 @@ def propose_transitive_pairs(links: Pairs, n_slices: int) -> Pairs:
             )
             total = total + first @ second
         common = triu(total, 1).tocoo()
-        proposed.append(_order_pairs(common.row, common.col, parity))
-    return np.unique(np.concatenate(proposed), axis=0)
-
-
-def _build_vectors(words: npt.NDArray[np.int16], n_words: int) -> npt.NDArray[np.float32]:
-    """Return tf-idf vectors of visual words, rounded to whole numbers [N, n_words]."""
-    n_slices = len(words)
-    rows, places = np.nonzero(words >= 0)
-    counts = np.zeros((n_slices, n_words), np.float32)
-    np.add.at(counts, (rows, words[rows, places]), 1)
-    occurs = (counts > 0).sum(axis=0)
-    occurs = occurs + np.roll(occurs, n_words // 2)  # a word is as common as its mirror image
-    rarity = np.log(2 * n_slices / np.maximum(occurs, 1)).astype(np.float32)
-    vectors = np.sqrt(counts) * rarity
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.rint(vectors * (VECTOR_LENGTH / np.maximum(lengths, 1e-9)))
+        proposed.append(_order_pairs(common.row, common.col, np.full(common.nnz, parity)))
+    return _sort(np.concatenate(proposed))
 
 
 def _build_adjacency(links: Pairs, n_slices: int) -> coo_array:
@@ -110,6 +61,11 @@ def _build_adjacency(links: Pairs, n_slices: int) -> coo_array:
     return coo_array((np.ones(len(ends[0]), np.int64), ends), shape=(n_slices, n_slices)).tocsr()
 
 
-def _order_pairs(first: npt.NDArray, second: npt.NDArray, flip: int) -> Pairs:
-    smaller, larger = np.minimum(first, second), np.maximum(first, second)
-    return np.stack([smaller, larger, np.full_like(smaller, flip)], axis=1).astype(np.int64)
+def _order_pairs(first: npt.NDArray, second: npt.NDArray, flip: npt.NDArray) -> Pairs:
+    pairs = [np.minimum(first, second), np.maximum(first, second), flip]
+    return _sort(np.stack(pairs, axis=1).astype(np.int64))
+
+
+def _sort(pairs: Pairs) -> Pairs:
+    """Return the distinct pairs, sorted."""
+    return pairs[np.unique(encode(pairs), return_index=True)[1]]

@@ -3,10 +3,11 @@
 import numpy as np
 
 from duplicates.clustering import GROUP_SCORE
-from duplicates.finder import TRANSITIVE_ROUNDS, Duplicates, isin, one_opencv_thread
+from duplicates.finder import TRANSITIVE_ROUNDS, Duplicates, one_opencv_thread
+from duplicates.neighbours import build_vectors, find_between
 from duplicates.registration import Registrations, register_pairs
-from duplicates.retrieval import propose_pairs_between, propose_transitive_pairs
-from duplicates.sift_features import Features, load_vocabulary
+from duplicates.retrieval import isin, propose_neighbours_between, propose_transitive_pairs
+from duplicates.sift_features import load_vocabulary
 
 
 def compare_sets(first: Duplicates, second: Duplicates) -> Registrations:
@@ -19,16 +20,13 @@ def compare_sets(first: Duplicates, second: Duplicates) -> Registrations:
         The pairs [row in `first`, row in `second`, 1 if the first is mirrored], sorted.
     """
     n_first, n_all = len(first.digests), len(first.digests) + len(second.digests)
-    features = Features(
-        *(
-            np.concatenate([getattr(first.features, name), getattr(second.features, name)])
-            for name in Features.__dataclass_fields__
-        )
-    )
+    features = first.features.join(second.features)
+    vectors = build_vectors(features.words, len(load_vocabulary()))
     offset = np.array([n_first, n_first, 0])
     inside = np.concatenate([first.links().pairs, second.links().pairs + offset])
     compared = Registrations.build_empty()
-    proposed = propose_pairs_between(features.words, n_first, len(load_vocabulary()))
+    neighbours = find_between(vectors[:n_first], vectors[n_first:])
+    proposed = propose_neighbours_between(neighbours, n_first)
     with one_opencv_thread():
         for _ in range(1 + TRANSITIVE_ROUNDS):
             fresh = proposed[~isin(proposed, compared.pairs)]

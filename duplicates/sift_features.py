@@ -5,15 +5,19 @@ Zisserman 2012, Three things everyone should know to improve object retrieval (r
 """
 
 import os
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
+
+from common.row_file import RowFile, StoredRows
 
 THUMBNAIL_PX = 192  # side of the squares that features are taken from
 MAX_KEYPOINTS = 200
@@ -28,6 +32,7 @@ _LAYOUT = np.arange(128).reshape(4, 4, 8)
 MIRROR = _LAYOUT[::-1, :, -np.arange(8) % 8].reshape(-1)
 
 Bytes = npt.NDArray[np.uint8]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -37,44 +42,59 @@ class Features:
     Attributes:
         counts: Keypoints of each slice, int64 [N].
         points: x and y in thumbnail pixels, float32 [N, M, 2].
-        descriptors: Root-normalised SIFT, uint8 [N, M, 128].
+        descriptors: Root-normalised SIFT, N rows uint8 [M, 128].
         words: Visual word of each descriptor, int16 [N, M]; -1 is padding.
     """
 
     counts: npt.NDArray[np.int64]
     points: npt.NDArray[np.float32]
-    descriptors: Bytes
+    descriptors: StoredRows
     words: npt.NDArray[np.int16]
 
     def take(self, rows: npt.NDArray[np.intp]) -> "Features":
         """Return the features of some slices, in that order."""
-        return Features(*(values[rows] for values in vars(self).values()))
+        return Features(
+            self.counts[rows], self.points[rows], self.descriptors.take(rows), self.words[rows]
+        )
+
+    def join(self, other: "Features") -> "Features":
+        """Return the features of both sets of slices."""
+        return Features(
+            np.concatenate([self.counts, other.counts]),
+            np.concatenate([self.points, other.points]),
+            self.descriptors.join(other.descriptors),
+            np.concatenate([self.words, other.words]),
+        )
 
 
-def extract_features(thumbnails: list[Bytes]) -> Features:
-    """Compute the features of thumbnails [THUMBNAIL_PX, THUMBNAIL_PX] on all cores."""
-    n_slices = len(thumbnails)
-    features = Features(
-        counts=np.zeros(n_slices, np.int64),
-        points=np.zeros((n_slices, MAX_KEYPOINTS, 2), np.float32),
-        descriptors=np.zeros((n_slices, MAX_KEYPOINTS, 128), np.uint8),
-        words=np.full((n_slices, MAX_KEYPOINTS), -1, np.int16),
-    )
+def extract_features(
+    thumbnails: Mapping[Name, Bytes], names: Sequence[Name] | None = None
+) -> Features:
+    """Compute the features of thumbnails [THUMBNAIL_PX, THUMBNAIL_PX] on all cores.
+
+    Args:
+        thumbnails: By any name; few are read at a time.
+        names: Those to use, in the order of the rows (default: all).
+    """
+    names = list(thumbnails) if names is None else names
     vocabulary = load_vocabulary()
 
-    def fill(row: int) -> None:
-        points, descriptors = describe_slice(thumbnails[row])
-        count = len(points)
-        features.counts[row] = count
-        features.points[row, :count] = points
-        features.descriptors[row, :count] = descriptors
-        features.words[row, :count] = assign_words(descriptors, vocabulary)
+    def describe(name: Name) -> tuple[npt.NDArray[np.float32], Bytes, npt.NDArray[np.intp]]:
+        points, descriptors = describe_slice(thumbnails[name])
+        return points, descriptors, assign_words(descriptors, vocabulary)
 
+    counts = np.zeros(len(names), np.int64)
+    points = np.zeros((len(names), MAX_KEYPOINTS, 2), np.float32)
+    words = np.full((len(names), MAX_KEYPOINTS), -1, np.int16)
+    file = RowFile((MAX_KEYPOINTS, 128), np.uint8)
+    places = np.zeros(len(names), np.int64)
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(fill, range(n_slices))
-        for _ in tqdm(done, "features", n_slices, unit="slice", disable=None):
-            pass
-    return features
+        done = tqdm(pool.map(describe, names), "features", len(names), unit="slice", disable=None)
+        for row, (found, descriptors, assigned) in enumerate(done):
+            count = counts[row] = len(found)
+            points[row, :count], words[row, :count] = found, assigned
+            places[row] = file.append(np.pad(descriptors, ((0, MAX_KEYPOINTS - count), (0, 0))))
+    return Features(counts, points, StoredRows(file, places), words)
 
 
 def describe_slice(thumbnail: Bytes) -> tuple[npt.NDArray[np.float32], Bytes]:

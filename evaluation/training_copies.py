@@ -12,7 +12,8 @@ import numpy as np
 
 from common.portable_names import quote
 from duplicates.clustering import STRONG_SCORE
-from duplicates.finder import Duplicates, load_duplicates
+from duplicates.finder import Duplicates
+from duplicates.result_file import load_duplicates
 from duplicates.set_comparison import compare_sets
 from evaluation.ensembles import Predictions
 from evaluation.intervals import describe, estimate_ratio

@@ -30,7 +30,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from duplicates.clustering import DUPLICATE_SCORE, STRONG_SCORE, connect
-from duplicates.finder import Duplicates, load_duplicates
+from duplicates.finder import Duplicates
+from duplicates.result_file import load_duplicates
 from evaluation.comparison import compare_paired
 from evaluation.intervals import describe, estimate_ratio
 from evaluation.patients import aggregate_by_patient

@@ -274,7 +274,7 @@ def match_pairs(slices: Slices, pairs: Pairs) -> NDArray[np.float32]:
     """Return the score [M] of the duplicate search for each pair, of upright slices."""
     rows, codes = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
     first, second = codes.reshape(2, -1)
-    features = extract_features([slices.thumbnails[row] for row in rows])
+    features = extract_features(dict(enumerate(slices.thumbnails)), list(rows))
     upright = np.zeros_like(first)  # a person's slices are not mirrored
     found = register_pairs(features, np.stack([first, second, upright], axis=1))
     return found.scores.astype(np.float32)

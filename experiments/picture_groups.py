@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from duplicates.clustering import GROUP_SCORE, STRONG_SCORE, cluster_groups, connect
-from duplicates.finder import find_duplicates, load_duplicates
+from duplicates.finder import find_duplicates
 from duplicates.registration import Registrations
+from duplicates.result_file import load_duplicates
 from duplicates.sift_features import MAX_KEYPOINTS
 from experiments import cli
 from experiments.known_patients import load_patients

@@ -15,8 +15,9 @@ import pandas as pd
 
 from common.atomic_files import write_text
 from duplicates.clustering import GROUP_SCORE, STRONG_SCORE
-from duplicates.finder import Duplicates, find_duplicates, load_duplicates
+from duplicates.finder import Duplicates, find_duplicates
 from duplicates.registration import Registrations
+from duplicates.result_file import load_duplicates
 from duplicates.set_comparison import compare_sets
 from helper import UserError, log
 from preparation import contact_sheets, integrity
@@ -320,7 +321,7 @@ def draw_sheet(comparison: Comparison, thumbnails: Mapping[str, npt.NDArray], pa
         pairs.append(
             contact_sheets.draw_pair(
                 thumbnails[row["sha256"]],
-                other,
+                other.read(),
                 comparison.matrices[row["sha256"]],
                 mirrored=bool(row["mirrored"]),
                 title=title,

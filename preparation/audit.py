@@ -229,7 +229,7 @@ def _list_odd(
             odd[readable["path"][row]] = f"{name} {value}"
     for path in readable["path"]:
         thumbnail = facts[path].thumbnail
-        if thumbnail is not None and thumbnail.std() < BLANK_SPREAD:
+        if thumbnail is not None and thumbnail.read().std() < BLANK_SPREAD:
             odd[path] = "blank"
     return odd
 

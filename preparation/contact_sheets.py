@@ -35,12 +35,15 @@ def draw_sheets(
     """
     labels = frame.groupby("sha256")["label"].first()
     links, digests = duplicates.links(), duplicates.digests
-    pictures = [thumbnails[digest] for digest in digests]
     ends = labels[digests].to_numpy()[links.pairs[:, :2]]
     across = np.flatnonzero(ends[:, 0] != ends[:, 1])[:CONFLICTS_SHOWN]
 
     def draw(rows: Sequence[int]) -> list[Image.Image]:
-        return [_draw_link(links, row, pictures, ends[row]) for row in rows]
+        drawn = []
+        for row in rows:
+            first, second = (thumbnails[digests[end]] for end in links.pairs[row, :2])
+            drawn.append(_draw_link(links, row, (first, second), ends[row]))
+        return drawn
 
     save_sheet(folder / SHEETS[0], draw(_choose_by_score(links.scores)), columns=PAIRS_PER_BAND)
     save_sheet(folder / SHEETS[1], _draw_groups(thumbnails, frame), columns=1)
@@ -62,14 +65,14 @@ def _spread(n_items: int, n_chosen: int) -> npt.NDArray[np.intp]:
 
 
 def _draw_link(
-    links: Registrations, row: int, pictures: Sequence[Bytes], labels: Sequence[str]
+    links: Registrations, row: int, pictures: tuple[Bytes, Bytes], labels: Sequence[str]
 ) -> Image.Image:
-    first, second, mirrored = links.pairs[row]
+    mirrored = links.pairs[row, 2]
     note = ", mirrored" if mirrored else ""
     title = f"score {links.scores[row]}{note}: {labels[0]} / {labels[1]}"
-    return draw_pair(
-        pictures[first], pictures[second], links.matrices[row], mirrored=mirrored > 0, title=title
-    )
+    first, second = pictures
+    matrix = links.matrices[row]
+    return draw_pair(first, second, matrix, mirrored=mirrored > 0, title=title)
 
 
 def draw_pair(

@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.atomic_files import write_text
+from common.row_file import RowFile, StoredMapping, StoredRow
 from duplicates.clustering import connect, pair_equal
 from duplicates.sift_features import THUMBNAIL_PX
 from helper import UserError
@@ -48,7 +49,7 @@ class ImageFacts:
         patient: Pseudonym of the patient of a DICOM file, else "".
         study: Pseudonym of the study of a DICOM file, else "".
         series: Pseudonym of its series, or of the file that a picture was unpacked from, else "".
-        thumbnail: uint8 [THUMBNAIL_PX, THUMBNAIL_PX]; None if the file cannot be read.
+        thumbnail: uint8 [THUMBNAIL_PX, THUMBNAIL_PX], on disk; None if the file cannot be read.
         extremes: Smallest and largest values, if the file declares no bit depth (`ValueScaler`).
         is_wrapped: Whether 8-bit values look like those of more bits modulo 256.
         is_binary: Whether there are two grey values alone, as in a mask.
@@ -63,7 +64,7 @@ class ImageFacts:
     patient: str = ""
     study: str = ""
     series: str = ""
-    thumbnail: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    thumbnail: StoredRow | None = field(default=None, repr=False, compare=False)
     extremes: Ranges = field(default_factory=dict)
     is_wrapped: bool = False
     is_binary: bool = False
@@ -87,10 +88,18 @@ def list_images(data_dir: Path) -> list[str]:
     return sorted(name for name in names if "/." not in name)
 
 
-def measure_image(content: bytes, ranges: Ranges | None = None) -> ImageFacts:
+def open_thumbnails() -> RowFile:
+    """Return an empty temporary file of thumbnails."""
+    return RowFile((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
+
+
+def measure_image(content: bytes, thumbnails: RowFile, ranges: Ranges | None = None) -> ImageFacts:
     """Decode one file and return its facts; the note of an unreadable file gives the reason.
 
-    Values without a declared bit depth are scaled by the ranges, without any by their own.
+    Args:
+        content: Of the file.
+        thumbnails: From `open_thumbnails`; the thumbnail is added.
+        ranges: Scale of values without a declared bit depth (default: their own).
 
     Raises:
         ImageTooLargeError: Over the pixel limit.
@@ -106,13 +115,13 @@ def measure_image(content: bytes, ranges: Ranges | None = None) -> ImageFacts:
         return ImageFacts(sha256, 0, 0, float("nan"), "", f"unreadable: {error.reason}")
     height, width = pixels.shape
     mean = round(float(pixels.mean()), 3)
-    thumbnail = resize_grey(pixels, THUMBNAIL_PX)
+    place = thumbnails.append(resize_grey(pixels, THUMBNAIL_PX))
     return ImageFacts(
         *(sha256, width, height, mean, mode),
         patient=patient,
         study=study,
         series=series,
-        thumbnail=thumbnail,
+        thumbnail=StoredRow(thumbnails, place),
         extremes=scaler.extremes,
         is_wrapped=not scaler.extremes and is_wrapped(pixels),
         is_binary=_is_binary(pixels),
@@ -142,6 +151,7 @@ def measure_images(
         UserError: A file is over the pixel limit; names the first one.
     """
     measured: dict[str, ImageFacts] = {}
+    thumbnails = open_thumbnails()
     remaining = iter(files)
     with (
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -149,7 +159,8 @@ def measure_images(
     ):
         while chunk := list(itertools.islice(remaining, FILES_AT_ONCE)):
             futures = [
-                (name, pool.submit(measure_image, content, ranges)) for name, content in chunk
+                (name, pool.submit(measure_image, content, thumbnails, ranges))
+                for name, content in chunk
             ]
             for name, future in futures:
                 try:
@@ -168,9 +179,11 @@ def measure_present(data_dir: Path, known: Container[str] = ()) -> dict[str, Ima
     return measure_images(((name, (data_dir / name).read_bytes()) for name in names), len(names))
 
 
-def collect_thumbnails(facts: Mapping[str, ImageFacts]) -> dict[str, npt.NDArray[np.uint8]]:
+def collect_thumbnails(facts: Mapping[str, ImageFacts]) -> StoredMapping:
     """Return the thumbnail of every distinct readable file, by sha256."""
-    return {fact.sha256: fact.thumbnail for fact in facts.values() if fact.thumbnail is not None}
+    return StoredMapping(
+        {fact.sha256: fact.thumbnail for fact in facts.values() if fact.thumbnail is not None}
+    )
 
 
 def build_manifest(

@@ -7,7 +7,7 @@ import pandas as pd
 
 import dataset
 from args import TrainConfig
-from duplicates.finder import load_duplicates, save_duplicates
+from duplicates.result_file import load_duplicates, save_duplicates
 from evaluation.training_copies import FEATURES_FILE
 from helper import log
 from preparation.manifest import cache_path

@@ -1,5 +1,6 @@
 """Duplicate sets and groups of small graphs worked out by hand."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from duplicates import clustering
 from duplicates.clustering import (
     GROUP_SCORE,
+    MEAN_SCORE,
     STRONG_SCORE,
     cluster_duplicates,
     cluster_groups,
@@ -85,3 +87,35 @@ def test_connect_passes_32_bit_nodes_to_scipy(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(clustering, "connected_components", spy)
     assert connect(np.array([[0, 3], [1, 2]], np.int64), 5).tolist() == [0, 1, 1, 0, 2]
     assert dtypes == [np.int32, np.int32]  # scipy 1.11 connects nothing with 64 bits
+
+
+def join_by_all_pairs(pairs: np.ndarray, scores: np.ndarray, patients: list[str]) -> list[int]:
+    """Return the smallest image of each one's group, by comparing all pairs of parts each time."""
+    best = np.zeros((len(patients), len(patients)))
+    np.maximum.at(best, (pairs[:, 0], pairs[:, 1]), scores)
+    best = np.maximum(best, best.T)
+    parts = {image: [image] for image in range(len(patients))}
+    while True:
+        means = [
+            (-best[np.ix_(parts[a], parts[b])].mean(), a, b)
+            for a, b in itertools.combinations(sorted(parts), 2)
+            if sum(patients[image] != "" for image in parts[a] + parts[b]) < 2
+        ]
+        mean, kept, joined = min(means, default=(0, 0, 0))
+        if -mean < MEAN_SCORE:
+            root_of = {image: root for root, images in parts.items() for image in images}
+            return [root_of[image] for image in range(len(patients))]
+        parts[kept] += parts.pop(joined)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_are_those_of_average_linkage(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n_images, n_links = int(rng.integers(2, 25)), int(rng.integers(1, 120))
+    pairs = rng.integers(0, n_images, (n_links, 2))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    scores = rng.integers(GROUP_SCORE, STRONG_SCORE, len(pairs))
+    names = [f"patient {image}" if rng.random() < 0.2 else "" for image in range(n_images)]
+    groups = cluster_groups(pairs, scores, n_images, names)
+    truth = np.array(join_by_all_pairs(pairs, scores, names))
+    assert groups.tolist() == np.unique(truth, return_inverse=True)[1].tolist()

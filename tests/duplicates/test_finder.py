@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from duplicates import finder
+from duplicates import finder, result_file
 from duplicates.clustering import DUPLICATE_SCORE
-from duplicates.finder import Duplicates, find_duplicates, load_duplicates, save_duplicates
+from duplicates.finder import Duplicates, find_duplicates
+from duplicates.result_file import load_duplicates, save_duplicates
 from duplicates.sift_features import THUMBNAIL_PX
 from experiments.planted_duplicates import (
     measure_ids,
@@ -152,7 +153,7 @@ def test_a_saved_result_is_loaded_unless_damaged_or_outdated(
     path.write_bytes(content)
     for version in ("FINDER_VERSION", "READER_VERSION"):
         with monkeypatch.context() as patch:
-            patch.setattr(finder, version, 999)
+            patch.setattr(result_file, version, 999)
             assert load_duplicates(path) is None
 
 

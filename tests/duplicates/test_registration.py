@@ -33,13 +33,13 @@ def test_a_mirror_image_has_mirrored_features(slice_: np.ndarray) -> None:
 
 
 def test_features_are_padded(slice_: np.ndarray) -> None:
-    features = extract_features([slice_, np.zeros_like(slice_)])
+    features = extract_features({"slice": slice_, "blank": np.zeros_like(slice_)})
     count = features.counts[0]
     assert 50 < count <= MAX_KEYPOINTS
     assert features.counts[1] == 0
     assert (features.words[0, :count] >= 0).all()
     assert (features.words[0, count:] == -1).all()
-    assert not features.descriptors[0, count:].any()
+    assert not features.descriptors[0][count:].any()
     assert features.words.max() < len(sift_features.load_vocabulary())
 
 
@@ -49,7 +49,8 @@ def test_a_known_transform_is_found(slice_: np.ndarray) -> None:
         cv2.getRotationMatrix2D(centre, angle, zoom) for angle, zoom in ((25, 1.08), (0, 1.5))
     ]
     moved = [np.asarray(cv2.warpAffine(slice_, each, slice_.shape), np.uint8) for each in matrices]
-    result = register_pairs(extract_features([slice_, *moved]), np.array([[0, 1, 0], [0, 2, 0]]))
+    features = extract_features(dict(enumerate([slice_, *moved])))
+    result = register_pairs(features, np.array([[0, 1, 0], [0, 2, 0]]))
     assert np.abs(result.matrices[0] - matrices[0]).max() < 0.5
     assert result.scores[0] > 60
     assert result.scores[1] == 0  # two scans of one slice differ by less
@@ -57,6 +58,7 @@ def test_a_known_transform_is_found(slice_: np.ndarray) -> None:
 
 def test_unrelated_pictures_do_not_match(slice_: np.ndarray) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (2, 24, 24), dtype=np.uint8)
-    features = extract_features([slice_, *(resize_grey(each, THUMBNAIL_PX) for each in noise)])
+    pictures = [slice_, *(resize_grey(each, THUMBNAIL_PX) for each in noise)]
+    features = extract_features(dict(enumerate(pictures)))
     pairs = np.array([[0, 1, 0], [0, 2, 1], [1, 2, 0]])
     assert register_pairs(features, pairs, min_matches=3).scores.max() < 8

@@ -1,20 +1,16 @@
-"""Candidate pairs of small vocabularies and graphs worked out by hand."""
+"""Candidate pairs of small graphs worked out by hand."""
 
 import numpy as np
-import pytest
 
 from duplicates import retrieval
+from duplicates.neighbours import Neighbours, build_vectors, find_within
 
 
-def test_candidates_share_rare_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slice 0 shares one rare word with slice 1 and two common words with slices 4 to 12."""
-    monkeypatch.setattr(retrieval, "NEIGHBOURS", 1)
-    common = [[2, 3, 7 + number] for number in range(9)]
-    words = [[1, 2, 3], [1, 4, 5], [4, 5, 6], [36, 37, 38], *common]  # 2 and 3: mirror images
-    pairs = {tuple(pair) for pair in retrieval.propose_pairs(np.array(words, np.int16), 64)}
-    assert {(0, 1, 0), (2, 3, 1)} <= pairs
-    assert len(pairs) <= 2 * len(words)
-    assert all(first < second for first, second, _ in pairs)
+def test_pairs_are_distinct_and_sorted() -> None:
+    words = np.array([[1, 2, 3], [1, 2, -1], [33, 34, 4], [40, -1, -1]], np.int16)
+    table = find_within(build_vectors(words, 64), Neighbours.build_empty(4))
+    pairs = retrieval.propose_neighbours(table)
+    assert pairs.tolist() == [[0, 1, 0], [0, 2, 1], [1, 2, 1]]
 
 
 def test_transitive_pairs_combine_mirrors() -> None:

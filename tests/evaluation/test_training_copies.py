@@ -12,7 +12,7 @@ import pytest
 import evaluate
 import main
 import prepare
-from duplicates.finder import load_duplicates
+from duplicates.result_file import load_duplicates
 from evaluation import recalibration
 from evaluation.training_copies import FEATURES_FILE
 from preparation.manifest import cache_path, load_manifest

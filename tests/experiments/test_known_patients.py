@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from duplicates.finder import find_duplicates, save_duplicates
+from duplicates.finder import find_duplicates
+from duplicates.result_file import save_duplicates
 from experiments import known_patients, picture_groups, plot_splits
 from helper import UserError
 from preparation.manifest import (

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.row_file import StoredRow
 from duplicates.finder import FINDER_VERSION
 from duplicates.sift_features import THUMBNAIL_PX
 from preparation import audit as audits
 from preparation import audit_text
-from preparation.manifest import COLUMNS, ImageFacts, manifest_path
+from preparation.manifest import COLUMNS, ImageFacts, manifest_path, open_thumbnails
 
 
 def build_frame(duplicate_sets: list[str], groups: list[str], labels: list[str]) -> pd.DataFrame:
@@ -30,10 +31,16 @@ def build_frame(duplicate_sets: list[str], groups: list[str], labels: list[str])
     return frame.assign(width=8, height=8, split="train", patient="", note="")[list(COLUMNS)]
 
 
+def store(thumbnail: np.ndarray) -> StoredRow:
+    file = open_thumbnails()
+    return StoredRow(file, file.append(thumbnail))
+
+
 def build_facts(frame: pd.DataFrame) -> dict[str, ImageFacts]:
     noise = np.random.default_rng(0).integers(0, 255, (THUMBNAIL_PX,) * 2, dtype=np.uint8)
+    thumbnail = store(noise)
     return {
-        row.path: ImageFacts(row.sha256, 8, 8, row.mean, "L", thumbnail=noise)
+        row.path: ImageFacts(row.sha256, 8, 8, row.mean, "L", thumbnail=thumbnail)
         for row in frame.itertuples()
     }
 
@@ -139,7 +146,7 @@ def test_odd_images_are_named() -> None:
     frame = build_frame(ids, ids, ["a", "b"] * 20)
     frame.loc[3, "width"] = 9
     facts = build_facts(frame)
-    blank = np.full((THUMBNAIL_PX,) * 2, 7, np.uint8)
+    blank = store(np.full((THUMBNAIL_PX,) * 2, 7, np.uint8))
     for row, mode in ((5, "L"), (6, "P")):
         facts[frame["path"][row]] = ImageFacts("x", 8, 8, 7.0, mode, thumbnail=blank)
     audit = audits.build_audit(frame, facts, "source", 0)

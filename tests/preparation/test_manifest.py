@@ -9,12 +9,13 @@ import pytest
 from helper import UserError
 from preparation.manifest import (
     COLUMNS,
+    ImageFacts,
     build_manifest,
     link_groups,
     load_earlier_manifest,
     load_manifest,
     manifest_path,
-    measure_image,
+    measure_images,
     name_sets,
 )
 from tests.support.builders import make_data_folder
@@ -91,16 +92,20 @@ def test_ids_come_from_the_smallest_digest_of_the_set() -> None:
     assert name_sets("d", [7, 5, 5], digests) == ["d" + "b" * 12, "d" + "a" * 12, "d" + "a" * 12]
 
 
+def measure(content: bytes) -> ImageFacts:
+    return measure_images([("name", content)], 1)["name"]
+
+
 def test_masks_have_two_grey_values_alone() -> None:
     pixels = np.zeros((8, 8), np.uint8)
-    assert not measure_image(encode(pixels, "PNG")).is_binary  # blank
+    assert not measure(encode(pixels, "PNG")).is_binary  # blank
     pixels[2:4] = 200
-    assert measure_image(encode(pixels, "PNG")).is_binary
+    assert measure(encode(pixels, "PNG")).is_binary
     pixels[5] = 90
-    assert not measure_image(encode(pixels, "PNG")).is_binary
+    assert not measure(encode(pixels, "PNG")).is_binary
 
 
 def test_an_unreadable_file_is_called_what_it_is() -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-    assert "a Git LFS pointer" in measure_image(pointer).note
-    assert "a web page" in measure_image(b"<!DOCTYPE html><html>404</html>").note
+    assert "a Git LFS pointer" in measure(pointer).note
+    assert "a web page" in measure(b"<!DOCTYPE html><html>404</html>").note

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import prepare
-from duplicates import finder
+from duplicates import finder, result_file
 from experiments.planted_duplicates import plant_duplicate
 from phantoms.generator import plan_phantoms, render_phantom
 from preparation.audit import read_audit
@@ -87,7 +87,7 @@ def test_a_second_run_reuses_results(pairs: Path, monkeypatch: Patch) -> None:
     frame, content = load_manifest(data), sheet.read_bytes()
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     with monkeypatch.context() as patched:
-        for name in ("register_pairs", "extract_features", "propose_pairs"):
+        for name in ("register_pairs", "extract_features", "find_within"):
             patched.setattr(finder, name, lambda *_: pytest.fail("computed again"))
         pd.testing.assert_frame_equal(run(pairs / "source", data), frame)
         assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
@@ -97,7 +97,7 @@ def test_a_second_run_reuses_results(pairs: Path, monkeypatch: Patch) -> None:
     cache = data / "cache/duplicates.npz"
     cache.write_bytes(cache.read_bytes()[:1000])
     pd.testing.assert_frame_equal(run(pairs / "source", data), frame)
-    assert finder.load_duplicates(cache) is not None
+    assert result_file.load_duplicates(cache) is not None
 
 
 def test_new_images_do_not_move_others(pairs: Path, tmp_path: Path, capsys: Capture) -> None:

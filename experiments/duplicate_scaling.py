@@ -1,0 +1,138 @@
+"""Measure how the cost of the duplicate search grows with the number of slices.
+
+    python -m experiments.duplicate_scaling DATA [DATA …] --sizes 5000 20000 100000 --json FILE
+
+A tenth of the slices are distinct: slices of the prepared folders, then phantoms. The others are
+altered copies of these (planted_duplicates.py). For each size the search is run from the start,
+saved, loaded, and continued with ten more copies.
+"""
+
+import argparse
+import itertools
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from common.machine import read_peak_memory_mib
+from common.row_file import RowFile, StoredMapping, StoredRow
+from duplicates.finder import find_duplicates
+from duplicates.neighbours import Neighbours, build_vectors, find_within
+from duplicates.result_file import load_duplicates, save_duplicates
+from duplicates.sift_features import THUMBNAIL_PX, load_vocabulary
+from experiments import cli
+from experiments.planted_duplicates import measure_planted, plant_duplicate
+from imaging.grayscale import resize_grey
+from imaging.reader import read_grey
+from phantoms.generator import plan_phantoms, render_phantom
+from preparation.manifest import load_manifest
+
+SIDE_PX = 256  # of the pictures that copies are made of
+COPIES = 9  # of each distinct slice
+N_NEW = 10
+GROWING = ("search_s", "cpu_s", "neighbours_s", "pairs")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = cli.build_parser("duplicate_scaling", __doc__)
+    parser.add_argument("data", type=Path, nargs="+", help="prepared folders")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5000, 20000, 100000])
+    return cli.run(measure, parser.parse_args(argv))
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Search each number of slices; print and return the costs and their growth."""
+    rows = []
+    for n_slices in sorted(options.sizes):
+        rows.append(measure_size(options.data, n_slices))
+        print(rows[-1], flush=True)
+    growth = [
+        {key: measure_growth(small, large, key) for key in GROWING}
+        for small, large in itertools.pairwise(rows)
+    ]
+    print("growth exponents:", growth)
+    return {"copies_of_each": COPIES, "rows": rows, "growth_exponents": growth}
+
+
+def measure_size(folders: Sequence[Path], n_slices: int) -> dict[str, Any]:
+    """Search among a number of slices; return the costs and the share of copies found."""
+    n_distinct = -(-n_slices // (1 + COPIES))
+    rows = make_thumbnails(folders, n_distinct, n_slices + N_NEW)
+    thumbnails = StoredMapping(dict(itertools.islice(rows.items(), n_slices)))
+    start, start_cpu = time.perf_counter(), time.process_time()
+    found = find_duplicates(thumbnails)
+    search_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
+    peak_mib = read_peak_memory_mib()  # of this size, as the sizes rise
+    start = time.perf_counter()
+    vectors = build_vectors(found.features.words, len(load_vocabulary()))
+    find_within(vectors, Neighbours.build_empty(n_slices))
+    neighbours_s = time.perf_counter() - start
+    names = list(rows)
+    originals = {name: names[row % n_distinct] for row, name in enumerate(names[n_distinct:])}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "duplicates.npz"
+        save_duplicates(found, path)
+        size_mib = path.stat().st_size / 2**20
+        start = time.perf_counter()
+        known = load_duplicates(path)
+        load_s = time.perf_counter() - start
+    start = time.perf_counter()
+    continued = find_duplicates(StoredMapping(rows), known)
+    return {
+        "slices": n_slices,
+        "distinct": n_distinct,
+        "search_s": search_s,
+        "cpu_s": cpu_s,
+        "neighbours_s": neighbours_s,
+        "pairs": len(found.compared.scores),
+        "peak_memory_mib": peak_mib,
+        "file_mib": size_mib,
+        "load_s": load_s,
+        f"continued_with_{N_NEW}_s": time.perf_counter() - start,
+        **measure_planted(continued, originals),
+    }
+
+
+def make_thumbnails(
+    folders: Sequence[Path], n_distinct: int, n_slices: int
+) -> dict[str, StoredRow]:
+    """Return thumbnails by name: the distinct slices, then copies of one after the other."""
+    pictures = RowFile((SIDE_PX, SIDE_PX), np.uint8)
+    for picture in itertools.islice(read_pictures(folders, n_distinct), n_distinct):
+        pictures.append(picture)
+    thumbnails = RowFile((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
+    rows = {}
+    for number in tqdm(range(n_slices), "slices", unit="slice", disable=None):
+        picture = pictures.read(number % n_distinct)
+        if number >= n_distinct:
+            picture = plant_duplicate(picture, np.random.default_rng(number))
+        place = thumbnails.append(resize_grey(picture, THUMBNAIL_PX))
+        rows[f"{number:06d}"] = StoredRow(thumbnails, place)
+    return rows
+
+
+def read_pictures(folders: Sequence[Path], n_pictures: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield one slice of each duplicate set of the folders, then phantoms."""
+    for folder in folders:
+        frame = load_manifest(folder)
+        for path in frame[frame["width"] > 0].drop_duplicates("duplicate_set")["path"]:
+            yield resize_grey(read_grey(folder / path), SIDE_PX)
+    for plan in plan_phantoms(n_pictures, seed=0):
+        yield resize_grey(render_phantom(plan)[0], SIDE_PX)
+
+
+def measure_growth(small: dict[str, Any], large: dict[str, Any], key: str) -> float:
+    """Return the exponent of the growth of a cost with the number of slices."""
+    return math.log(large[key] / small[key]) / math.log(large["slices"] / small["slices"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

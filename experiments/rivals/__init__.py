@@ -1,0 +1,1 @@
+"""Other duplicate searches, measured on the same planted copies as the own one."""

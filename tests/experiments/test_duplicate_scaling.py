@@ -1,0 +1,24 @@
+"""The cost of the duplicate search by the number of slices, on few phantoms."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import duplicate_scaling
+
+
+def test_costs_and_growth_are_written(phantom_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scaling.json"
+    command = [str(phantom_dir), "--sizes", "40", "20", "--json", str(output)]
+    assert duplicate_scaling.main(command) == 0
+    figures = json.loads(output.read_text())
+    assert [row["slices"] for row in figures["rows"]] == [20, 40]
+    assert [row["distinct"] for row in figures["rows"]] == [2, 4]
+    assert all(row["recall_link"] == 1.0 for row in figures["rows"])
+    assert set(figures["growth_exponents"][0]) == set(duplicate_scaling.GROWING)
+
+
+def test_growth_is_the_exponent_of_a_power() -> None:
+    small, large = ({"slices": n, "pairs": 3 * n**1.5} for n in (100, 700))
+    assert duplicate_scaling.measure_growth(small, large, "pairs") == pytest.approx(1.5)
