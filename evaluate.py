@@ -133,6 +133,7 @@ def print_summary(report: dict[str, Any], results_dir: Path) -> None:
         format_estimate,
         format_headline,
         list_differences,
+        tabulate_headline,
     )
 
     for note in report["notes"]:
@@ -151,13 +152,13 @@ def print_summary(report: dict[str, Any], results_dir: Path) -> None:
                 *(pair["p_value"], pair["n_first"], pair["n_second"]),
             )
         log.info("%s", describe_spread(comparison))
-    log.info("%s, %s split: %s", report["run"], report["split"], format_headline(report))
     patients = f", {report['n_patients']} patients" if report["n_patients"] else ""
     log.info(
-        "%d images, %d groups%s; majority-class baseline %.4f, brightness baseline %.4f",
-        *(report["n_images"], report["n_groups"], patients),
-        *(report["baselines"]["majority"], report["baselines"]["brightness"]),
+        "%s, %s split: %d images, %d groups%s; in brackets: 95 %% intervals",
+        *(report["run"], report["split"], report["n_images"], report["n_groups"], patients),
     )
+    for line in tabulate_headline(report):
+        log.info("%s", line)
     if thresholds := report["thresholds"]:
         for name, value in thresholds["values"].items():
             figures = thresholds["per_class"][name]

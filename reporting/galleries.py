@@ -29,17 +29,38 @@ class GalleryItem(NamedTuple):
     caption: str
 
 
-def select_errors(predictions: Predictions, count: int) -> list[GalleryItem]:
-    """Return the wrong predictions of highest confidence, one per distinct slice."""
-    confidence = predictions.calibrated.probs.max(axis=1)
-    order = np.argsort(-confidence, kind="stable")
-    return _build_items(predictions, order[~predictions.correct[order]], count)
+class Gallery(NamedTuple):
+    """Slices chosen by one rule.
+
+    Attributes:
+        name: Of the plot.
+        title: The rule.
+        items: At least one.
+    """
+
+    name: str
+    title: str
+    items: list[GalleryItem]
 
 
-def select_least_certain(predictions: Predictions, count: int) -> list[GalleryItem]:
-    """Return the predictions of lowest confidence, one per distinct slice."""
+def select(predictions: Predictions, count: int) -> list[Gallery]:
+    """Return the errors of highest and the predictions of lowest confidence, one a distinct slice.
+
+    Args:
+        predictions: With the slices of each network.
+        count: Number of slices in each gallery; a gallery without slices is left out.
+    """
     confidence = predictions.calibrated.probs.max(axis=1)
-    return _build_items(predictions, np.argsort(confidence, kind="stable"), count)
+    most, least = (np.argsort(sign * confidence, kind="stable") for sign in (-1, 1))
+    rules = (
+        ("errors", "Errors of highest confidence", most[~predictions.correct[most]]),
+        ("least_certain", "Predictions of lowest confidence", least),
+    )
+    galleries = [
+        Gallery(name, title, _build_items(predictions, order, count))
+        for name, title, order in rules
+    ]
+    return [gallery for gallery in galleries if gallery.items]
 
 
 def plot_gallery(items: Sequence[GalleryItem], title: str) -> Figure:

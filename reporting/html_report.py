@@ -1,19 +1,24 @@
 """report.html: one self-contained file with tables and plots."""
 
 import base64
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from common.atomic_files import write_text
+from explanation.overlay import draw_overlay
 from helper import NOTICE
+from reporting.galleries import Gallery
 from reporting.wording import (
     AVERAGES,
+    BASELINES,
     Context,
     describe_spread,
     format_estimate,
     format_figure,
-    format_interval,
     format_number,
     list_differences,
     list_headline,
@@ -35,8 +40,6 @@ PLOTS = {
     "are sent for review; points: thresholds set on val",
     "stress.png": "Robustness: accuracy by strength of each corruption, in eight orientations, "
     "with brightness matched and with the inside of the head blanked",
-    "errors.png": "Errors of highest confidence, each plain and with its heat map",
-    "least_certain.png": "Predictions of lowest confidence, each plain and with its heat map",
     "label_review.png": "Labels to check: the first cases of label_review.csv, each with its label "
     "and the class that contradicts it",
     "training.png": "Training curves: losses, val scores, learning rate",
@@ -50,7 +53,13 @@ CALIBRATION = {
 }
 
 
-def write_report(path: Path, report: Metrics, plots_dir: Path, context: Context) -> None:
+def write_report(
+    path: Path,
+    report: Metrics,
+    plots_dir: Path,
+    context: Context,
+    galleries: Sequence[Gallery] = (),
+) -> None:
     """Write report.html with the plots embedded; it needs no other file.
 
     Args:
@@ -58,6 +67,7 @@ def write_report(path: Path, report: Metrics, plots_dir: Path, context: Context)
         report: Content of metrics.json.
         plots_dir: Folder of the plots; missing ones are left out.
         context: Further statements.
+        galleries: Slices to check, shown instead of their plots.
     """
     warnings, notes = split_notes(report["notes"])
     page = load_template("report.html.jinja", autoescape=True).render(
@@ -66,7 +76,9 @@ def write_report(path: Path, report: Metrics, plots_dir: Path, context: Context)
         notice=NOTICE,
         warnings=warnings,
         notes=notes,
-        cards=_build_cards(report),
+        answers=_build_answers(report, context),
+        bars=_build_bars(report),
+        galleries=_build_galleries(galleries),
         averages=_table(
             ["other averages", ""],
             ((name, format_estimate(report[key])) for key, name in AVERAGES.items()),
@@ -98,36 +110,76 @@ def _table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
     return {"head": head, "rows": list(rows)}
 
 
-def _build_cards(report: Metrics) -> list[dict[str, str]]:
-    """Return the main metrics and the baselines beside them."""
-    metrics = [
-        {
-            "name": name,
-            "value": format_number(report[key]["value"]),
-            "about": format_interval(report[key]),
-            "kind": "",
-        }
+def _build_bars(report: Metrics) -> list[dict[str, Any]]:
+    """Return the main metrics and the baselines, with their places on a bar in percent."""
+    rows = [
+        {"name": name, "text": format_estimate(report[key]), **_place(report[key])}
         for key, name in list_headline(report).items()
     ]
-    baselines = {
-        "majority": (
-            "majority-class baseline",
-            "accuracy of always predicting the most frequent class of training",
-        ),
-        "brightness": (
-            "brightness baseline",
-            "accuracy of a classifier on seven brightness statistics",
-        ),
-    }
-    return metrics + [
-        {
-            "name": name,
-            "value": format_number(report["baselines"][key]),
-            "about": about,
-            "kind": "plain",
-        }
-        for key, (name, about) in baselines.items()
+    return rows + [
+        {"name": name, "text": format_number(value), "value": 100 * value, "interval": None}
+        for name, value in ((name, report["baselines"][key]) for key, name in BASELINES.items())
     ]
+
+
+def _place(estimate: Metrics) -> dict[str, Any]:
+    low, high = estimate["ci95"] or (estimate["value"], estimate["value"])
+    return {"value": 100 * estimate["value"], "interval": (100 * low, 100 * (high - low))}
+
+
+def _build_answers(report: Metrics, context: Context) -> list[tuple[str, str]]:
+    """Return the questions of the first screen, and an answer of one or two sentences each."""
+    patient, image = report["accuracy_per_patient"], report["accuracy"]
+    counts = [(image, f"{report['n_images']} slices")]
+    if patient["value"] is not None:
+        counts.insert(0, (patient, f"{report['n_patients']} patients"))
+    shares = " and ".join(f"{each['value']:.1%} of {name}" for each, name in counts)
+    ranges = " and ".join(
+        f"{each['ci95'][0]:.1%} to {each['ci95'][1]:.1%} of {name.partition(' ')[2]}"
+        for each, name in counts
+        if each["ci95"]
+    )
+    ece, baselines = report["calibration"]["ece_debiased"], report["baselines"]
+    answers = {
+        "How good?": f"{shares} are classified correctly.",
+        "How sure?": f"With other cases of the same kind, {ranges} would be (95 % intervals)."
+        if ranges
+        else "There are too few groups for an interval.",
+        "Compared with what?": f"A classifier on brightness alone, without anatomy, reaches "
+        f"{baselines['brightness']:.1%} of the slices, the most frequent class "
+        f"{baselines['majority']:.1%}.",
+        "Can its confidence be believed?": "The confidence differs from the share of correct "
+        f"predictions by {100 * ece['value']:.1f} points on average."
+        if ece["value"] is not None
+        else "Too few slices to say.",
+        "Can these figures be believed?": "With care: see the warning above on the patients."
+        if context.patients in split_notes(report["notes"])[0]
+        else f"{context.patients}.",
+    }
+    return list(answers.items())
+
+
+def _build_galleries(galleries: Sequence[Gallery]) -> list[dict[str, Any]]:
+    """Return the title and the pictures of each gallery: slice and heat map side by side."""
+    return [
+        {
+            "title": gallery.title,
+            "pictures": [
+                {
+                    "source": _encode(draw_overlay(item.pixels, item.heatmap, [])),
+                    "caption": item.caption.replace("\n", ", "),
+                }
+                for item in gallery.items
+            ],
+        }
+        for gallery in galleries
+    ]
+
+
+def _encode(picture: Image.Image) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, "WEBP", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _build_comparison(comparison: Metrics | None) -> dict[str, Any] | None:

@@ -58,7 +58,7 @@ def save(figure: Figure, path: Path, stamp: str | None = None) -> None:
             stamp,
             fontsize=size_pt,
             color="red",
-            alpha=0.13,
+            alpha=0.07,
             rotation=np.degrees(np.arctan2(height_inch, width_inch)),
             ha="center",
             va="center",
@@ -154,49 +154,47 @@ def plot_accuracies(
         for row, value in zip(rows, values, strict=True):
             text = f"{value:.4f}"
             axes.text(1.02, row, text, transform=beside, va="center", fontsize=9, color=color)
-    for style, (name, value) in zip(LINE_STYLES[1:], baselines.items(), strict=False):
-        axes.axvline(value, color="grey", linestyle=style, linewidth=1, label=f"{name} baseline")
+    above = axes.get_xaxis_transform()  # x in accuracy, y in heights of the axes
+    lowest = min(baselines.values(), default=0.0)
+    for name, value in baselines.items():
+        axes.axvline(value, color="grey", linestyle="--", linewidth=1)
+        side = "right" if value == lowest else "left"  # two names do not overlap
+        text = f"{name} baseline"
+        axes.text(value, 1.02, text, transform=above, ha=side, fontsize=8, color="dimgrey")
     axes.set_yticks(np.arange(len(runs)), [wrap(run, 24) for run in runs])
     axes.set(xlabel="accuracy", ylim=(len(runs) - 0.5, -0.5))
     axes.set_xlim(right=1.005)
     axes.grid(axis="x", alpha=0.3)
-    handles, names = axes.get_legend_handles_labels()  # lines first, then points with intervals
-    order = [*range(len(baselines), len(names)), *range(len(baselines))]
-    axes.legend(
-        [handles[place] for place in order],
-        [names[place] for place in order],
-        loc="upper left",
-        bbox_to_anchor=(1.1, 1.03),
-        frameon=False,
-        fontsize=8,
-    )
+    axes.legend(loc="upper left", bbox_to_anchor=(1.1, 1.03), frameon=False, fontsize=8)
     return figure
 
 
 def plot_class_metrics(per_class: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Plot precision, recall and F1 of each class as bars, a dash where undefined.
+    """Plot precision, recall and F1 of each class with intervals, a dash where undefined.
 
     Args:
         per_class: `per_class` of metrics.json.
     """
-    width_inch = max(6.4, 1.15 * len(per_class) + 2.4)
-    figure = build_figure("Precision, recall and F1 of each class", width_inch, 4.6)
-    axes = figure.subplots()
-    columns = (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
-    for offset, (key, label), color in zip((-0.27, 0, 0.27), columns, get_palette(3), strict=True):
-        places = np.arange(len(per_class)) + offset
-        values = [metrics[key]["value"] for metrics in per_class.values()]
-        axes.bar(places, [value or 0.0 for value in values], 0.25, color=color, label=label)
-        for place, value in zip(places, values, strict=True):
-            text = "–" if value is None else f"{value:.2f}"
-            axes.text(place, (value or 0) + 0.01, text, ha="center", fontsize=7)
     names = [f"{wrap(name)}\n({metrics['support']})" for name, metrics in per_class.items()]
-    axes.set_xticks(np.arange(len(names)), names)
-    _label_classes(axes, names, (width_inch - 2.0) / len(names))
-    axes.set(ylim=(0, 1.08), ylabel="value", xlabel="class (images)")
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
+    title = "Precision, recall and F1 of each class (images), 95 % intervals"
+    figure = build_figure(title, 9.6, 1.6 + 0.9 * len(names))
+    axes = figure.subplots()
+    beside = axes.get_yaxis_transform()  # x in widths of the axes, y in rows
+    columns = (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
+    for index, (key, label) in enumerate(columns):
+        color, offset = get_palette(3)[index], 0.26 * (index - 1)
+        for row, estimate in enumerate(metrics[key] for metrics in per_class.values()):
+            value, text = estimate["value"], f"{label} –"
+            if value is not None:
+                text = f"{label} {value:.2f}"
+                low, high = estimate["ci95"] or (value, value)
+                axes.plot([low, high], [row + offset] * 2, color=color, linewidth=1.5)
+                axes.plot(value, row + offset, MARKERS[index], color=color, markersize=5)
+            place = (1.02, row + offset)
+            axes.text(*place, text, transform=beside, va="center", fontsize=8, color=color)
+    axes.set_yticks(np.arange(len(names)), names)
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 1.01))
+    axes.grid(axis="x", alpha=0.3)
     return figure
 
 

@@ -25,6 +25,7 @@ from preparation.audit_text import describe_audit
 from reporting import galleries, label_sheet, notes, plots, uncertainty_plots
 from reporting.html_report import write_report
 from reporting.model_card import write_model_card
+from reporting.run_index import write_index
 from reporting.run_metrics import compute_run_metrics, get_ids
 from reporting.wording import (
     Context,
@@ -193,6 +194,8 @@ def write_results(
 ) -> None:
     """Write every file of results/RUN, metrics.json last: if it exists, all files are complete.
 
+    Then the list of all runs, results/index.html, is written anew.
+
     Args:
         results_dir: results/RUN.
         report: Content of metrics.json.
@@ -212,16 +215,17 @@ def write_results(
         old.unlink()  # it may be from an evaluation with other plots
     stamps = {"PHANTOM": PHANTOM, "LEAKY SPLIT": LEAKY_SPLIT}
     stamp = " · ".join(word for word, note in stamps.items() if note in report["notes"]) or None
-    n_gallery = n_gallery if predictions.member_slices else 0
     shown, renamed, shown_cases = _name_readably(report, predictions, cases)
+    selected = galleries.select(renamed, n_gallery if predictions.member_slices else 0)
     with fonts.use_fonts(fonts.collect(predictions.classes, predictions.rows["path"])):
-        for name, figure in draw_plots(shown, renamed, n_gallery, shown_cases):
+        for name, figure in draw_plots(shown, renamed, selected, shown_cases):
             plots.save(figure, plots_dir / f"{name}.png", stamp)
-    context = _build_context(report, predictions, n_gallery)
-    write_report(results_dir / "report.html", report, plots_dir, context)
+    context = _build_context(report, predictions, shows_heatmaps=bool(selected))
+    write_report(results_dir / "report.html", report, plots_dir, context, selected)
     write_model_card(results_dir / "model_card.md", report, predictions.checkpoints, context)
     data = run_paths.make_relative(Path(report["data"]), results_dir.parent.parent)
     atomic_files.write_json(results_dir / "metrics.json", report | {"data": data.as_posix()})
+    write_index(results_dir.parent)
 
 
 def _write_patients(path: Path, predictions: Predictions) -> None:
@@ -276,7 +280,10 @@ def _name_readably(
 
 
 def draw_plots(
-    report: dict[str, Any], predictions: Predictions, n_gallery: int, cases: pd.DataFrame
+    report: dict[str, Any],
+    predictions: Predictions,
+    selected: Sequence[galleries.Gallery],
+    cases: pd.DataFrame,
 ) -> Iterator[tuple[str, Figure]]:
     """Yield name and figure of every plot that applies to these predictions."""
     probs, labels, classes = predictions.calibrated.probs, predictions.labels, predictions.classes
@@ -306,11 +313,8 @@ def draw_plots(
         yield "training", plots.plot_training_curves(history, checkpoint["best"]["epoch"])
     if "stress" in report:
         yield "stress", plots.plot_robustness(report["stress"])
-    if n_gallery and (errors := galleries.select_errors(predictions, n_gallery)):
-        yield "errors", galleries.plot_gallery(errors, "Errors of highest confidence")
-    if n_gallery:
-        least = galleries.select_least_certain(predictions, n_gallery)
-        yield "least_certain", galleries.plot_gallery(least, "Predictions of lowest confidence")
+    for gallery in selected:
+        yield gallery.name, galleries.plot_gallery(gallery.items, gallery.title)
     if len(cases):
         yield "label_review", label_sheet.plot_cases(cases, Path(report["data"]))
 
@@ -320,7 +324,9 @@ def _describe_heatmaps(predictions: Predictions) -> str:
     return f"Method: {heatmaps.METHODS[heatmaps.DEFAULT]}. {evidence}"
 
 
-def _build_context(report: dict[str, Any], predictions: Predictions, n_gallery: int) -> Context:
+def _build_context(
+    report: dict[str, Any], predictions: Predictions, *, shows_heatmaps: bool
+) -> Context:
     """Return the statements on data, output and limits."""
     first, temperature = predictions.checkpoints[0], report["calibration"]["temperature"]
     training_data = describe_origin(first["data"], first["classes"], first["phantom"])
@@ -339,5 +345,5 @@ def _build_context(report: dict[str, Any], predictions: Predictions, n_gallery: 
         output=output,
         limits=list_limits(report["classes"], PHANTOM in report["notes"]),
         audit=describe_audit(audit) if (audit := read_audit(Path(report["data"]))) else (),
-        heatmaps=_describe_heatmaps(predictions) if n_gallery else "",
+        heatmaps=_describe_heatmaps(predictions) if shows_heatmaps else "",
     )

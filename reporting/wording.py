@@ -38,6 +38,7 @@ HEADLINE = {
     "accuracy_per_patient": "accuracy per patient",
     "f1_macro": "macro-F1",
 }
+BASELINES = {"brightness": "brightness baseline", "majority": "majority-class baseline"}
 AVERAGES = {
     "precision_macro": "precision, macro",
     "recall_macro": "recall, macro",
@@ -185,6 +186,20 @@ def format_headline(report: Mapping[str, Any]) -> str:
         f"{name} {format_estimate(report[key])}" for key, name in list_headline(report).items()
     )
     return ", ".join([first, *(text.removeprefix("accuracy ") for text in others)])
+
+
+def tabulate_headline(report: Mapping[str, Any]) -> list[str]:
+    """Return the main metrics and the baselines as lines of one table, for a terminal."""
+    rows = [
+        (name, format_number(report[key]["value"]), format_interval(report[key]))
+        for key, name in list_headline(report).items()
+    ]
+    rows += [
+        (f"accuracy of the {name}", format_number(report["baselines"][key]), "")
+        for key, name in BASELINES.items()
+    ]
+    width = max(len(name) for name, *_ in rows)
+    return [f"  {name:<{width}}  {value}  {interval}".rstrip() for name, value, interval in rows]
 
 
 def format_interval(estimate: Mapping[str, Any]) -> str:

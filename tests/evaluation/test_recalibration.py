@@ -13,7 +13,6 @@ import predict
 from evaluation import recalibration
 from modeling import checkpoint as checkpoints
 from preparation.manifest import load_manifest, write_manifest
-from reporting import results
 from tests.support.builders import (
     Capture,
     Run,
@@ -21,6 +20,7 @@ from tests.support.builders import (
     hash_file,
     make_data_folder,
     read_metrics,
+    skip_plots,
 )
 
 BEST = Path("session/first/best.pt")
@@ -45,7 +45,7 @@ def recalibrate(*argv: str) -> int:
 def test_nll_and_ece_fall_on_other_slices(
     other_phantoms: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "draw_plots", lambda *_: ())
+    skip_plots(monkeypatch)
     before = hash_file(BEST)
     assert recalibrate(str(BEST), "--recalibrate", str(other_phantoms)) == 0
     assert hash_file(BEST) == before

@@ -16,9 +16,8 @@ from duplicates.result_file import load_duplicates
 from evaluation import recalibration
 from evaluation.training_copies import FEATURES_FILE
 from preparation.manifest import cache_path, load_manifest
-from reporting import results
 from tests.conftest import build_once
-from tests.support.builders import ON_CPU, Capture, expect_refusal, read_metrics
+from tests.support.builders import ON_CPU, Capture, expect_refusal, read_metrics, skip_plots
 from tests.support.planted_copies import alter, render_slices, write_slices
 
 CLASSES = ("A", "B", "C")
@@ -28,7 +27,7 @@ OPTIONS = ("--model", "net", "--image-size", "32", "--batch-size", "4", "--epoch
 
 @pytest.fixture(autouse=True)
 def _skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "draw_plots", lambda *_: ())
+    skip_plots(monkeypatch)
 
 
 def name_slice(number: int) -> str:

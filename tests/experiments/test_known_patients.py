@@ -20,6 +20,7 @@ from preparation.manifest import (
     measure_present,
     write_manifest,
 )
+from tests.support.builders import skip_plots
 
 SLICES = pd.DataFrame(
     {
@@ -130,7 +131,7 @@ def test_splits_are_trained_and_compared(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("reporting.results.draw_plots", lambda *_: ())
+    skip_plots(monkeypatch)
     monkeypatch.setattr(known_patients, "FOLDS", 2)
     monkeypatch.setattr(known_patients, "RECIPES", {"net": ("--image-size", "32", "--epochs", "1")})
     data = shutil.copytree(phantom_dir, tmp_path / "phantoms")

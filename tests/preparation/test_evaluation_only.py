@@ -9,8 +9,7 @@ import main
 from helper import UserError
 from preparation.audit import choose_purpose, read_audit
 from preparation.manifest import build_manifest, load_manifest
-from reporting import results
-from tests.support.builders import Capture, Patch, Run, expect_refusal, read_metrics
+from tests.support.builders import Capture, Patch, Run, expect_refusal, read_metrics, skip_plots
 from tests.support.sources import build_files, make_picture, run, write_folder
 
 ONE = {"glioma_tumor/0.png": make_picture(1)}
@@ -60,7 +59,7 @@ def test_purposes_are_not_mixed(tmp_path: Path, capsys: Capture) -> None:
 def test_such_data_are_evaluated_and_not_trained_on(
     trained: Run, capsys: Capture, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(results, "draw_plots", lambda *_: ())
+    skip_plots(monkeypatch)
     assert run(write_folder(Path("in"), ONE), "--data", "one", "--evaluation-only") == 0
     for options in ((), ("--folds", "2"), ("--dry-run",)):
         argv = ["--model", "net", "--data", "one", "--name", "x", "--device", "cpu", *options]

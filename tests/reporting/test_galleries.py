@@ -19,15 +19,15 @@ def test_errors_and_least_certain_slices_are_selected() -> None:
     probs[7] = [0.7, 0.3]  # wrong, of the same duplicate set
     probs[13] = [0.95, 0.05]  # wrong and confident, of duplicate set 3
     probs[20] = [0.55, 0.45]  # right, with low confidence
-    errors = galleries.select_errors(predictions, 8)
+    errors = galleries.select(predictions, 8)[0].items
     assert [item.caption.split("\n")[1] for item in errors] == ["13.png", "5.png"]
     assert errors[0].caption.startswith("true 1, predicted a (0.95)")
-    least_certain = galleries.select_least_certain(predictions, 2)
+    least_certain = galleries.select(predictions, 2)[1].items
     assert [item.caption.split("\n")[1] for item in least_certain] == ["20.png", "7.png"]
     pixels = predictions.member_slices[0].slices.pixels
     assert np.array_equal(errors[0].pixels, pixels[13, 0].numpy())
     assert errors[0].heatmap.shape == (64, 64)
-    assert galleries.select_errors(predictions, 0) == []
+    assert galleries.select(predictions, 0) == []
 
 
 def test_each_slice_of_pooled_folds_is_found() -> None:
@@ -39,6 +39,6 @@ def test_each_slice_of_pooled_folds_is_found() -> None:
         for fold in (slice(0, 10), slice(10, 17), slice(17, 24))
     ]
     predictions.calibrated.probs[[3, 9, 10, 16, 17, 23]] = [0.52, 0.48]
-    for item in galleries.select_least_certain(predictions, 6):
+    for item in galleries.select(predictions, 6)[-1].items:
         row = int(item.caption.split("\n")[1].removesuffix(".png"))
         assert np.array_equal(item.pixels, pixels[row, 0].numpy())

@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from evaluation import conformal
 from helper import NOTICE
 from reporting import plots
+from reporting.galleries import Gallery, GalleryItem
 from reporting.html_report import write_report
 from reporting.model_card import write_model_card
 from reporting.wording import Context, describe_origin, list_limits
@@ -85,7 +87,8 @@ def test_the_page_loads_nothing(page: str) -> None:
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert links
-    assert set(links) <= {f"#{anchor}" for anchor in re.findall(r'id="([^"]*)"', page)}
+    anchors = {f"#{anchor}" for anchor in re.findall(r'id="([^"]*)"', page)}
+    assert set(links) <= {*anchors, "../index.html"}
     assert not [word for word in ("@import", "url(") if word in page]
     assert len(page) < 5_000_000
 
@@ -183,3 +186,34 @@ def test_names_in_the_card_stay_text(tmp_path: Path, report: dict[str, Any]) -> 
     row = next(line for line in card.splitlines() if line.startswith("| A"))
     assert "A \\| B" in row
     assert row.replace("\\|", "").count("|") == 9
+
+
+def test_the_first_screen_answers_how_good_and_how_sure(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    page = write_page(tmp_path, report)
+    for words in (
+        f"62.5% of {report['n_patients']} patients and 75.0% of {report['n_images']} slices are",
+        "25.0% to 75.0% of patients and 50.0% to 87.5% of slices would be",
+        "reaches 62.5% of the slices, the most frequent class 50.0%",
+    ):
+        assert words in page
+    assert 'style="left:50.00%;width:37.50%"' in page  # the interval of the accuracy
+    report["accuracy_per_patient"] = {"value": None, "ci95": None}
+    report["accuracy"]["ci95"] = None
+    page = write_page(tmp_path, report)
+    assert f"<dd>75.0% of {report['n_images']} slices are classified correctly.</dd>" in page
+    assert "too few groups for an interval" in page
+
+
+def test_slices_to_check_open_larger(tmp_path: Path, report: dict[str, Any]) -> None:
+    pixels = np.full((24, 24), 90, np.uint8)
+    item = GalleryItem(pixels, np.ones((24, 24), np.float32), f"true {HOSTILE}\nname.png")
+    gallery = Gallery("errors", "Errors of highest confidence", [item, item])
+    path = tmp_path / "report.html"
+    write_report(path, report, tmp_path / "plots", CONTEXT, [gallery])
+    page = path.read_text("utf-8")
+    assert page.count('<button type="button" class="slice">') == 2
+    assert page.count("data:image/webp;base64,") == 2
+    assert re.findall(r"<(dialog|script)\b", page) == ["dialog", "script"]
+    assert "Errors of highest confidence" in page

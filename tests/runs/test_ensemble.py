@@ -23,8 +23,15 @@ from helper import UserError
 from imaging.reader import read_grey
 from inference.predictor import Prediction, SlicePredictor, load_predictor
 from modeling import checkpoint as checkpoints
-from reporting import results
-from tests.support.builders import Capture, Patch, Run, expect_refusal, hash_file, read_metrics
+from tests.support.builders import (
+    Capture,
+    Patch,
+    Run,
+    expect_refusal,
+    hash_file,
+    read_metrics,
+    skip_plots,
+)
 
 RUN = Path("session/cross")
 FILE = RUN / "ensemble.json"
@@ -271,7 +278,7 @@ def test_own_slices_are_calibrated_by_the_other_folds(cross_run: Path) -> None:
 def test_other_slices_are_predicted_by_the_ensemble(
     other_phantoms: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(results, "draw_plots", lambda *_: ())
+    skip_plots(monkeypatch)
     narrow_sets(other_phantoms)
     argv = [str(RUN), "--data", str(other_phantoms), "--split", "all", "--device", "cpu"]
     assert evaluate.main(argv) == 0

@@ -220,3 +220,9 @@ class Run(NamedTuple):
 
     root: Path
     output: str
+
+
+def skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an evaluation draw no plots and compute no heat maps."""
+    monkeypatch.setattr("reporting.results.draw_plots", lambda *_: ())
+    monkeypatch.setattr("reporting.galleries.select", lambda *_: [])
