@@ -37,6 +37,8 @@ from helper import UserError
 DATA_DIR = Path("data")
 PHANTOM_DIR = Path("data/phantom")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+# instead of the defaults, which are for pretrained networks (docs/results.md, recipe study)
+FROM_SCRATCH = {"image_size": 224, "epochs": 30}
 INTENSITIES = ("raw", "percentile", "zscore")
 MODEL_HELP = (
     "classifier of torchvision by name, of timm as timm/NAME, or `net` for the custom CNN; "
@@ -82,7 +84,9 @@ class ModelOptions:
     weights: Path | None = option(
         None, "weights to start from: any checkpoint of PyTorch, or best.pt", metavar="FILE"
     )
-    image_size: int = option(224, "side of the square input, px", low=16, high=2048, metavar="PX")
+    image_size: int = option(
+        160, "side of the square input, px; from scratch 224", low=16, high=2048, metavar="PX"
+    )
     intensity: str = option(
         "raw", "normalisation of each slice by the grey values of its head", choices=INTENSITIES
     )
@@ -93,7 +97,7 @@ class ModelOptions:
 class TrainOptions:
     """Optimization."""
 
-    epochs: int = option(30, "passes over the training slices", low=1, metavar="N")
+    epochs: int = option(6, "passes over the training slices; from scratch 30", low=1, metavar="N")
     batch_size: int = option(32, "slices per step", low=4, metavar="N")
     lr: float | None = option(
         None, "peak learning rate (default: 0.001 if pretrained, else 0.003)", low=1e-8, high=10.0
@@ -354,6 +358,9 @@ def parse_train(
         print("\n".join(lines), flush=True)
     if found := find_contradiction(given, CONTRADICTIONS):
         parser.error(found[1])
+    has_weights = given.get("model") != "net" and given.get("pretrained", True)
+    if not (has_weights or given.get("weights")):
+        given = FROM_SCRATCH | given
     config = TrainConfig(
         **{key: fill_dataclass(group, given) for key, group in TRAIN_GROUPS.items()}
     )

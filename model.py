@@ -141,7 +141,7 @@ def check_model(name: str, image_size: int, pretrained: bool, first_px: int | No
         return
     native_px = read_record(name).native_px
     for option, side_px, advice in (
-        (f"--image-size {image_size}", image_size, f"its native size is {native_px} px"),
+        (f"--image-size {image_size}", image_size, f"give --image-size {native_px}"),
         ("--first-size", first_px or image_size, "give a larger fraction or leave it out"),
     ):
         try:

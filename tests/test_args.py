@@ -172,6 +172,7 @@ def test_each_option_sets_its_field_only() -> None:
             "dropout": ("--model", "net"),
             "keep_test": ("--folds", "5"),
             "teacher_weight": ("--teacher", "session/x"),
+            "pretrained": ("--image-size", "160", "--epochs", "6"),  # other defaults from scratch
         }
         needed = others.get(field.name, ())
         expected = flatten(command.parse([*command.required, *needed])) | {field.name: value}
@@ -305,3 +306,22 @@ def test_a_configuration_survives_json() -> None:
     again = args.TrainConfig.from_dict(values)
     assert again == config
     assert isinstance(again.data.data, Path)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("", (160, 6)),
+        ("--model mobilenet_v2 --weights file.pth", (160, 6)),
+        ("--model net", (224, 30)),
+        ("--model net --weights net.pt", (160, 6)),
+        ("--no-pretrained", (224, 30)),
+        ("--no-pretrained --epochs 3", (224, 3)),
+        ("--model net --image-size 96", (96, 30)),
+        ("--model resnet18 --epochs 30", (160, 30)),
+    ],
+)
+def test_size_and_epochs_follow_the_start(command: str, expected: tuple[int, int]) -> None:
+    config = args.parse_train(command.split())
+    assert isinstance(config, args.TrainConfig)
+    assert (config.model.image_size, config.train.epochs) == expected

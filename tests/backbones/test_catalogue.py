@@ -65,7 +65,7 @@ def test_unknown_and_unsuitable_networks_are_refused() -> None:
         with pytest.raises(UserError, match=words) as caught:
             model.check_model(name, 224, False)
         assert caught.value.status == 2
-    with pytest.raises(UserError, match=r"--image-size 160: .* native size is 224 px"):
+    with pytest.raises(UserError, match=r"--image-size 160: .* give --image-size 224"):
         model.check_model("timm/vit_tiny_patch16_224", 160, True)
     model.check_model("timm/vit_tiny_patch16_224", 160, False)  # built for this size
     # it would be restored with tables of another size
