@@ -6,6 +6,7 @@ that `--help` and prepare.py start quickly.
 
 import contextlib
 import logging
+import os
 import platform
 import shlex
 import subprocess
@@ -19,6 +20,12 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+# Threads of torch's CPU kernels wait for each other busily. With the usual spin count of GNU OpenMP
+# two of them fall to a tenth of their speed if other programs need the cores (docs/performance.md).
+# Read when torch is imported, on Linux; an own setting is kept.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 Config = TypeVar("Config")
 log = logging.getLogger("brain_cancer_mri")

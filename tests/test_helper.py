@@ -1,7 +1,10 @@
 """Errors and exit statuses, seeds, devices, the environment record."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +118,27 @@ def test_no_commit_outside_git(tmp_path: Path, monkeypatch: Patch) -> None:
     assert helper.read_commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))  # git is not installed
     assert helper.read_commit() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "None"),
+    ],
+)
+def test_threads_spin_briefly_unless_told_otherwise(given: dict[str, str], expected: str) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    code = "import os, helper; print(os.environ.get('GOMP_SPINCOUNT'))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command,
+        env=others | given,
+        cwd=helper.PROJECT_DIR,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == expected
