@@ -347,7 +347,7 @@ def parse_train(
     if "config" in given:
         path, typed = given["config"], set(given)
         try:
-            given, lines = take_options(path, given, TRAIN_GROUPS, CONTRADICTIONS)
+            given, lines = take_options(path, given, TRAIN_GROUPS, CONTRADICTIONS, FROM_SCRATCH)
         except UserError as error:
             parser.exit(error.status, f"error: {error}\n")
         if not typed & {"data", "phantom"}:

@@ -22,7 +22,11 @@ NOT_TAKEN = {"name"}  # of a run that exists
 
 
 def take_options(
-    path: Path, given: Options, groups: Mapping[str, Any], contradictions: Sequence[Contradiction]
+    path: Path,
+    given: Options,
+    groups: Mapping[str, Any],
+    contradictions: Sequence[Contradiction],
+    dependent: Collection[str] = (),
 ) -> tuple[Options, list[str]]:
     """Return the options of a file overridden by those of the command line, and lines about them.
 
@@ -31,17 +35,18 @@ def take_options(
         given: Options of the command line.
         groups: Dataclass of each group of options by name.
         contradictions: What must not be given together.
+        dependent: Options whose defaults depend on others; they are taken with any value.
 
     Raises:
         UserError: The file is missing or not JSON, a key is unknown, or a value is invalid.
     """
-    options = read_options(path, groups)
+    options = read_options(path, groups, dependent)
     merged, left_out = merge_options(options, given, contradictions)
     taken = sorted(set(options) - set(given) - set(left_out))
     return merged, list(describe_options(path, merged, taken, left_out))
 
 
-def read_options(path: Path, groups: Mapping[str, Any]) -> Options:
+def read_options(path: Path, groups: Mapping[str, Any], dependent: Collection[str] = ()) -> Options:
     """Read the options in a file that differ from their defaults, see `take_options`."""
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -70,7 +75,8 @@ def read_options(path: Path, groups: Mapping[str, Any]) -> Options:
         options |= {
             key: _locate(getattr(restored, key), path)
             for key, default in defaults.items()
-            if getattr(restored, key) != default and key not in NOT_TAKEN
+            if (getattr(restored, key) != default or (key in dependent and key in part))
+            and key not in NOT_TAKEN
         }
     return options
 

@@ -41,16 +41,23 @@ def test_a_part_written_by_hand(tmp_path: Path) -> None:
     assert parse(path) == args.parse_train(["--epochs", "3"])
 
 
+@pytest.mark.parametrize("argv", ["--model net", "--model net --epochs 6 --image-size 160", ""])
+def test_size_and_epochs_are_those_of_the_run(argv: str, tmp_path: Path) -> None:
+    """Also where they are the defaults of another start."""
+    path = write(tmp_path / "config.json", argv)
+    assert parse(path) == args.parse_train(argv.split())
+
+
 @pytest.mark.parametrize(
     ("of_file", "typed", "result"),
     [
         ("--phantom", "--data d", "--data d"),
         ("--data d", "--phantom", "--phantom"),
-        ("--model net --dropout 0.5", "--model resnet18", ""),
+        ("--model net --dropout 0.5", "--model resnet18", "--image-size 224 --epochs 30"),
         ("--mixup 0.2", "--cutmix 1", "--cutmix 1"),
-        ("--weights w.pth", "--no-pretrained", "--no-pretrained"),
-        ("--no-pretrained", "--weights w.pth", "--weights w.pth"),
-        ("--freeze-epochs 2", "--model net", "--model net"),
+        ("--weights w.pth", "--no-pretrained", "--no-pretrained --image-size 160 --epochs 6"),
+        ("--no-pretrained --epochs 6", "--weights w.pth", "--weights w.pth --image-size 224"),
+        ("--freeze-epochs 2", "--model net", "--model net --image-size 160 --epochs 6"),
     ],
 )
 def test_what_the_command_line_contradicts_is_left_out(

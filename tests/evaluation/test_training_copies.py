@@ -68,7 +68,7 @@ def run_evaluate(checkpoint: str, data: str = "other", split: str = "all") -> di
     argv = [checkpoint, "--data", data, "--split", split, "--device", "cpu", "--gallery", "0"]
     shutil.rmtree("results", ignore_errors=True)
     assert evaluate.main(argv) == 0
-    [folder] = Path("results").iterdir()
+    [folder] = (path for path in Path("results").iterdir() if path.is_dir())
     return read_metrics(Path(), folder.name)
 
 
