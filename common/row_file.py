@@ -1,5 +1,6 @@
 """Tables of equal arrays in a temporary file, for data sets that do not fit into memory."""
 
+import contextlib
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from helper import UserError
 
 
 class RowFile:
@@ -18,10 +21,15 @@ class RowFile:
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-        """Create an empty file of arrays of this shape and type."""
+        """Create an empty file of arrays of this shape and type.
+
+        Raises:
+            UserError: There is no folder for temporary files, here; or it is full, on `append`.
+        """
         self.shape, self.dtype = shape, np.dtype(dtype)
         self._n_bytes = int(np.prod(shape)) * self.dtype.itemsize
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the object)
+        with _name_folder():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the object)
         self._lock = threading.Lock()
         self._n_rows = 0
 
@@ -29,7 +37,7 @@ class RowFile:
         """Write an array at the end and return its place."""
         if array.shape != self.shape or array.dtype != self.dtype:
             raise ValueError(f"{array.dtype} {array.shape} is not {self.dtype} {self.shape}")
-        with self._lock:
+        with self._lock, _name_folder():
             place = self._n_rows
             self._file.seek(place * self._n_bytes)
             self._file.write(array.tobytes())
@@ -42,6 +50,19 @@ class RowFile:
             self._file.seek(place * self._n_bytes)
             content = self._file.read(self._n_bytes)
         return np.frombuffer(content, self.dtype).reshape(self.shape)
+
+
+@contextlib.contextmanager
+def _name_folder() -> Iterator[None]:
+    """Say which folder a temporary file could not be written to, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        folder = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
+        raise UserError(
+            f"temporary files{folder}: {error.strerror or error}; free space there, or name "
+            "another folder by the environment variable TMPDIR (Windows: TEMP)"
+        ) from error
 
 
 class StoredRow(NamedTuple):
@@ -66,11 +87,6 @@ class StoredRows:
 
     file: RowFile
     places: npt.NDArray[np.int64]
-
-    @classmethod
-    def build_empty(cls, shape: tuple[int, ...], dtype: npt.DTypeLike) -> "StoredRows":
-        """Return a table without rows, [0, *shape]."""
-        return cls(RowFile(shape, dtype), np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         """Return N."""

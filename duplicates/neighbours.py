@@ -177,7 +177,8 @@ def _choose(table: Neighbours, rows: Rows, columns: Rows, similarity: Floats, fl
     """Return those of a block [rows, columns] that rank above the last neighbour of their row.
 
     The table may be filled meanwhile: its last neighbours only get better, so too many are returned
-    at worst.
+    at worst. For this, similarities are read before codes, and a row that was not full then takes
+    all that reach its least similarity.
     """
     least = table.similarity[rows, -1]
     is_short = least == NO_SIMILARITY
@@ -186,7 +187,7 @@ def _choose(table: Neighbours, rows: Rows, columns: Rows, similarity: Floats, fl
         least[is_short] = np.maximum(best, NO_SIMILARITY)
     own, other = np.nonzero(similarity >= least[:, None])
     values, codes = similarity[own, other], (2 * columns[other] + flip).astype(np.int32)
-    is_better = (values > least[own]) | (codes < table.codes[rows[own], -1])
+    is_better = is_short[own] | (values > least[own]) | (codes < table.codes[rows[own], -1])
     return _Offers(rows[own][is_better], codes[is_better], values[is_better])
 
 

@@ -140,9 +140,11 @@ def _build_answers(report: Metrics, context: Context) -> list[tuple[str, str]]:
         if each["ci95"]
     )
     ece, baselines = report["calibration"]["ece_debiased"], report["baselines"]
+    warnings, _ = split_notes(report["notes"])
     answers = {
         "How good?": f"{shares} are classified correctly.",
-        "How sure?": f"With other cases of the same kind, {ranges} would be (95 % intervals)."
+        "How sure?": f"With other cases of the same kind, {ranges} would be classified "
+        "correctly (95 % intervals)."
         if ranges
         else "There are too few groups for an interval.",
         "Compared with what?": f"A classifier on brightness alone, without anatomy, reaches "
@@ -152,9 +154,12 @@ def _build_answers(report: Metrics, context: Context) -> list[tuple[str, str]]:
         f"predictions by {100 * ece['value']:.1f} points on average."
         if ece["value"] is not None
         else "Too few slices to say.",
-        "Can these figures be believed?": "With care: see the warning above on the patients."
-        if context.patients in split_notes(report["notes"])[0]
-        else f"{context.patients}.",
+        "Can these figures be believed?": " ".join(
+            [
+                *(["With care: see the warnings above."] if warnings else []),
+                *([f"{context.patients}."] if context.patients not in warnings else []),
+            ]
+        ),
     }
     return list(answers.items())
 

@@ -1,11 +1,17 @@
 """Tables whose rows are on disk."""
 
+import errno
+import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from common.row_file import RowFile, StoredRow, StoredRows
+from helper import UserError
 
 
 def test_rows_are_read_as_written_by_many_threads() -> None:
@@ -37,3 +43,19 @@ def test_tables_are_taken_and_joined() -> None:
 def test_other_shapes_and_types_are_refused(array: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"is not uint8 \(2,\)"):
         RowFile((2,), np.uint8).append(array)
+
+
+def test_a_full_or_missing_temporary_folder_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    file = RowFile((2,), np.uint8)
+    monkeypatch.setattr(file, "_file", type("Full", (), {"seek": fail, "write": fail}))
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: No space left .*TMPDIR"):
+        file.append(np.zeros(2, np.uint8))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"none: No such file .*TMPDIR"):
+        RowFile((2,), np.uint8)

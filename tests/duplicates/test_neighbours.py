@@ -1,5 +1,7 @@
 """The search for similar slices, against one that compares all pairs without blocks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -96,6 +98,23 @@ def test_only_open_slices_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "_multiply", count)
     find_within(vectors, known.translate(np.arange(95), 100))
     assert sizes == [5]
+
+
+def test_a_row_that_is_filled_meanwhile_loses_no_better_neighbour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another thread fills a row between the reading of its last similarity and of its code."""
+    table, partition = Neighbours.build_empty(1), np.partition
+
+    def fill_first(*arguments: Any, **options: Any) -> np.ndarray:
+        table.codes[0], table.similarity[0] = np.arange(NEIGHBOURS), 50
+        return partition(*arguments, **options)
+
+    monkeypatch.setattr(np, "partition", fill_first)
+    columns, similarity = np.arange(100, 300), np.full((1, 200), 60, np.float32)
+    offers = neighbours._choose(table, np.zeros(1, int), columns, similarity, 0)
+    neighbours._add(table, offers)
+    assert list_codes(table) == [list(range(200, 200 + 2 * NEIGHBOURS, 2))]
 
 
 def test_products_are_whole_numbers_that_float32_holds() -> None:

@@ -73,3 +73,12 @@ def test_weights_are_written_and_loaded(phantom_dir: Path, tmp_path: Path, capsy
     assert all(torch.equal(own[key], stored[key]) for key in own if not key.startswith("head"))
     assert self_supervised.main([*command, "--batch-size", "9999"]) == 1
     assert "fewer than --batch-size 9999" in capsys.readouterr().err
+
+
+def test_folds_that_do_not_exist_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(tmp_path), "--output", "weights.pth", "--leave-out-folds", "9"]
+    with pytest.raises(SystemExit, match="2"):
+        self_supervised.main(command)
+    assert "--leave-out-folds: invalid choice: 9" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """report.html and model_card.md: complete, self-contained, safe against hostile names."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def test_the_first_screen_answers_how_good_and_how_sure(
     page = write_page(tmp_path, report)
     for words in (
         f"62.5% of {report['n_patients']} patients and 75.0% of {report['n_images']} slices are",
-        "25.0% to 75.0% of patients and 50.0% to 87.5% of slices would be",
+        "25.0% to 75.0% of patients and 50.0% to 87.5% of slices would be classified",
         "reaches 62.5% of the slices, the most frequent class 50.0%",
     ):
         assert words in page
@@ -204,6 +205,15 @@ def test_the_first_screen_answers_how_good_and_how_sure(
     page = write_page(tmp_path, report)
     assert f"<dd>75.0% of {report['n_images']} slices are classified correctly.</dd>" in page
     assert "too few groups for an interval" in page
+
+
+def test_warnings_qualify_the_first_screen(tmp_path: Path, report: dict[str, Any]) -> None:
+    report["notes"] = ["LEAKY SPLIT: split by image"]
+    page = write_page(tmp_path, report)
+    assert f"<dd>With care: see the warnings above. {CONTEXT.patients}.</dd>" in page
+    report["notes"] = [CONTEXT.patients.upper()]
+    shouted = dataclasses.replace(CONTEXT, patients=CONTEXT.patients.upper())
+    assert "<dd>With care: see the warnings above.</dd>" in write_page(tmp_path, report, shouted)
 
 
 def test_slices_to_check_open_larger(tmp_path: Path, report: dict[str, Any]) -> None:
