@@ -39,7 +39,7 @@ def test_runs_are_listed_by_time_with_their_metrics(tmp_path: Path) -> None:
         "damaged/report.html",
     ]
     assert "<b>" not in page
-    for text in ("0.9000 [0.8000, 0.9500]", "undefined", "0.6000", "70"):
+    for text in ("0.9000 [0.8000,\N{NO-BREAK SPACE}0.9500]", "undefined", "0.6000", "70"):
         assert text in rows[1]
     assert rows[2].count("–") == 7
 
