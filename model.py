@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from backbones.catalogue import choose_library, is_name, suggest
 from backbones.record import BackboneRecord
+from backbones.relu6 import replace_relu6
 from helper import UserError, first_line
 from net import SliceNet
 
@@ -211,6 +212,7 @@ def adapt_backbone(backbone: nn.Module, name: str, n_classes: int, image_size: i
     record = read_record(name)
     _replace_stem(backbone, name)
     replace_head(backbone, n_classes)
+    replace_relu6(backbone)
     return Classifier(
         backbone, head, Preprocess(image_size, sum(record.means) / 3, sum(record.stds) / 3)
     )
