@@ -35,20 +35,24 @@ def benchmark(config: options.BenchmarkConfig) -> None:
         UserError: The model, device or data folder is invalid, or `--json` cannot be written.
     """
     import model
-    from benchmarking import report
+    from benchmarking import report, timm_training
+    from benchmarking.duration import fit_to_machine
     from benchmarking.task import choose_slices, make_phantoms, open_task
     from modeling import precision
 
     model.check_model(config.model, config.image_size, pretrained=False)
     helper.resolve_device(config.device)
+    if config.timm is not None:
+        timm_training.check_timm(config.timm, config)
     check_target(config.json)
     precision.keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         work = Path(folder)
         data_dir = config.data or work / "phantoms"
         if config.data is None:
-            log.info("generating %d phantoms", config.slices)
-            make_phantoms(config.slices, data_dir, config.seed)
+            log.info("generating %d phantoms", config.n_slices)
+            make_phantoms(config.n_slices, data_dir, config.seed)
+        config = fit_to_machine(config, data_dir, work)
         choose_slices(data_dir, work, config)
         task = open_task(config, work)
         figures = report.build_report(task, measure(task))
@@ -87,14 +91,18 @@ def check_gpu(config: options.GpuCheckConfig) -> None:
 
 def measure(task: "Task") -> dict[str, list[float]]:
     """Measure every figure in every round: first training, then the other stages."""
-    from benchmarking import dataloader_baseline, process_start, stages, training_speed
+    from benchmarking import process_start, stages, timm_training, training_speed
+    from benchmarking.dataloader_baseline import build_dataloader_baseline
     from benchmarking.rounds import measure_interleaved
 
     training = {
         "synthetic step": training_speed.build_synthetic_step(task),
         "pipeline": training_speed.build_pipeline(task),
-        "DataLoader baseline": dataloader_baseline.build_dataloader_baseline(task),
+        "DataLoader baseline": build_dataloader_baseline(task, tuned=False),
+        "DataLoader baseline, tuned": build_dataloader_baseline(task, tuned=True),
     }
+    if task.config.timm is not None:
+        training["train.py of timm"] = timm_training.build_timm(task, task.config.timm)
     measured = measure_interleaved(training, task.config.repeats)
     del training  # end the workers and free the networks
     others = {

@@ -1,4 +1,4 @@
-"""DataLoader baseline: ImageFolder, worker processes, transforms per image, fp32."""
+"""DataLoader baselines: ImageFolder, worker processes, transforms per image."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from benchmarking.rounds import Measure
 from benchmarking.task import Task
 from common.machine import count_cores
 from helper import time_run
+from modeling.precision import autocast
 from net import SliceNet
 
 LR = 1e-3
@@ -21,30 +22,41 @@ RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.5,), (0.5,)
 
 
-def build_dataloader_baseline(task: Task) -> Measure:
+def build_dataloader_baseline(task: Task, *, tuned: bool) -> Measure:
     """Measure an epoch in which workers decode and transform every image (images/s).
 
     The workers persist between epochs. The time of an epoch includes the wait for its first batch.
+
+    Args:
+        task: Slices, network and device.
+        tuned: Train in the precision of the pipeline and in channels_last, instead of in fp32 and
+            in PyTorch's default layout.
     """
     loader, n_classes = build_loader(task)
-    network = build_baseline_network(task, n_classes).to(task.device).train()
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    precision = task.precision if tuned else "fp32"
+    key = "dataloader_tuned_images_per_s" if tuned else "dataloader_baseline_images_per_s"
+    network = build_baseline_network(task, n_classes).to(task.device)
+    network.to(memory_format=layout).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=LR)
     on_cuda = task.device.type == "cuda"
 
     def run() -> float:
         total = 0.0
         for images, labels in loader:
-            images = images.to(task.device, non_blocking=on_cuda)
+            images = images.to(task.device, non_blocking=on_cuda, memory_format=layout)
             labels = labels.to(task.device, non_blocking=on_cuda)
             optimizer.zero_grad()
-            loss = F.cross_entropy(network(images), labels)
+            with autocast(task.device, precision):
+                logits = network(images)
+            loss = F.cross_entropy(logits.float(), labels)
             loss.backward()
             optimizer.step()
             total += loss.item()
         return total
 
     n_images = len(loader) * task.config.batch_size
-    return lambda: {"dataloader_baseline_images_per_s": n_images / time_run(run, task.device)}
+    return lambda: {key: n_images / time_run(run, task.device)}
 
 
 def build_loader(task: Task) -> tuple[DataLoader, int]:

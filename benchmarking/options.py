@@ -10,6 +10,8 @@ from args import MODEL_HELP, PRECISIONS
 from common.cli import add_options, build_parser, fill_dataclass, name_flag, option, simplify
 from common.shared_options import debug_option, device_option, threads_option
 
+MOST_SLICES = 640
+
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
@@ -19,8 +21,12 @@ class BenchmarkConfig:
     data: Path | None = option(
         None, "folder that prepare.py wrote (default: new phantoms)", metavar="DIR"
     )
-    slices: int = option(
-        640, "slices per epoch: generated phantoms, or slices of --data", low=12, metavar="N"
+    slices: int | None = option(
+        None,
+        "slices per epoch (default: as many as a benchmark of eight minutes allows on this "
+        f"machine, at most {MOST_SLICES})",
+        low=12,
+        metavar="N",
     )
     model: str = option("resnet18", MODEL_HELP, metavar="NAME")
     image_size: int = option(224, "side of the square input, px", low=16, high=2048, metavar="PX")
@@ -31,7 +37,18 @@ class BenchmarkConfig:
     threads: int = threads_option()
     precision: str = option("auto", "training precision; the baseline is fp32", choices=PRECISIONS)
     compile: str = option("off", "torch.compile; never for the baseline", choices=("on", "off"))
+    timm: Path | None = option(
+        None,
+        "measure timm's train.py too, in the folder that `python -m benchmarking.timm_setup DIR` "
+        "filled",
+        metavar="DIR",
+    )
     debug: bool = debug_option()
+
+    @property
+    def n_slices(self) -> int:
+        """Slices per epoch, or the most that are chosen if `slices` is not given."""
+        return self.slices or max(MOST_SLICES, self.batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for the processes that the benchmark starts."""
@@ -83,6 +100,6 @@ def parse_benchmark(argv: Sequence[str] | None = None) -> BenchmarkConfig | GpuC
             parser.error(f"--gpu-check chooses this itself; leave out {name_flag(extra[0])}")
         return fill_dataclass(GpuCheckConfig, given)
     config = fill_dataclass(BenchmarkConfig, given)
-    if config.slices < config.batch_size:
+    if config.n_slices < config.batch_size:
         parser.error(f"--slices {config.slices}: less than one batch of {config.batch_size}")
     return config

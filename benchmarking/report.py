@@ -16,8 +16,12 @@ FIGURES = {
     "synthetic_step_images_per_s": ("synthetic step: one fixed batch in memory", "images/s"),
     "pipeline_images_per_s": ("pipeline: whole epochs of training", "images/s"),
     "dataloader_baseline_images_per_s": ("DataLoader baseline: workers, fp32", "images/s"),
+    "dataloader_tuned_images_per_s": ("the same, autocast and channels_last", "images/s"),
+    "timm_images_per_s": ("train.py of timm", "images/s"),
     "pipeline_over_synthetic_step": ("pipeline / synthetic step", ""),
     "pipeline_over_dataloader_baseline": ("pipeline / DataLoader baseline", ""),
+    "pipeline_over_dataloader_tuned": ("pipeline / the same, tuned", ""),
+    "pipeline_over_timm": ("pipeline / train.py of timm", ""),
     "recalibrate_batch_norm_s": ("batch-norm recalibration after an epoch", "s"),
     "inference_images_per_s": ("inference, fp32", "images/s"),
     "files_images_per_s": ("inference from files, decoded first", "images/s"),
@@ -36,9 +40,14 @@ RATIOS = {
     "pipeline_over_dataloader_baseline": (
         *("pipeline_images_per_s", "dataloader_baseline_images_per_s"),
     ),
+    "pipeline_over_dataloader_tuned": ("pipeline_images_per_s", "dataloader_tuned_images_per_s"),
+    "pipeline_over_timm": ("pipeline_images_per_s", "timm_images_per_s"),
     "files_over_inference": ("files_images_per_s", "inference_images_per_s"),
 }
 UNDEFINED = {
+    **dict.fromkeys(
+        ("timm_images_per_s", "pipeline_over_timm"), "measured with --timm only (--help)"
+    ),
     "peak_memory_mib": "this system does not report the peak memory of a process",
     "peak_device_memory_mib": "measured on CUDA only",
 }
@@ -48,8 +57,9 @@ def build_report(task: Task, measured: dict[str, list[float]]) -> dict[str, Any]
     """Build the content of `--json` from the values of each figure, one per round."""
     rounds = dict(measured)
     for key, (numerator, denominator) in RATIOS.items():
-        pairs = zip(measured[numerator], measured[denominator], strict=True)
-        rounds[key] = [above / below for above, below in pairs]
+        if denominator in measured:
+            pairs = zip(measured[numerator], measured[denominator], strict=True)
+            rounds[key] = [above / below for above, below in pairs]
     rounds = {key: rounds[key] for key in FIGURES if key in rounds}
     return {
         "schema": SCHEMA,
@@ -59,7 +69,7 @@ def build_report(task: Task, measured: dict[str, list[float]]) -> dict[str, Any]
         "steps": {
             "synthetic_step": task.n_steps,
             "pipeline": task.n_steps,
-            "dataloader_baseline": task.n_short_steps,
+            "dataloader": task.n_short_steps,
             "inference": task.n_short_steps,
             "new_process": process_start.STEPS,
         },
@@ -73,9 +83,9 @@ def build_notes(task: Task, undefined: set[str]) -> list[str]:
     config, notes = task.config, []
     if config.data is None:
         notes.append("the slices are generated phantoms of 512 x 512 px")
-    if len(task.distinct) < config.slices:
+    if len(task.distinct) < config.n_slices:
         reason = "only whole batches are used, so that each slice counts equally"
-        notes.append(f"{len(task.distinct)} slices instead of {config.slices}: {reason}")
+        notes.append(f"{len(task.distinct)} slices instead of {config.n_slices}: {reason}")
     if len(task.rows) > len(task.distinct):
         notes.append(f"an epoch of {task.n_steps} steps uses slices more than once")
     return notes + [f"{key}: {UNDEFINED[key]}" for key in FIGURES if key in undefined]

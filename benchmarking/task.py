@@ -105,7 +105,7 @@ def choose_slices(data_dir: Path, work: Path, config: BenchmarkConfig) -> None:
         UserError: There is no manifest, or fewer readable slices than one batch.
     """
     table = dataset.load_table(data_dir)
-    n_chosen = min(config.slices, len(table)) // config.batch_size * config.batch_size
+    n_chosen = min(config.n_slices, len(table)) // config.batch_size * config.batch_size
     if not n_chosen:
         raise UserError(
             f"{data_dir}: {len(table)} readable slices are fewer than a batch of "

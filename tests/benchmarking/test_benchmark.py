@@ -30,10 +30,11 @@ def test_small_benchmark(tmp_path: Path, capsys: Capture) -> None:
     assert benchmark.main([*SMALL, *ON_CPU, "--json", str(target)]) == 0
     assert list(target.parent.iterdir()) == [target]
     figures = json.loads(target.read_text("utf-8"))
-    on_device = "peak_device_memory_mib"
-    assert figures[on_device] is None
-    assert any(note.startswith(on_device) for note in figures["notes"])
-    defined = set(report.FIGURES) - {on_device}
+    undefined = {"peak_device_memory_mib", "timm_images_per_s", "pipeline_over_timm"}
+    for key in undefined:
+        assert figures[key] is None
+        assert any(note.startswith(key) for note in figures["notes"])
+    defined = set(report.FIGURES) - undefined
     assert set(figures["rounds"]) == set(figures["spread"]) == defined
     for key in defined:
         (value,) = figures["rounds"][key]
@@ -51,11 +52,11 @@ def test_small_benchmark(tmp_path: Path, capsys: Capture) -> None:
     assert set(figures["environment"]) > {"precision", "cores", "cpu", "torch", "commit", "command"}
     lines = capsys.readouterr().out.splitlines()
     rounds = [line for line in lines if line.startswith(("warm-up", "round"))]
-    training = ["synthetic step", "pipeline", "DataLoader baseline"]
-    assert rounds[:6] == [
+    training = ["synthetic step", "pipeline", "DataLoader baseline", "DataLoader baseline, tuned"]
+    assert rounds[:8] == [
         f"{title}: {x}" for title in ("warm-up", "round 1 of 1") for x in training
     ]
-    assert len(rounds) == 16
+    assert len(rounds) == 18
     for label, unit in report.FIGURES.values():
         (row,) = (line for line in lines if line.startswith(f"{label} "))
         assert row.rstrip().endswith((unit, " -"))
@@ -71,6 +72,7 @@ def test_small_benchmark(tmp_path: Path, capsys: Capture) -> None:
         (["--json", "."], 1, "--json .: a folder"),
         (["--json", "/dev/null/x.json"], 1, "--json /dev/null/x.json: not writable"),
         (["--device", "cuda:99"], 1, "--device cuda:99"),
+        (["--timm", "nowhere", "--device", "cpu"], 1, "prepare it: python -m benchmarking."),
     ],
 )
 def test_refusals_leave_nothing(

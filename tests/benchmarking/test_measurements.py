@@ -1,5 +1,6 @@
 """Measurements: their slices, rounds, figures and processes."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,14 @@ import pytest
 import torch
 
 import helper
-from benchmarking import dataloader_baseline, options, report, rounds, training_speed
+from benchmarking import (
+    dataloader_baseline,
+    duration,
+    options,
+    report,
+    rounds,
+    training_speed,
+)
 from benchmarking.process_start import time_process
 from benchmarking.task import Task, choose_slices, open_task
 from common import machine
@@ -81,9 +89,40 @@ def test_ratios_are_computed_per_round(make_task: MakeTask) -> None:
     assert figures["pipeline_over_synthetic_step"] == 0.75
     assert figures["spread"]["pipeline_over_synthetic_step"] == [0.5, 0.95]
     assert figures["pipeline_over_dataloader_baseline"] == 9.5
+    assert figures["pipeline_over_dataloader_tuned"] == 19.0
     for key, reason in report.UNDEFINED.items():
         assert figures[key] is None
         assert f"{key}: {reason}" in figures["notes"]
+
+
+def test_timm_is_compared_where_it_was_measured(make_task: MakeTask) -> None:
+    measured = {key: [1.0] for key in set(report.FIGURES) - set(report.UNDEFINED)}
+    measured |= {"pipeline_images_per_s": [30.0], "timm_images_per_s": [20.0]}
+    assert report.build_report(make_task(), measured)["pipeline_over_timm"] == 1.5
+
+
+def test_epochs_fit_into_eight_minutes() -> None:
+    def count(step_s: float, **values: Any) -> int:
+        return duration.count_steps(options.BenchmarkConfig(**values), step_s)
+
+    assert count(0.1) == 20  # 640 slices in batches of 32
+    assert count(0.1, batch_size=64) == 10
+    assert count(0.1, batch_size=1024) == count(100.0) == duration.FEWEST_STEPS
+    steps = [count(step_s) for step_s in (0.5, 1.0, 2.0, 4.0)]
+    assert steps == sorted(steps, reverse=True)
+    assert len(set(steps)) > 2
+    assert count(1.4, timm=Path("timm")) < count(1.4)
+    assert count(1.4, repeats=8) < count(1.4)
+
+
+def test_epochs_are_shortened_unless_slices_are_given(
+    make_task: MakeTask, phantom_dir: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    task = make_task()
+    assert duration.fit_to_machine(task.config, phantom_dir, tmp_path) is task.config
+    monkeypatch.setattr(duration, "count_steps", lambda _, step_s: 3 if 0 < step_s < 60 else 0)
+    free = dataclasses.replace(task.config, slices=None)
+    assert duration.fit_to_machine(free, phantom_dir, tmp_path).slices == 24
 
 
 def test_synthetic_step_trains_what_it_counts(make_task: MakeTask, monkeypatch: Patch) -> None:

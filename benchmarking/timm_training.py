@@ -1,0 +1,122 @@
+"""Training speed of timm's train.py on the same slices, in processes of its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+import helper
+from benchmarking import timm_launcher
+from benchmarking.options import BenchmarkConfig
+from benchmarking.rounds import Figures, Measure
+from benchmarking.task import Task
+from benchmarking.timm_setup import VERSION, find_python
+from common.machine import count_cores
+from helper import UserError
+
+EPOCHS = 2  # the first one warms up
+# Of a log line: epoch, and mean speed over its steps so far, as in `(1.234s,   25.93/s)`
+MEAN_SPEED = re.compile(r"Train: (\d+) .*\([\d.]+s, +([\d.]+)/s\)")
+# No averaged weights, which the pipeline has
+OPTIONS = (
+    *("--opt", "adamw", "--lr", "1e-5", "--sched", "cosine", "--warmup-epochs", "0"),
+    *("--smoothing", "0", "--scale", "0.8", "1", "--ratio", "1", "1", "--hflip", "0.5"),
+    *("--color-jitter", "0.2", "--train-interpolation", "bilinear"),
+    *("--channels-last", "--use-multi-epochs-loader", "--log-interval", "1"),
+)
+
+
+def check_timm(folder: Path, config: BenchmarkConfig) -> None:
+    """Check a folder of `benchmarking.timm_setup`, the name of the network and the device.
+
+    Raises:
+        UserError: The folder is incomplete, timm has no network of this name, or train.py cannot
+            use the device.
+    """
+    python = Path(find_python(folder))
+    for path in (python, folder / "train.py"):
+        if not path.exists():
+            advice = "prepare it: python -m benchmarking.timm_setup DIR"
+            raise UserError(f"--timm {folder}: no {path}; {advice}")
+    names = _run([str(python), "-c", "import timm; print(*timm.list_models())"]).split()
+    if config.model.removeprefix("timm/") not in names:
+        raise UserError(f"--timm: timm {VERSION} has no {config.model}; give a --model of both")
+    device = helper.resolve_device(config.device)
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--timm: train.py cannot use {device}; give --device cpu")
+
+
+def build_timm(task: Task, folder: Path) -> Measure:
+    """Measure an epoch of timm's train.py from random weights (images/s).
+
+    It trains in the precision of the pipeline and in channels_last, with one worker per core that
+    persists between epochs, without averaged weights, and with flips, zoom and jitter. The figure
+    is its own: the mean over the steps of the second epoch, loading included.
+    """
+    slices = task.work / "timm"
+    copy_slices(task, slices)
+    command = [find_python(folder), timm_launcher.__file__, str(torch.get_num_threads())]
+    command += [str(folder / "train.py"), "--data-dir", str(slices), *OPTIONS]
+    command += ["--model", task.config.model.removeprefix("timm/")]
+    command += ["--num-classes", str(len(task.classes)), "--seed", str(task.config.seed)]
+    command += ["--input-size", "3", *[str(task.config.image_size)] * 2]
+    command += ["--batch-size", str(task.config.batch_size), "--epochs", str(EPOCHS)]
+    command += ["--workers", str(count_cores())]
+    if task.device.type == "cuda":
+        command.append("--pin-mem")
+    if task.precision != "fp32":
+        names = {"bf16": "bfloat16", "fp16": "float16"}
+        command += ["--amp", "--amp-dtype", names[task.precision]]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if task.device.type == "cpu" else {}
+
+    def measure() -> Figures:
+        with tempfile.TemporaryDirectory(dir=task.work) as output:
+            return {"timm_images_per_s": read_speed(_run([*command, "--output", output], hidden))}
+
+    return measure
+
+
+def copy_slices(task: Task, folder: Path) -> None:
+    """Copy the slices of a short epoch to `train/CLASS`, and one of each class to `validation`."""
+    rows = task.rows.head(task.n_short_steps * task.config.batch_size)
+    for split, chosen in (("train", rows), ("validation", rows.drop_duplicates("label"))):
+        for index, (path, label) in enumerate(zip(chosen["path"], chosen["label"], strict=True)):
+            target = folder / split / label / f"{index}{Path(path).suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def read_speed(log: str) -> float:
+    """Return the mean speed over the last epoch in the output of train.py, images/s.
+
+    Raises:
+        UserError: It has none.
+    """
+    speeds = [float(speed) for epoch, speed in MEAN_SPEED.findall(log) if int(epoch) == EPOCHS - 1]
+    if not speeds:
+        raise UserError("train.py of timm logged no speed of its second epoch")
+    return speeds[-1]
+
+
+def _run(command: list[str], variables: dict[str, str] | None = None) -> str:
+    """Run a command and return what it prints to both outputs.
+
+    Raises:
+        UserError: It failed; gives its last line.
+    """
+    done = subprocess.run(
+        command,
+        env=os.environ | (variables or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode:
+        lines = done.stdout.strip().splitlines() or ["no output"]
+        raise UserError(f"timm ended with status {done.returncode}: {lines[-1]}")
+    return done.stdout
