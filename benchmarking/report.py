@@ -10,7 +10,7 @@ from benchmarking.task import Task
 from common.machine import count_cores, read_cpu_model
 from helper import log
 
-SCHEMA = 2  # 1: other keys for the synthetic step and the DataLoader baseline
+SCHEMA = 3  # 2: without the tuned baseline and timm; 1: other keys for step and baseline
 # Label and unit of each figure.
 FIGURES = {
     "synthetic_step_images_per_s": ("synthetic step: one fixed batch in memory", "images/s"),
