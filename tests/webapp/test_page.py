@@ -166,6 +166,27 @@ def test_frames_are_scrolled(open_page: Any, phantom: Path, tmp_path: Path) -> N
     page.locator("#name", has_not_text=first).wait_for()
 
 
+def test_a_hundred_files_show_their_progress(open_page: Any, phantom: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"slice_{number:03}.png" for number in range(100)]
+    for path in paths:
+        path.write_bytes(phantom.read_bytes())
+    page = open_page()
+    page.evaluate(
+        "window.seen = [];"
+        "new MutationObserver(() => window.seen.push(document.querySelector('#progress').value))"
+        ".observe(document.querySelector('#progress'), {attributes: true, attributeFilter: "
+        "['value']})"
+    )
+    drop(page, *paths)
+    seen = page.evaluate("window.seen")
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 5  # results arrive in batches
+    assert seen[-1] == 100
+    shown = page.locator("#list li span:nth-child(2)").all_inner_texts()
+    assert shown == [path.name for path in paths]  # none lost, in their order
+    assert "100 results" in page.inner_text("#status")
+
+
 def test_an_error_of_the_program_is_shown(open_page: Any, phantom: Path) -> None:
     page = open_page(error="status of 413")
     page.route("**/predict", lambda route: route.fulfill(status=413, json={"error": "over 1 MiB"}))
