@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 # Threads of torch's CPU kernels wait for each other busily. With the usual spin count of GNU OpenMP
-# two of them fall to a tenth of their speed if other programs need the cores (docs/performance.md).
-# Read when torch is imported, on Linux; an own setting is kept.
+# two of them fall to a third of their speed if other programs need the cores, to half with this
+# one, which costs up to 16 % if none does (docs/performance.md). Read when torch is imported, on
+# Linux; an own setting is kept.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

@@ -10,7 +10,7 @@ from args import MODEL_HELP, PRECISIONS
 from common.cli import add_options, build_parser, fill_dataclass, name_flag, option, simplify
 from common.shared_options import debug_option, device_option, threads_option
 
-MOST_SLICES = 640
+FEWEST_SLICES, MOST_SLICES = 12, 640
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class BenchmarkConfig:
         None,
         "slices per epoch (default: as many as a benchmark of eight minutes allows on this "
         f"machine, at most {MOST_SLICES})",
-        low=12,
+        low=FEWEST_SLICES,
         metavar="N",
     )
     model: str = option("resnet18", MODEL_HELP, metavar="NAME")
@@ -35,7 +35,7 @@ class BenchmarkConfig:
     seed: int = option(0, "seed of phantoms, sampling, weights and order", low=0, metavar="N")
     device: str = device_option()
     threads: int = threads_option()
-    precision: str = option("auto", "training precision; the baseline is fp32", choices=PRECISIONS)
+    precision: str = option("auto", "training precision; one baseline is fp32", choices=PRECISIONS)
     compile: str = option("off", "torch.compile; never for the baseline", choices=("on", "off"))
     timm: Path | None = option(
         None,

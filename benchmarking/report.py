@@ -16,11 +16,11 @@ FIGURES = {
     "synthetic_step_images_per_s": ("synthetic step: one fixed batch in memory", "images/s"),
     "pipeline_images_per_s": ("pipeline: whole epochs of training", "images/s"),
     "dataloader_baseline_images_per_s": ("DataLoader baseline: workers, fp32", "images/s"),
-    "dataloader_tuned_images_per_s": ("the same, autocast and channels_last", "images/s"),
+    "dataloader_tuned_images_per_s": ("DataLoader baseline, tuned as the pipeline", "images/s"),
     "timm_images_per_s": ("train.py of timm", "images/s"),
     "pipeline_over_synthetic_step": ("pipeline / synthetic step", ""),
     "pipeline_over_dataloader_baseline": ("pipeline / DataLoader baseline", ""),
-    "pipeline_over_dataloader_tuned": ("pipeline / the same, tuned", ""),
+    "pipeline_over_dataloader_tuned": ("pipeline / DataLoader baseline, tuned", ""),
     "pipeline_over_timm": ("pipeline / train.py of timm", ""),
     "recalibrate_batch_norm_s": ("batch-norm recalibration after an epoch", "s"),
     "inference_images_per_s": ("inference, fp32", "images/s"),
@@ -70,6 +70,7 @@ def build_report(task: Task, measured: dict[str, list[float]]) -> dict[str, Any]
             "synthetic_step": task.n_steps,
             "pipeline": task.n_steps,
             "dataloader": task.n_short_steps,
+            **({} if task.config.timm is None else {"timm": task.n_short_steps}),
             "inference": task.n_short_steps,
             "new_process": process_start.STEPS,
         },
@@ -120,7 +121,8 @@ def print_table(report: dict[str, Any]) -> None:
     steps = ", ".join(f"{name} {count}" for name, count in report["steps"].items())
     log.info("steps per round: %s", steps)
     log.info(
-        "%(model)s at %(image_size)d px, batches of %(batch_size)d, %(precision)s, on %(device)s "
+        "%(n_slices)d slices, %(model)s at %(image_size)d px, batches of %(batch_size)d, "
+        "%(precision)s, on %(device)s "
         "(%(cpu)s, %(cores)d cores, %(threads)d threads); commit %(commit)s",
         report["environment"],
     )

@@ -5,12 +5,15 @@ train.py of the same version, which is in no package. A file DIR/train.py that e
 """
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
-import sysconfig
 import urllib.request
 import venv
 from pathlib import Path
+
+import torch
 
 import helper
 from common import atomic_files
@@ -38,13 +41,15 @@ def prepare(folder: Path) -> None:
     environment = folder / "env"
     if environment.exists():
         raise UserError(f"{environment} exists; remove it, or give another folder")
-    venv.create(environment, with_pip=True)
+    venv.create(environment, with_pip=True, symlinks=os.name != "nt")
     python = find_python(folder)
     command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     # torch must be the same, and would be a download of gigabytes
-    Path(packages, "parent.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
+    parent = Path(torch.__file__).parents[1]
+    Path(packages, "parent.pth").write_text(str(parent), "utf-8")
     if subprocess.run([python, "-m", "pip", "install", "-q", f"timm=={VERSION}"]).returncode:
+        shutil.rmtree(environment)
         raise UserError(f"timm {VERSION} was not installed; pip says why above")
     script = folder / "train.py"
     if not script.exists():

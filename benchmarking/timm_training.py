@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -19,6 +21,7 @@ from common.machine import count_cores
 from helper import UserError
 
 EPOCHS = 2  # the first one warms up
+READ_SUFFIXES = {".png", ".jpg", ".jpeg"}  # by timm's reader of folders
 # Of a log line: epoch, and mean speed over its steps so far, as in `(1.234s,   25.93/s)`
 MEAN_SPEED = re.compile(r"Train: (\d+) .*\([\d.]+s, +([\d.]+)/s\)")
 # No averaged weights, which the pipeline has
@@ -54,8 +57,12 @@ def build_timm(task: Task, folder: Path) -> Measure:
     """Measure an epoch of timm's train.py from random weights (images/s).
 
     It trains in the precision of the pipeline and in channels_last, with one worker per core that
-    persists between epochs, without averaged weights, and with flips, zoom and jitter. The figure
-    is its own: the mean over the steps of the second epoch, loading included.
+    persists between epochs, without averaged weights, with flips, zoom and jitter, and with three
+    channels (the pipeline has one). The figure is its own: the mean over the steps of the second
+    epoch, in which it waits for batches; some were loaded in advance.
+
+    Raises:
+        UserError: A slice is of a format that its reader passes over.
     """
     slices = task.work / "timm"
     copy_slices(task, slices)
@@ -68,21 +75,37 @@ def build_timm(task: Task, folder: Path) -> Measure:
     command += ["--workers", str(count_cores())]
     if task.device.type == "cuda":
         command.append("--pin-mem")
+    variables = {"CUDA_VISIBLE_DEVICES": choose_visible_devices(task.device)}
     if task.precision != "fp32":
         names = {"bf16": "bfloat16", "fp16": "float16"}
         command += ["--amp", "--amp-dtype", names[task.precision]]
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if task.device.type == "cpu" else {}
 
     def measure() -> Figures:
         with tempfile.TemporaryDirectory(dir=task.work) as output:
-            return {"timm_images_per_s": read_speed(_run([*command, "--output", output], hidden))}
+            log = _run([*command, "--output", output], variables)
+        return {"timm_images_per_s": read_speed(log, task.n_short_steps)}
 
     return measure
 
 
+def choose_visible_devices(device: torch.device) -> str:
+    """Return CUDA_VISIBLE_DEVICES for a process that takes the first CUDA device, or none."""
+    if device.type != "cuda":
+        return ""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    index = device.index or 0
+    return visible[index] if visible != [""] else str(index)
+
+
 def copy_slices(task: Task, folder: Path) -> None:
-    """Copy the slices of a short epoch to `train/CLASS`, and one of each class to `validation`."""
+    """Copy the slices of a short epoch to `train/CLASS`, and one of each class to `validation`.
+
+    Raises:
+        UserError: A slice is of a format that timm's reader passes over.
+    """
     rows = task.rows.head(task.n_short_steps * task.config.batch_size)
+    if other := set(map(get_suffix, rows["path"])) - READ_SUFFIXES:
+        raise UserError(f"--timm: its reader passes over {', '.join(sorted(other))} files")
     for split, chosen in (("train", rows), ("validation", rows.drop_duplicates("label"))):
         for index, (path, label) in enumerate(zip(chosen["path"], chosen["label"], strict=True)):
             target = folder / split / label / f"{index}{Path(path).suffix}"
@@ -90,19 +113,26 @@ def copy_slices(task: Task, folder: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def read_speed(log: str) -> float:
+def get_suffix(path: str) -> str:
+    """Return the suffix of a file, in lower case."""
+    return Path(path).suffix.lower()
+
+
+def read_speed(log: str, n_steps: int) -> float:
     """Return the mean speed over the last epoch in the output of train.py, images/s.
 
     Raises:
-        UserError: It has none.
+        UserError: The epoch had another number of steps.
     """
     speeds = [float(speed) for epoch, speed in MEAN_SPEED.findall(log) if int(epoch) == EPOCHS - 1]
-    if not speeds:
-        raise UserError("train.py of timm logged no speed of its second epoch")
+    if len(speeds) != n_steps:
+        raise UserError(
+            f"train.py of timm logged {len(speeds)} steps of its second epoch instead of {n_steps}"
+        )
     return speeds[-1]
 
 
-def _run(command: list[str], variables: dict[str, str] | None = None) -> str:
+def _run(command: list[str], variables: Mapping[str, str] = MappingProxyType({})) -> str:
     """Run a command and return what it prints to both outputs.
 
     Raises:
@@ -110,7 +140,7 @@ def _run(command: list[str], variables: dict[str, str] | None = None) -> str:
     """
     done = subprocess.run(
         command,
-        env=os.environ | (variables or {}),
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 import helper
 from experiments import cli
 from helper import PROJECT_DIR, UserError, log
+from inference.image_stream import find_files
 from inference.pipeline import predict_batches
 from inference.predictor import load_predictor
 from modeling import precision
@@ -50,9 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.worker:
-        print(json.dumps(measure_here(options.checkpoint, options.images)))
-        return 0
+        return helper.run_command(print_speeds, options)
     return cli.run(measure, options)
+
+
+def print_speeds(options: argparse.Namespace) -> None:
+    """Measure in this process and print the images/s as JSON."""
+    print(json.dumps(measure_here(options.checkpoint, options.images)))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -104,7 +109,8 @@ def measure_in_process(checkpoint: Path, images: Path, spins: str) -> dict[str, 
         text=True,
     )
     if done.returncode:
-        raise UserError((done.stderr.strip().splitlines() or ["no output"])[-1])
+        line = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(line.removeprefix("error: "))
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -113,7 +119,7 @@ def measure_here(checkpoint: Path, images: Path) -> dict[str, float]:
     precision.keep_freed_memory()
     helper.set_threads(0)
     predictor = load_predictor([checkpoint], "cpu")
-    files = sorted(path for path in images.rglob("*") if path.is_file())[:N_FILES]
+    files = list(itertools.islice(find_files([images]), N_FILES))
     network = predictor.members[0].network
     size_px = network.preprocess.image_size
     slices = torch.randint(256, (BATCH_SIZE, 1, size_px, size_px), dtype=torch.uint8)
@@ -123,7 +129,8 @@ def measure_here(checkpoint: Path, images: Path) -> dict[str, float]:
         return len(predict_logits(network, [slices])[0])
 
     def predict() -> int:
-        return sum(len(batch) for batch in predict_batches(predictor, files))
+        pairs = itertools.chain.from_iterable(predict_batches(predictor, files))
+        return sum(prediction is not None for _, prediction in pairs)
 
     found = {"evaluation": time_images(evaluate), "files": time_images(predict)}
     network.requires_grad_(True).train()  # last, as it changes the network

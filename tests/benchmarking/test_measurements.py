@@ -1,6 +1,7 @@
 """Measurements: their slices, rounds, figures and processes."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarking import (
 from benchmarking.process_start import time_process
 from benchmarking.task import Task, choose_slices, open_task
 from common import machine
+from common.cli import restore_dataclass
 from helper import UserError
 from tests.support.builders import Patch, list_files
 
@@ -108,21 +110,38 @@ def test_epochs_fit_into_eight_minutes() -> None:
     assert count(0.1) == 20  # 640 slices in batches of 32
     assert count(0.1, batch_size=64) == 10
     assert count(0.1, batch_size=1024) == count(100.0) == duration.FEWEST_STEPS
-    steps = [count(step_s) for step_s in (0.5, 1.0, 2.0, 4.0)]
-    assert steps == sorted(steps, reverse=True)
-    assert len(set(steps)) > 2
-    assert count(1.4, timm=Path("timm")) < count(1.4)
-    assert count(1.4, repeats=8) < count(1.4)
+    for step_s in (0.5, 1.0, 2.0, 3.0):
+        for values in ({}, {"timm": Path("timm")}, {"repeats": 2}):
+            config = options.BenchmarkConfig(**values)
+            n_steps = duration.count_steps(config, step_s)
+            assert duration.estimate_duration(config, step_s, n_steps) <= duration.BUDGET_S
+            if n_steps < 20:
+                more = duration.estimate_duration(config, step_s, n_steps + 1)
+                assert more > duration.BUDGET_S
+    assert count(4.0) < count(2.0) < count(1.5) < 20
+    assert count(2.0, timm=Path("timm")) < count(2.0)
 
 
 def test_epochs_are_shortened_unless_slices_are_given(
-    make_task: MakeTask, phantom_dir: Path, tmp_path: Path, monkeypatch: Patch
+    make_task: MakeTask,
+    phantom_dir: Path,
+    tmp_path: Path,
+    monkeypatch: Patch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     task = make_task()
     assert duration.fit_to_machine(task.config, phantom_dir, tmp_path) is task.config
-    monkeypatch.setattr(duration, "count_steps", lambda _, step_s: 3 if 0 < step_s < 60 else 0)
+    caplog.set_level("INFO")
+    monkeypatch.setattr(duration, "count_steps", lambda _, step_s, __: 3 if step_s < 60 else 0)
     free = dataclasses.replace(task.config, slices=None)
     assert duration.fit_to_machine(free, phantom_dir, tmp_path).slices == 24
+    assert not caplog.messages[-1].startswith("this takes about")
+    fixed = dataclasses.replace(free, batch_size=4, repeats=60)
+    monkeypatch.setattr(duration, "count_steps", lambda _config, _step_s, fewest: fewest)
+    fitted = duration.fit_to_machine(fixed, phantom_dir, tmp_path)
+    assert fitted.slices == options.FEWEST_SLICES == 12  # another number is refused by the process
+    assert restore_dataclass(options.BenchmarkConfig, fitted.to_dict()) == fitted
+    assert re.match(r"this takes about \d+ minutes; fewer --repeats", caplog.messages[-1])
 
 
 def test_synthetic_step_trains_what_it_counts(make_task: MakeTask, monkeypatch: Patch) -> None:
@@ -150,6 +169,31 @@ def test_baseline_loads_the_same_files(make_task: MakeTask) -> None:
             image, label = loader.dataset[row]
             assert image.shape == (channels, 32, 32)
             assert task.classes[label] == task.rows["label"][row]
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_tuned_baseline_has_the_settings_of_the_pipeline(
+    make_task: MakeTask, monkeypatch: Patch, tuned: bool
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    class Recorder(torch.nn.Module):
+        def __init__(self, n_classes: int) -> None:
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, n_classes, 32)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            is_last = images.is_contiguous(memory_format=torch.channels_last)
+            seen.append((torch.is_autocast_enabled("cpu"), is_last))
+            return self.layer(images).flatten(1)
+
+    monkeypatch.setattr(
+        dataloader_baseline, "build_baseline_network", lambda _, n_classes: Recorder(n_classes)
+    )
+    task = make_task(model="resnet18", precision="bf16")
+    (speed,) = dataloader_baseline.build_dataloader_baseline(task, tuned=tuned)().values()
+    assert speed > 0
+    assert seen == [(tuned, tuned)] * task.n_short_steps
 
 
 def test_baseline_network_accepts_the_size(make_task: MakeTask) -> None:

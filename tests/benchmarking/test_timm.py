@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from benchmarking import timm_launcher, timm_setup, timm_training
 from benchmarking.options import BenchmarkConfig
@@ -38,9 +39,22 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def test_speed_is_the_mean_of_the_last_epoch() -> None:
-    assert timm_training.read_speed(LOG) == 25.93
-    with pytest.raises(UserError, match="logged no speed of its second epoch"):
-        timm_training.read_speed(LOG.split("Train: 1")[0])
+    assert timm_training.read_speed(LOG, 2) == 25.93
+    with pytest.raises(UserError, match="logged 2 steps of its second epoch instead of 8"):
+        timm_training.read_speed(LOG, 8)
+    with pytest.raises(UserError, match="logged 0 steps"):
+        timm_training.read_speed(LOG.split("Train: 1")[0], 2)
+
+
+def test_the_device_of_the_benchmark_is_the_only_visible_one(monkeypatch: Patch) -> None:
+    choose = timm_training.choose_visible_devices
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert choose(torch.device("cpu")) == ""
+    assert choose(torch.device("cuda")) == "0"
+    assert choose(torch.device("cuda:1")) == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    assert choose(torch.device("cuda")) == "3"
+    assert choose(torch.device("cuda:1")) == "GPU-5"
 
 
 def test_slices_of_a_short_epoch_are_copied(phantom_dir: Path, tmp_path: Path) -> None:
@@ -54,6 +68,10 @@ def test_slices_of_a_short_epoch_are_copied(phantom_dir: Path, tmp_path: Path) -
     assert sorted(path.parent.name for path in train) == sorted(labels)
     val = [path for path in (tmp_path / "copies" / "validation").rglob("*") if path.is_file()]
     assert sorted(path.parent.name for path in val) == sorted(set(labels))
+    rows = task.rows.assign(path=[*task.rows["path"][:-1], "slice.BMP"])
+    other = dataclasses.replace(task, rows=rows.iloc[::-1])
+    with pytest.raises(UserError, match=r"its reader passes over \.bmp files"):
+        timm_training.copy_slices(other, tmp_path / "others")
 
 
 def test_command_has_size_precision_and_device(
@@ -61,13 +79,14 @@ def test_command_has_size_precision_and_device(
 ) -> None:
     run = Mock(return_value=LOG)
     monkeypatch.setattr(timm_training, "_run", run)
+    monkeypatch.setattr(timm_training, "read_speed", lambda log, n_steps: len(log) + n_steps)
     small = BenchmarkConfig(model="timm/resnet18", image_size=64, batch_size=4, device="cpu")
     for precision in ("fp32", "bf16"):
         config = dataclasses.replace(small, precision=precision)
         choose_slices(phantom_dir, tmp_path / precision, config)
         task = open_task(config, tmp_path / precision)
         measured = timm_training.build_timm(task, prepared)()
-        assert measured == {"timm_images_per_s": 25.93}
+        assert measured == {"timm_images_per_s": len(LOG) + task.n_short_steps}
         command, variables = run.call_args.args
         line = " ".join(command)
         assert "--model resnet18 --num-classes 3 --seed 0 --input-size 3 64 64" in line
@@ -119,7 +138,7 @@ def test_existing_environment_is_not_touched(prepared: Path, capsys: Capture) ->
 def test_failed_downloads_say_what_to_do(
     tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    packages = tmp_path / "packages"
+    packages, environment = tmp_path / "packages", tmp_path / "timm" / "env"
     packages.mkdir()
     status = {"pip": 1}
 
@@ -129,13 +148,14 @@ def test_failed_downloads_say_what_to_do(
     def refuse(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(venv, "create", Mock())
+    monkeypatch.setattr(venv, "create", lambda path, **_: path.mkdir(parents=True))
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     command = [str(tmp_path / "timm")]
     assert "was not installed" in expect_refusal(capsys, timm_setup.main(command))
+    assert not environment.exists()  # the next try can begin
     status["pip"] = 0
     words = expect_refusal(capsys, timm_setup.main(command))
     assert "no network" in words
     assert "train.py by hand" in words
-    assert (packages / "parent.pth").read_text("utf-8").endswith("site-packages")
+    assert Path((packages / "parent.pth").read_text("utf-8"), "torch", "__init__.py").exists()

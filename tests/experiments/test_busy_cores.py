@@ -3,6 +3,7 @@
 import itertools
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from experiments import busy_cores
 from helper import UserError
-from tests.support.builders import Patch
+from tests.support.builders import Patch, Run
 
 
 def test_every_condition_is_measured_once_a_round(monkeypatch: Patch, tmp_path: Path) -> None:
@@ -45,9 +46,28 @@ def test_other_programs_end_with_the_measurement(monkeypatch: Patch) -> None:
     assert all(program.poll() is not None for program in started)
 
 
-def test_failed_process_gives_its_last_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere"):
+def test_failed_process_gives_its_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^checkpoint \S*nowhere\.pt: no such file$"):
         busy_cores.measure_in_process(tmp_path / "nowhere.pt", tmp_path, "3000")
+
+
+def test_images_are_predicted_and_folders_without_refused(
+    first_run: Run, phantom_dir: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    checkpoint = first_run.root / "session" / "first" / "best.pt"
+    counts: list[int] = []
+
+    def count(run: Callable[[], int]) -> float:
+        counts.append(run())
+        return 1.0
+
+    monkeypatch.setattr(busy_cores, "time_images", count)
+    found = busy_cores.measure_here(checkpoint, phantom_dir / "Images")
+    assert found == dict.fromkeys(("training", "evaluation", "files"), 1.0)
+    assert counts == [busy_cores.BATCH_SIZE, 60, busy_cores.BATCH_SIZE]
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match="no JPEG, PNG"):
+        busy_cores.measure_here(checkpoint, tmp_path)
 
 
 def test_speed_counts_what_the_function_returns(monkeypatch: Patch) -> None:
