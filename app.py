@@ -118,7 +118,7 @@ def serve(config: AppConfig) -> None:
                 config.host,
             )
         log.info("%s", helper.NOTICE)
-        host = f"[{config.host}]" if ":" in config.host else config.host
+        host = server.find_name(config.host)
         secret = f"/#token={quote(config.token)}" if config.token else ""
         ready = f"open http://{host}:{config.port}{secret} (Ctrl-C ends it)"
         with contextlib.suppress(KeyboardInterrupt):

@@ -166,7 +166,8 @@ def read_batches(
     remaining = iter(files)
     waiting: deque[list[Future[Iterable[Picture[Prepared]]]]] = deque()
     batch: list[Picture[Prepared]] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
         while True:
             while len(waiting) <= overlap:
                 chunk = list(itertools.islice(remaining, batch_size))
@@ -183,6 +184,8 @@ def read_batches(
                     if len(batch) == batch_size:
                         yield batch
                         batch = []
+    finally:
+        pool.shutdown(cancel_futures=True)  # a caller that stops does not wait for all files
     if batch:
         yield batch
 

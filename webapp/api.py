@@ -1,5 +1,6 @@
 """The routes of the page: its interface, documented at /docs, and its files."""
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -10,10 +11,10 @@ from typing import Annotated, Any
 
 import anyio
 import numpy as np
-from anyio import to_thread
-from fastapi import FastAPI, File, Form, Header, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Header, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from swagger_ui_bundle import swagger_ui_path
@@ -31,6 +32,8 @@ DOCS_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
 LINES = "application/x-ndjson"
 NOTE = "note"  # kind of a result that names files that were passed over
 WORKERS = 2  # requests that are computed at once; more would share the same cores
+HEATMAPS = 1  # of them, so that a prediction never waits for heat maps alone
+CLIENT_LEFT = 499  # status that nobody reads
 PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
 
 
@@ -47,11 +50,14 @@ def build_app(predictor: SlicePredictor, training: TrainingSlices, folder: Path)
         description=f"{NOTICE} Uploads are deleted when their request ends.",
         docs_url=None,
         redoc_url=None,
+        # for the documentation; the token is checked by the guard
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="with --token only"))],
     )
-    workers = anyio.CapacityLimiter(WORKERS)
+    workers, heatmaps = asyncio.Semaphore(WORKERS), asyncio.Semaphore(HEATMAPS)
 
     async def work(function: Any, *arguments: Any) -> Any:
-        return await to_thread.run_sync(partial(function, *arguments), limiter=workers)
+        async with workers:
+            return await run_to_its_end(function, *arguments)
 
     @app.post("/predict", response_model=Answer)
     async def predict(
@@ -75,9 +81,11 @@ def build_app(predictor: SlicePredictor, training: TrainingSlices, folder: Path)
     async def run(
         request: Request, files: list[UploadFile], pictures: bool
     ) -> AsyncIterator[Result]:
-        # a generator that is never started has stored nothing
-        with contextlib.ExitStack() as stack:
+        stack = contextlib.ExitStack()  # a generator that is never started has stored nothing
+        try:
             found = await work(stack.enter_context, uploads.store(files, folder))
+            for name, line in found.errors.items():
+                yield Result(kind="slice", file=name, error=line)
             batches = answers.predict(predictor, found, set(training.paths), pictures)
             stack.enter_context(contextlib.closing(batches))
             while (batch := await work(next, batches, None)) is not None:
@@ -87,9 +95,12 @@ def build_app(predictor: SlicePredictor, training: TrainingSlices, folder: Path)
                     return
             for note in found.notes:
                 yield Result(kind=NOTE, file="", note=note)
+        finally:
+            await run_to_its_end(stack.close)
 
     @app.post("/heatmap", response_class=PictureResponse, responses=PNG)
     async def heatmap(
+        request: Request,
         files: Annotated[UploadFile, File(description="one picture")],
         class_name: Annotated[str, Form(description="default: the predicted class")] = "",
         frame: Annotated[int, Form(description="of a file of several, from 1", ge=1)] = 1,
@@ -112,7 +123,10 @@ def build_app(predictor: SlicePredictor, training: TrainingSlices, folder: Path)
                     return answers.encode_png(np.rint(255 * map_).astype(np.uint8))
             raise UserError(f"frame {frame}: the file has no such frame")
 
-        return PictureResponse(await work(explain))
+        async with heatmaps:
+            if await request.is_disconnected():  # a reader who turns pages leaves many behind
+                return Response(status_code=CLIENT_LEFT)
+            return PictureResponse(await work(explain))
 
     @app.get("/training/{sha256}", response_class=PictureResponse, responses=PNG)
     async def training_slice(sha256: str) -> Response:
@@ -161,6 +175,23 @@ def _add_files(app: FastAPI) -> None:
     app.openapi_version, describe_routes = "3.0.3", app.openapi
     keyword, of_3_0 = '"contentMediaType": "application/octet-stream"', '"format": "binary"'
     app.openapi = lambda: json.loads(json.dumps(describe_routes()).replace(keyword, of_3_0))  # type: ignore[method-assign]
+
+
+async def run_to_its_end(function: Any, *arguments: Any) -> Any:
+    """Run a function in a thread; if the task is cancelled, first wait until the function ends.
+
+    It uses files of the request, which must not be deleted before. A task is cancelled several
+    times: as the client leaves or the server ends, and as the event loop ends.
+    """
+    running = asyncio.get_running_loop().run_in_executor(None, partial(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            while not running.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
+        raise
 
 
 async def write_lines(results: AsyncIterator[Result]) -> AsyncIterator[str]:

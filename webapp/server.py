@@ -48,6 +48,13 @@ def open_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
+def find_name(host: str) -> str:
+    """Return the name by which a browser finds an address; that of this machine for all of them."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
 def warm_up(predictor: "SlicePredictor") -> None:
     """Predict and explain an empty image, so that the first upload is answered quickly."""
     preprocessed = predictor.preprocess(np.zeros((64, 64), np.uint8))

@@ -17,7 +17,7 @@ from inference import archives, image_stream
 from preparation.masks import find_mask_names
 from preparation.sources import MAX_FILE_MIB, open_source
 
-MAX_NAME = 200  # characters of a name that are kept
+MAX_NAME = 1_000  # characters of a name that are kept
 MAX_UNPACKED = 2_000  # files of an archive
 MAX_UNPACKED_MIB = 1_024
 
@@ -31,50 +31,98 @@ class Uploads:
         names: The name of each image to show.
         roots: Folders and archives that the client sent, by those names.
         notes: Files that were passed over.
+        errors: Why a file was not taken, by its name.
     """
 
     files: list[Path]
     names: dict[Path, Path]
     roots: list[Path]
     notes: list[str]
+    errors: dict[str, str]
 
 
 @contextlib.contextmanager
 def store(files: Sequence[UploadFile], folder: Path) -> Iterator[Uploads]:
     """Store the files of a request below a folder, and delete them at the end.
 
+    A file that is too large, or an archive that is damaged, unsafe, too large or without images, is
+    an error of its own; the others are taken.
+
     Raises:
-        UserError: A file is too large; or an archive is damaged, unsafe, too large, or has no
-            image.
+        UserError: No file is left.
     """
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        names: dict[Path, Path] = {}
-        for number, file in enumerate(files):
-            shown = clean_name(file.filename or "")
-            # a folder for each folder of the client: DICOM series are found by folder
-            suffix = shown.suffix if re.fullmatch(r"\.\w{1,8}", shown.suffix, re.ASCII) else ""
-            path = Path(own, "files", f"{_number(shown, names)}", f"{number:05}{suffix}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as target:
-                shutil.copyfileobj(file.file, target)
-            names[path] = shown
-        packed = [path for path in names if archives.is_archive(path)]
-        for path in names:
-            check_archive(path, names[path]) if path in packed else check_size(path, names[path])
+    with tempfile.TemporaryDirectory(dir=folder) as own, contextlib.ExitStack() as stack:
+        names = save(files, Path(own, "files"))
+        packed = [path for path, name in names.items() if is_packed(path, name)]
         passed_over = image_stream.PassedOver()
         plain = {path: name for path, name in names.items() if path not in packed}
-        single = leave_out_others(plain, passed_over)
-        with archives.unpack([*single, *packed], Path(own, "unpacked", "x")) as unpacked:
-            for path, name in unpacked.names.items():
-                archive = next(each for each in packed if name.is_relative_to(each))
-                names[path] = names[archive] / name.relative_to(archive)
-            found = list(image_stream.find_files(unpacked.paths))
-            roots = [Path(names[path].parts[0]) for path in single if len(names[path].parts) > 1]
-            roots += [names[path] for path in packed]
-            notes = [*passed_over.describe(), *unpacked.notes]
-            for path in packed:
-                notes = [note.replace(str(path), str(names[path])) for note in notes]
-            yield Uploads(found, names, list(dict.fromkeys(roots)), notes)
+        kept = leave_out_others(plain, passed_over)
+        found, errors = Uploads([], names, [], passed_over.describe(), {}), {}
+        for path in kept:
+            if line := find_fault(path):
+                errors[names[path].as_posix()] = line
+                continue
+            found.files.append(path)
+            if len(names[path].parts) > 1:
+                found.roots.append(Path(names[path].parts[0]))
+        for path, shown in number_equal({path: names[path] for path in packed}).items():
+            try:
+                check_archive(path)
+                inside = stack.enter_context(archives.unpack([path], Path(own, "unpacked", "x")))
+                found.files.extend(image_stream.find_files(inside.paths))
+            except UserError as error:
+                errors[str(shown)] = describe(error, path, shown)
+                continue
+            found.names.update(
+                {each: shown / name.relative_to(path) for each, name in inside.names.items()}
+            )
+            found.roots.append(shown)
+            found.notes.extend(note.replace(str(path), str(shown)) for note in inside.notes)
+        if errors and not found.files:
+            raise UserError(": ".join(next(iter(errors.items()))))
+        found.errors.update(errors)
+        found.roots[:] = dict.fromkeys(found.roots)
+        yield found
+
+
+def save(files: Sequence[UploadFile], folder: Path) -> dict[Path, Path]:
+    """Write the files of a request, and return the name of each to show.
+
+    Each folder of the client has one of its own: DICOM series are found by folder.
+    """
+    names: dict[Path, Path] = {}
+    numbers: dict[Path, int] = {}
+    for place, file in enumerate(files):
+        shown = clean_name(file.filename or "")
+        number = numbers.setdefault(shown.parent, len(numbers))
+        suffix = shown.suffix if re.fullmatch(r"\.\w{1,8}", shown.suffix, re.ASCII) else ""
+        path = folder / f"{number}" / f"{place:05}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as target:
+            shutil.copyfileobj(file.file, target)
+        names[path] = shown
+    return names
+
+
+def is_packed(path: Path, shown: Path) -> bool:
+    """Return whether a file is an archive; in a folder, by its suffix only.
+
+    Office documents, and voxel files that begin with zeros, have the content of archives.
+    """
+    if shown.parent != Path():
+        return shown.name.lower().endswith(archives.SUFFIXES)
+    return archives.is_archive(path)
+
+
+def number_equal(names: dict[Path, Path]) -> dict[Path, Path]:
+    """Return the names with a number after those that occurred before."""
+    counts: dict[Path, int] = {}
+    numbered = {}
+    for path, name in names.items():
+        counts[name] = counts.get(name, 0) + 1
+        first = counts[name] == 1
+        numbered[path] = name if first else name.with_stem(f"{name.stem} ({counts[name]})")
+    return numbered
 
 
 def clean_name(name: str) -> Path:
@@ -82,12 +130,6 @@ def clean_name(name: str) -> Path:
     text = "".join(letter for letter in name.replace("\\", "/") if letter.isprintable())
     parts = [part for part in PurePosixPath(text[-MAX_NAME:]).parts if part not in {"/", ".", ".."}]
     return Path(*parts) if parts else Path("file")
-
-
-def _number(shown: Path, names: dict[Path, Path]) -> int:
-    """Return the number of the client's folder of a file."""
-    parents = list(dict.fromkeys(name.parent for name in names.values()))
-    return parents.index(shown.parent) if shown.parent in parents else len(parents)
 
 
 def leave_out_others(names: dict[Path, Path], passed_over: image_stream.PassedOver) -> list[Path]:
@@ -116,21 +158,25 @@ def leave_out_others(names: dict[Path, Path], passed_over: image_stream.PassedOv
     return kept
 
 
-def check_size(path: Path, shown: Path) -> None:
-    """Raise a UserError for a file that is over the limit of one file."""
-    if path.stat().st_size > MAX_FILE_MIB * 2**20:
-        raise UserError(f"{shown}: over the limit of {MAX_FILE_MIB} MiB a file")
+def describe(error: UserError, path: Path, shown: Path) -> str:
+    """Return the line of an error, which names the file as the client does, if at all."""
+    return str(error).removeprefix(f"{path}: ").replace(str(path), str(shown))
 
 
-def check_archive(path: Path, shown: Path) -> None:
-    """Raise a UserError for an archive that is not to be unpacked here, without its path."""
-    try:
-        with open_source(path) as source:
-            n_files, n_bytes = len(source.entries), sum(entry.size for entry in source.entries)
-    except UserError as error:
-        raise UserError(str(error).replace(str(path), str(shown))) from None
+def find_fault(path: Path) -> str:
+    """Return why a file is not taken, or an empty text."""
+    is_large = path.stat().st_size > MAX_FILE_MIB * 2**20
+    return f"over the limit of {MAX_FILE_MIB} MiB a file" if is_large else ""
+
+
+def check_archive(path: Path) -> None:
+    """Raise a UserError for an archive that is not to be unpacked here."""
+    with open_source(path) as source:
+        n_files, n_bytes = len(source.entries), sum(entry.size for entry in source.entries)
+    size = f"{n_files} images of {n_bytes / 2**20:.0f} MiB"
     if n_files > MAX_UNPACKED or n_bytes > MAX_UNPACKED_MIB * 2**20:
         raise UserError(
-            f"{shown}: {n_files} images of {n_bytes / 2**20:.0f} MiB, over the limit of "
-            f"{MAX_UNPACKED} and {MAX_UNPACKED_MIB} MiB; use predict.py"
+            f"{size}, over the limit of {MAX_UNPACKED} and {MAX_UNPACKED_MIB} MiB; use predict.py"
         )
+    if n_bytes > shutil.disk_usage(path.parent).free:
+        raise UserError(f"{size}, more than is free on the disk of this program")

@@ -1,10 +1,12 @@
 """The interface of the page: predictions as predict.py makes them, heat maps, refusals in JSON."""
 
+import asyncio
 import base64
 import csv
 import io
 import json
 import logging
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,74 @@ def test_archives_are_unpacked(client: TestClient, phantom: Path) -> None:
     ]
 
 
+def test_a_file_that_is_not_taken_does_not_hide_the_others(
+    client: TestClient, phantom: Path
+) -> None:
+    content = phantom.read_bytes()
+    answer = send(client, ("a.png", content), ("x.zip", b"PK\3\4 damaged")).json()
+    error, good = answer["results"]
+    assert (error["file"], error["kind"], error["predicted"]) == ("x.zip", "slice", None)
+    assert "damaged" in error["error"]
+    assert good["file"] == "a.png"
+    assert good["predicted"]
+    answer = send(client, ("x.zip", b"PK\3\4 damaged"))
+    assert (answer.status_code, answer.json()["error"][:6]) == (422, "x.zip:")
+    answer = send(client, ("p/notes.txt", b"text")).json()
+    assert answer["results"] == []
+    assert "1 .txt" in answer["notes"][0]
+
+
+def test_a_heat_map_is_not_computed_for_a_client_that_left(
+    client: TestClient, phantom: Path, monkeypatch: Patch
+) -> None:
+    explained: list[object] = []
+    monkeypatch.setattr(SlicePredictor, "explain", lambda *_: explained.append(1))
+    files = {"files": ("a.png", phantom.read_bytes())}
+    request = client.build_request("POST", "/heatmap", files=files)
+    body = request.read()
+    messages = [{"type": "http.request", "body": body}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def record(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/heatmap", "query_string": b""},
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+    }
+
+    async def run() -> None:
+        await client.app(scope, receive, record)
+
+    asyncio.run(run())
+    assert sent[0]["status"] == api.CLIENT_LEFT
+    assert explained == []
+
+
+def test_a_cancelled_request_waits_for_its_thread() -> None:
+    ended: list[str] = []
+
+    def use_files() -> None:
+        time.sleep(0.2)
+        ended.append("thread")
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(api.run_to_its_end(use_files))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        task.cancel()  # as the event loop ends
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ended.append("request")
+
+    asyncio.run(cancel())
+    assert ended == ["thread", "request"]
+
+
 def test_a_heat_map_has_the_size_of_the_picture(
     client: TestClient, phantom: Path, predictor: SlicePredictor
 ) -> None:
@@ -186,6 +256,8 @@ def test_the_documentation_is_served_from_here(client: TestClient) -> None:
     }
     upload = schema["components"]["schemas"]["Body_heatmap_heatmap_post"]["properties"]["files"]
     assert upload["format"] == "binary"  # the page of the documentation offers a file
+    (scheme,) = schema["components"]["securitySchemes"].values()
+    assert scheme["scheme"] == "bearer"  # and takes the token
     for path in ("/", "/docs", "/docs/swagger-ui.css", "/static/page.js", "/static/viewer.js"):
         assert client.get(path).status_code == 200
     for path in ("/docs/index.html", "/static/../api.py", "/other", "/static/"):

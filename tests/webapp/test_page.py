@@ -1,6 +1,8 @@
 """The page in a browser: drop, list, slice, heat map, table, keys; nothing from elsewhere."""
 
+import base64
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -164,6 +166,123 @@ def test_frames_are_scrolled(open_page: Any, phantom: Path, tmp_path: Path) -> N
     first = page.inner_text("#name")
     page.mouse.wheel(0, 100)
     page.locator("#name", has_not_text=first).wait_for()
+
+
+def answer(page: Any, *results: dict[str, Any]) -> list[Any]:
+    """Answer /predict with results that have a tiny picture; return the requests."""
+    content = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(content, "PNG")
+    usual = {
+        **{"kind": "slice", "predicted": "Menin", "confidence": 0.9, "probabilities": {}},
+        **{"needs_review": False, "out_of_distribution": False, "nearest": [], "review": ""},
+        "picture": base64.b64encode(content.getvalue()).decode(),
+    }
+    asked: list[Any] = []
+
+    def fulfill(route: Any) -> None:
+        asked.append(route.request)
+        lines = [json.dumps({**usual, **each}) + "\n" for each in results]
+        route.fulfill(body="".join(lines))
+
+    page.route("**/predict", fulfill)
+    return asked
+
+
+def test_what_was_not_checked_has_no_tick(open_page: Any, phantom: Path) -> None:
+    page = open_page()
+    answer(
+        page,
+        {"file": "a.png", "needs_review": None},
+        {"file": "b.png", "out_of_distribution": None},
+        {"file": "c.png"},
+        {"file": "d.png", "out_of_distribution": True},
+    )
+    drop(page, phantom)
+    items = page.locator("#list li").all_inner_texts()
+    assert [item.split()[0] for item in items] == ["✕", "?", "?", "✓"]
+    assert "out of distribution" in items[0]
+    assert "not checked" in items[1]
+    status = page.inner_text("#status")
+    assert "0 need review; 1 out of distribution; 2 not checked" in status
+    page.click("#list li:nth-child(2)")
+    assert "Not checked" in page.inner_text("#review")
+
+
+def test_slices_are_turned_in_the_order_of_the_files(open_page: Any, phantom: Path) -> None:
+    page = open_page()
+    flags = (False, True, False)
+    names = ("1.png", "2.png", "3.png")
+    answer(
+        page,
+        *({"file": name, "needs_review": flag} for name, flag in zip(names, flags, strict=True)),
+        {"kind": "patient", "file": "p#patient", "picture": None},
+    )
+    drop(page, phantom)
+    page.click("#list li:has-text('1.png')")
+    page.focus("#canvas")
+    seen = []
+    for _ in range(4):
+        seen.append(page.inner_text("#name"))
+        page.keyboard.press("ArrowDown")
+    assert seen == [*names, "3.png"]  # the row of the patient has no picture
+    assert page.inner_text("#position") == "Slice 3 of 3"
+    assert page.evaluate("document.activeElement.id") == "canvas"
+
+
+def test_turning_pages_asks_for_no_heat_map(open_page: Any, phantom: Path) -> None:
+    page = open_page()
+    answer(page, *({"file": f"{number}.png"} for number in range(20)))
+    drop(page, phantom)
+    wait_for_heatmap(page)
+    asked: list[Any] = []
+    page.on("request", lambda request: asked.extend(["heatmap"] * ("/heatmap" in request.url)))
+    page.focus("#canvas")
+    for _ in range(15):
+        page.keyboard.press("ArrowDown")
+    wait_for_heatmap(page)
+    assert len(asked) < 8
+
+
+def test_clear_keeps_the_page_usable(open_page: Any, phantom: Path) -> None:
+    page = open_page()
+    drop(page, phantom)
+    page.click("#clear")
+    assert page.locator("#list li").count() == 0
+    assert not page.is_visible("#view")
+    assert not page.is_visible("#actions")
+    drop(page, phantom)
+    assert page.locator("#list li").count() == 1
+
+
+def test_large_drops_are_divided_without_means(
+    open_page: Any, phantom: Path, tmp_path: Path
+) -> None:
+    page = open_page()
+    asked = answer(page, {"file": "1.png"}, {"kind": "patient", "file": "p#patient"})
+    paths = [tmp_path / f"{number}.png" for number in range(1_001)]
+    for path in paths:
+        path.write_bytes(b"")
+    drop(page, *paths)
+    assert len(asked) == 2
+    assert page.locator("#list li", has_text="patient").count() == 0
+    assert "no means over series and patients" in page.inner_text("#status")
+
+
+def test_a_choice_is_outlined_at_its_own_button(open_page: Any) -> None:
+    page = open_page()
+    for name in ("files", "folder"):
+        assert page.evaluate(f"document.querySelector('#{name} + label').htmlFor") == name
+
+
+def test_cells_of_the_table_are_no_formulas(open_page: Any, phantom: Path) -> None:
+    page = open_page()
+    answer(page, {"file": "=1+1.zip", "error": "=HYPERLINK(1).zip: damaged", "picture": None})
+    drop(page, phantom)
+    with page.expect_download() as waiting:
+        page.click("#csv")
+    line = Path(waiting.value.path()).read_text("utf-8").splitlines()[1]
+    assert line.startswith("'=1+1.zip,")
+    assert line.endswith(",'=HYPERLINK(1).zip: damaged")
 
 
 def test_a_hundred_files_show_their_progress(open_page: Any, phantom: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The process of the page: its socket, its start and end, its private folder, slow connections."""
 
 import http.client
+import io
 import signal
 import socket
 import stat
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,6 +104,29 @@ def test_signals_end_it_and_delete_the_uploads(
     sender.close()
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_signals_end_it_while_it_unpacks(
+    first_run: Run, tmp_path: Path, phantom: Path, name: str
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number in range(1_500):
+            archive.writestr(f"{number}.png", phantom.read_bytes())
+    page = start(first_run.root, folder)
+    pool = ThreadPoolExecutor(1)
+    pool.submit(post, page.port, "/predict", "all.zip", packed.getvalue())  # without an answer
+    deadline_s = time.monotonic() + 30
+    while len(list(folder.rglob("*.png"))) < 20:
+        assert time.monotonic() < deadline_s
+    page.process.send_signal(getattr(signal, name))
+    assert page.process.wait(60) == 0
+    assert end(page) == ENDED
+    assert list(folder.iterdir()) == []
+    pool.shutdown()
+
+
 def test_an_address_of_others_needs_a_token(first_run: Run, capsys: Capture) -> None:
     best = str(first_run.root / "session/first/best.pt")
     assert app.main([best, "--host", "0.0.0.0"]) == 2
@@ -114,13 +139,25 @@ def test_an_address_of_others_needs_a_token(first_run: Run, capsys: Capture) -> 
 def test_a_token_opens_the_page(first_run: Run, tmp_path: Path, phantom: Path) -> None:
     token = "0123456789abcdef"
     page = start(first_run.root, tmp_path, "--host", "0.0.0.0", "--token", token)
-    assert page.output[-1].startswith(f"open http://0.0.0.0:{page.port}/#token={token}")
+    link = f"open http://{socket.gethostname()}:{page.port}/#token={token}"
+    assert page.output[-1].startswith(link)
     assert "put a proxy with TLS before the page" in "\n".join(page.output)
     assert post(page.port, "/predict", "a.png", phantom.read_bytes())[0] == 401
     connection = http.client.HTTPConnection("127.0.0.1", page.port)
     connection.request("GET", "/model", headers={"authorization": f"Bearer {token}"})
     assert connection.getresponse().status == 200
     assert end(page) == ENDED
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        *(("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("ward.example", "ward.example")),
+        *(("0.0.0.0", socket.gethostname()), ("::", socket.gethostname())),
+    ],
+)
+def test_the_printed_link_has_a_name_that_a_browser_finds(host: str, name: str) -> None:
+    assert server.find_name(host) == name
 
 
 def test_a_port_in_use_is_refused() -> None:

@@ -4,8 +4,10 @@ import { fetchHeatmap, fetchModel, fetchTraining, predict } from "./api.js";
 import { Viewer, decode } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
-const MARKS = { bad: "✕", review: "!", good: "✓" };
-const FILES_AT_ONCE = 200;  // in a request
+const MARKS = { bad: "✕", review: "!", open: "?", good: "✓" };
+const KINDS = Object.keys(MARKS);  // in the order of the list
+const FILES_AT_ONCE = 1000, BYTES_AT_ONCE = 500 * 2 ** 20;  // in a request
+const PAUSE_MS = 150;  // before a heat map is asked for, so that turning pages asks for none
 let model, results = [], notes = [], shown = null, upload = null, heating = null;
 
 function element(name, text = "", className = "") {
@@ -40,52 +42,78 @@ async function readEntry(entry, path = "") {
   return found;
 }
 
-async function take(files) {
-  if (!files.length) return;
+function clear() {
   upload?.abort();
-  upload = new AbortController();
-  const { signal } = upload;
+  heating?.abort();
   results = [];
   notes = [];
   shown = null;
   $("list").replaceChildren();
-  $("view").hidden = $("answer").hidden = $("actions").hidden = true;
+  $("view").hidden = $("answer").hidden = $("actions").hidden = $("progress").hidden = true;
+  $("status").textContent = $("count").textContent = "";
+}
+
+async function take(files, unread = 0) {
+  if (!files.length && !unread) return;
+  clear();
+  if (unread) notes.push(`${unread} files or folders could not be read by the browser`);
+  upload = new AbortController();
+  const { signal } = upload, parts = divide(files), names = new Set();
   $("progress").hidden = false;
-  $("progress").max = files.length;
+  $("progress").max = files.length || 1;
   $("progress").value = 0;
-  let failure = "";
-  const names = new Set();
-  for (const part of divide(files)) {
+  if (parts.length > 1) {
+    notes.push("more than one request holds: no means over series and patients; drop an archive");
+  }
+  for (const part of parts) {
     try {
       await predict(part, (result) => {
-        if (signal.aborted) return;
+        if (signal.aborted || (parts.length > 1 && ["series", "patient"].includes(result.kind))) {
+          return;  // its other slices may be in another part
+        }
         add(result);
         if (result.kind === "slice") names.add(result.file.replace(/#\d+$/, ""));
         $("progress").value = Math.min(files.length, names.size);
-        $("status").textContent = `${results.length} results`;
+        $("count").textContent = `${results.length} results`;
       }, signal);
     } catch (error) {
       if (signal.aborted) return;
-      failure = error.message;
-      for (const { path } of part) {
-        if (!names.has(path)) add({ kind: "slice", file: path, error: failure, nearest: [] });
+      for (const { path } of part.filter((each) => !names.has(each.path))) {
+        add({ kind: "slice", file: path, error: error.message, left: true });
       }
     }
   }
   $("progress").hidden = true;
-  const count = (kind) => results.filter((each) => classify(each) === kind).length;
-  $("status").textContent = [`${results.length} results`, `${count("review")} need review`,
-    `${count("bad")} out of distribution or unreadable`, ...notes].join("; ");
+  $("count").textContent = "";
+  $("status").textContent = [`${results.length} results`, ...summarise(), ...notes].join("; ");
   $("actions").hidden = !results.length;
 }
 
-// Divides files into requests; a folder stays together, so that its series is found.
+function summarise() {
+  const count = (isOne) => results.filter(isOne).length;
+  const isUnread = (each) => Boolean(each.error);
+  const kinds = {
+    "need review": (each) => !isUnread(each) && each.needs_review,
+    "out of distribution": (each) => each.out_of_distribution,
+    "not checked, as nothing was fitted": (each) => classify(each) === "open",
+    "unreadable": (each) => isUnread(each) && !each.left,
+    "not predicted": (each) => each.left,
+  };
+  return Object.entries(kinds).map(([words, isOne]) => [count(isOne), words])
+    .filter(([n, words]) => n || words === "need review").map(([n, words]) => `${n} ${words}`);
+}
+
+// Divides files into requests that the program takes.
 function divide(files) {
-  const folders = Map.groupBy(files, ({ path }) => path.split("/").slice(0, -1).join("/"));
-  const parts = [[]];
-  for (const inside of folders.values()) {
-    if (parts.at(-1).length + inside.length > FILES_AT_ONCE && parts.at(-1).length) parts.push([]);
-    parts.at(-1).push(...inside);
+  const parts = [];
+  let left = 0;
+  for (const each of files) {
+    if (!parts.length || parts.at(-1).length === FILES_AT_ONCE || each.file.size > left) {
+      parts.push([]);
+      left = BYTES_AT_ONCE;
+    }
+    parts.at(-1).push(each);
+    left -= each.file.size;
   }
   return parts;
 }
@@ -94,37 +122,68 @@ function divide(files) {
 
 function classify(result) {
   if (result.error || result.out_of_distribution) return "bad";
-  return result.needs_review ? "review" : "good";
+  if (result.needs_review) return "review";
+  return [result.needs_review, result.out_of_distribution].includes(null) ? "open" : "good";
+}
+
+function describeFlag(result) {
+  if (result.error) return result.left ? "not predicted" : "unreadable";
+  if (result.out_of_distribution) return "out of distribution";
+  return { review: "needs review", open: "not checked", good: "no flag" }[classify(result)];
 }
 
 function add(result) {
   if (result.kind === "note") return notes.push(result.note);
+  if (result.picture) {
+    const bytes = Uint8Array.from(atob(result.picture), (letter) => letter.charCodeAt(0));
+    result.blob = new Blob([bytes], { type: "image/png" });
+    delete result.picture;  // a copy of it
+  }
+  result.place = results.length;
+  result.rank = [result.kind === "slice" ? 1 : 0, KINDS.indexOf(classify(result)), result.place];
   results.push(result);
-  const rank = (each) => [each.kind === "slice" ? 1 : 0,
-    ["bad", "review", "good"].indexOf(classify(each))];
-  const place = results.indexOf(result);
-  result.rank = [...rank(result), place];
   results.sort((one, other) => {
     for (let i = 0; i < 3; i++) if (one.rank[i] !== other.rank[i]) return one.rank[i] - other.rank[i];
     return 0;
   });
   const item = element("li");
   const kind = classify(result);
-  item.id = `result-${place}-${Date.now()}`;
+  item.id = `result-${result.place}-${Date.now()}`;
   item.role = "option";
-  item.append(element("b", MARKS[kind], kind), element("span", result.file));
-  const text = result.error ? "unreadable" : `${result.predicted} ${percent(result.confidence)}`;
-  item.append(element("span", text, kind));
+  const mark = element("b", MARKS[kind], kind);
+  mark.ariaHidden = "true";
+  item.append(mark, element("span", result.file));
+  const answer = result.error ? "" : `${result.predicted} ${percent(result.confidence)}, `;
+  item.append(element("span", answer + describeFlag(result), kind));
   item.addEventListener("click", () => select(result));
   result.item = item;
   const next = results[results.indexOf(result) + 1];
   $("list").insertBefore(item, next?.item ?? null);
   if (!shown && result.kind === "slice" && !result.error) select(result);
+  else showPosition();
 }
 
+// Selects the next of the list.
 function step(by) {
-  const place = results.indexOf(shown) + by;
-  if (results[place]) select(results[place]);
+  const next = results[results.indexOf(shown) + by];
+  if (next) select(next);
+}
+
+// Shows the next slice in the order of the files and frames.
+function turn(by) {
+  const slices = listSlices();
+  const next = slices[slices.indexOf(shown) + by];
+  if (next) select(next);
+}
+
+function listSlices() {
+  return results.filter((each) => each.blob).sort((one, other) => one.place - other.place);
+}
+
+function showPosition() {
+  if (!shown?.blob) return;
+  const slices = listSlices();
+  $("position").textContent = `Slice ${slices.indexOf(shown) + 1} of ${slices.length}`;
 }
 
 function percent(value) {
@@ -141,15 +200,13 @@ async function select(result) {
   $("list").setAttribute("aria-activedescendant", result.item.id);
   describe(result);
   heating?.abort();
-  $("view").hidden = !result.picture;
-  if (!result.picture) return;
-  const bytes = Uint8Array.from(atob(result.picture), (letter) => letter.charCodeAt(0));
-  result.blob ??= new Blob([bytes], { type: "image/png" });
+  $("view").hidden = !result.blob;
+  if (!result.blob) return;
   const slice = await decode(result.blob);
   if (shown !== result) return;
   viewer.show(slice);
   $("canvas").setAttribute("aria-label", `Slice ${result.file}: ${result.predicted}`);
-  $("position").textContent = `${results.indexOf(result) + 1} of ${results.length}`;
+  showPosition();
   $("target").value = result.predicted;
   await heat();
 }
@@ -159,7 +216,7 @@ function describe(result) {
   $("name").textContent = result.file;
   const kind = classify(result);
   const titles = { bad: result.error ? "No prediction:" : "Out of distribution:",
-    review: "Needs review by a radiologist:", good: "No flag:" };
+    review: "Needs review by a radiologist:", open: "Not checked:", good: "No flag:" };
   const text = result.error ?? (result.review || `mean over the slices of a ${result.kind}.`);
   $("review").replaceWith(box(kind, titles[kind], text));
   document.querySelector("#answer .box").id = "review";
@@ -200,6 +257,8 @@ async function heat() {
   result.maps ??= {};
   viewer.setMap(null);
   $("legend").textContent = `The heat map for ${name} is being computed …`;
+  if (!result.maps[name]) await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+  if (signal.aborted) return;
   try {
     result.maps[name] ??= await decode(await fetchHeatmap(result.blob, name, signal));
   } catch (error) {
@@ -223,7 +282,7 @@ function writeTable() {
   const lines = results.map((each) => [name(each.file), name(each.patient), each.predicted,
     each.confidence, ...model.classes.map((label) => each.probabilities?.[label]),
     (each.prediction_set ?? []).join("|"), flag(each.needs_review),
-    flag(each.out_of_distribution), each.error]);
+    flag(each.out_of_distribution), name(each.error)]);
   const quote = (cell) => {
     const text = String(cell ?? "");
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
@@ -244,7 +303,7 @@ function download() {
 const viewer = new Viewer($("canvas"), (level, span) => {
   $("level").value = level;
   $("width").value = span;
-}, step);
+}, turn);
 
 function chooseFrom(input) {
   input.addEventListener("change", () => {
@@ -262,11 +321,15 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 }
 addEventListener("drop", async (event) => {
   const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry());
-  const found = await Promise.all(entries.filter(Boolean).map((entry) => readEntry(entry)));
-  take(found.flat());
+  const found = await Promise.allSettled(entries.filter(Boolean).map((entry) => readEntry(entry)));
+  const read = found.filter(({ status }) => status === "fulfilled");
+  take(read.flatMap(({ value }) => value), found.length - read.length);
 });
 $("csv").addEventListener("click", download);
-$("clear").addEventListener("click", () => location.reload());
+$("clear").addEventListener("click", () => {
+  clear();
+  $("files").focus();
+});
 $("target").addEventListener("change", heat);
 $("opacity").addEventListener("input", (event) => {
   viewer.opacity = Number(event.target.value);
@@ -279,15 +342,20 @@ for (const id of ["level", "width"]) {
 }
 $("reset").addEventListener("click", () => viewer.reset());
 const KEYS = {
-  ArrowUp: () => step(-1), ArrowDown: () => step(1), "+": () => viewer.setZoom(viewer.zoom * 1.25),
-  "-": () => viewer.setZoom(viewer.zoom / 1.25), r: () => viewer.reset(),
+  "+": () => viewer.setZoom(viewer.zoom * 1.25), "-": () => viewer.setZoom(viewer.zoom / 1.25),
+  r: () => viewer.reset(),
   h: () => { viewer.opacity = viewer.opacity ? 0 : Number($("opacity").value); viewer.draw(); },
 };
-for (const id of ["list", "canvas"]) {
+const PANS = { ArrowUp: [0, 20], ArrowDown: [0, -20], ArrowLeft: [20, 0], ArrowRight: [-20, 0] };
+const STEPS = { list: step, canvas: turn };
+for (const [id, move] of Object.entries(STEPS)) {
+  const arrows = { ArrowUp: () => move(-1), ArrowDown: () => move(1) };
   $(id).addEventListener("keydown", (event) => {
-    if (!KEYS[event.key] || event.ctrlKey || event.metaKey) return;
+    const pan = event.shiftKey && PANS[event.key] && (() => viewer.pan(...PANS[event.key]));
+    const act = pan || arrows[event.key] || KEYS[event.key];
+    if (!act || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
-    KEYS[event.key]();
+    act();
   });
 }
 

@@ -3,6 +3,7 @@
 const INFERNO = [[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66],
   [245, 125, 21], [250, 193, 39], [252, 255, 164]];  // of matplotlib, at equal steps
 const MAX_ZOOM = 16;
+const TURN = 60;  // of the wheel, for a slice; px
 
 function colour(value) {
   const place = (value / 255) * (INFERNO.length - 1);
@@ -25,7 +26,8 @@ export async function decode(blob) {
 
 export class Viewer {
   constructor(canvas, onWindow, onStep) {
-    Object.assign(this, { canvas, onWindow, onStep, slice: null, map: null, opacity: 0.6 });
+    Object.assign(this, { canvas, onWindow, onStep, slice: null, map: null });
+    Object.assign(this, { opacity: 0.6, turned: 0 });
     this.reset();
     this.pointers = new Map();
     canvas.addEventListener("pointerdown", (event) => this.press(event));
@@ -97,7 +99,12 @@ export class Viewer {
   wheel(event) {
     event.preventDefault();
     if (event.ctrlKey) this.setZoom(this.zoom * Math.exp(-event.deltaY / 300));
-    else this.onStep(Math.sign(event.deltaY));
+    else {  // a trackpad sends many small turns
+      this.turned += event.deltaMode ? Math.sign(event.deltaY) * TURN : event.deltaY;
+      if (Math.abs(this.turned) < TURN) return;
+      this.onStep(Math.sign(this.turned));
+      this.turned = 0;
+    }
   }
 
   draw() {
