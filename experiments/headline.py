@@ -18,6 +18,7 @@ Finished runs (session/NAME, results/NAME) are reused, stopped ones are resumed.
 import argparse
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 import evaluate
 from common.run_paths import RESULTS_DIR, SESSION_DIR
@@ -47,11 +49,12 @@ COLUMNS = {
     "per patient": ("accuracy_per_patient",),
     "macro-F1": ("f1_macro",),
     "AUC": ("roc_auc_macro",),
-    "NLL": ("calibration", "nll"),
+    "NLL": ("nll",),
     "ECE": ("calibration", "ece_debiased"),
     "AUGRC": ("augrc",),
-    "set size": ("conformal", "mean_set_size"),
+    "set size": ("set_size",),
 }
+SMALLEST_PROB = 5e-7  # predictions.csv has six digits
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,7 +139,32 @@ def read_report(name: str) -> dict[str, Any]:
     report = json.loads((RESULTS_DIR / name / "metrics.json").read_text("utf-8"))
     histories = [pd.read_csv(path) for path in (SESSION_DIR / name).glob("fold_*/history.csv")]
     training_s = sum(float(history["time_s"].sum()) for history in histories)
+    report |= describe_means(pd.read_csv(RESULTS_DIR / name / "predictions.csv", dtype=str))
     return {**choose_figures(report), "training_s": training_s or None, "results": name}
+
+
+def describe_means(slices: pd.DataFrame) -> dict[str, Any]:
+    """Return NLL and size of the prediction sets, with intervals, from predictions.csv as text."""
+    probs = np.array([float(row[f"p_{row['label']}"]) for _, row in slices.iterrows()])
+    figures = {"nll": describe_mean(-np.log(probs.clip(SMALLEST_PROB)), slices["group"])}
+    if "prediction_set" in slices:
+        texts = slices["prediction_set"].fillna("")
+        sizes = texts.str.count(r"\|") + (texts != "")
+        figures["set_size"] = describe_mean(sizes.to_numpy(float), slices["group"])
+    return figures
+
+
+def describe_mean(values: NDArray[np.float64], groups: Iterable[Any]) -> dict[str, Any]:
+    """Return the mean of values [N] and its 95 % interval, with groups [N] as the unit.
+
+    Source: Liang and Zeger 1986, Longitudinal data analysis using generalized linear models, for
+    the variance of a sum over groups.
+    """
+    value = float(values.mean())
+    sums = pd.Series(values - value).groupby(list(groups)).sum()
+    error = math.sqrt(len(sums) / (len(sums) - 1) * float((sums**2).sum())) / len(values)
+    half = float(stats.t.ppf(0.975, len(sums) - 1)) * error
+    return {"value": value, "ci95": [max(0.0, value - half), value + half]}
 
 
 def choose_figures(report: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +206,7 @@ def score_other(
         report = compute_metrics(each, labels, duplicate_set, group, classes)
         report |= compute_patient_metrics(each, labels, patient, group, classes)
         report["calibration"] = compute_calibration(each, labels, group)
+        report["nll"] = describe_mean(-np.log(each[np.arange(len(labels)), labels]), group)
         rows[name] = choose_figures({**report, "baselines": predicted.baselines})
     return rows
 

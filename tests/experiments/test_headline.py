@@ -29,6 +29,31 @@ def test_a_cell_shows_a_number_with_its_interval() -> None:
     assert headline.pick({"a": {"b": 2}}, ("a", "b")) == 2
 
 
+def test_means_have_the_interval_of_their_groups() -> None:
+    values = np.array([0.0, 1.0, 2.0, 5.0])
+    alone = headline.describe_mean(values, range(4))
+    half = 3.1824463 * values.std(ddof=1) / 2  # of Student's t with three degrees of freedom
+    assert alone["value"] == 2.0
+    assert alone["ci95"] == [0.0, pytest.approx(2 + half)]  # not below 0
+    copies = headline.describe_mean(np.repeat(values, 3), np.repeat(range(4), 3))
+    assert copies["ci95"] == pytest.approx(alone["ci95"])  # copies add nothing
+
+
+def test_nll_and_set_size_are_read_from_the_predictions() -> None:
+    table = pd.DataFrame(
+        {
+            **{"label": ["a", "b", "a"], "group": ["1", "2", "3"]},
+            **{"p_a": ["1", "0.5", "0"], "p_b": ["0", "0.5", "1"]},
+            "prediction_set": ["a", "a|b", None],
+        }
+    )
+    figures = headline.describe_means(table)
+    assert figures["set_size"]["value"] == 1.0
+    floor = -np.log(headline.SMALLEST_PROB)
+    assert figures["nll"]["value"] == pytest.approx((np.log(2) + floor) / 3)
+    assert set(headline.describe_means(table.drop(columns="prediction_set"))) == {"nll"}
+
+
 @pytest.mark.integration
 def test_a_recipe_is_measured_by_patient(
     phantom_dir: Path, empty_dir: Path, monkeypatch: Patch, capsys: Capture
