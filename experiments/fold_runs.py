@@ -1,4 +1,4 @@
-"""Cross-validations of main.py that are trained once: finished ones are reused, stopped resumed."""
+"""Runs of main.py that are trained once: finished ones are reused, stopped ones resumed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +25,17 @@ def train_folds(name: str, data_dir: Path, options: Sequence[str]) -> Path:
     Raises:
         SystemExit: Training failed; main.py has said why.
     """
+    return train_run(name, ["--data", str(data_dir), "--folds", str(FOLDS), *options])
+
+
+def train_run(name: str, options: Sequence[str]) -> Path:
+    """Train and evaluate a run unless it is finished; return its folder of results.
+
+    Raises:
+        SystemExit: Training failed; main.py has said why.
+    """
     run_dir = SESSION_DIR / name
-    command = ["--data", str(data_dir), "--folds", str(FOLDS), "--name", name, *options]
+    command = ["--name", name, *options]
     if run_dir.exists():
         command = ["--resume", str(run_dir)]
     if not is_finished(name) and training.main(command) != 0:

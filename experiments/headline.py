@@ -154,8 +154,10 @@ def describe_means(slices: pd.DataFrame) -> dict[str, Any]:
     return figures
 
 
-def describe_mean(values: NDArray[np.float64], groups: Iterable[Any]) -> dict[str, Any]:
-    """Return the mean of values [N] and its 95 % interval, with groups [N] as the unit.
+def describe_mean(
+    values: NDArray[np.float64], groups: Iterable[Any], lowest: float = 0.0
+) -> dict[str, Any]:
+    """Return the mean of values [N], at least `lowest`, and its 95 % interval by groups [N].
 
     Source: Liang and Zeger 1986, Longitudinal data analysis using generalized linear models, for
     the variance of a sum over groups.
@@ -164,7 +166,7 @@ def describe_mean(values: NDArray[np.float64], groups: Iterable[Any]) -> dict[st
     sums = pd.Series(values - value).groupby(list(groups)).sum()
     error = math.sqrt(len(sums) / (len(sums) - 1) * float((sums**2).sum())) / len(values)
     half = float(stats.t.ppf(0.975, len(sums) - 1)) * error
-    return {"value": value, "ci95": [max(0.0, value - half), value + half]}
+    return {"value": value, "ci95": [max(lowest, value - half), value + half]}
 
 
 def choose_figures(report: dict[str, Any]) -> dict[str, Any]:
