@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 WIDTHS = (24, 48, 96, 144)
 BLOCKS_PER_STAGE = 2
+STEM_STRIDE = 4
 
 
 class ResidualBlock(nn.Module):
@@ -51,7 +52,7 @@ class SliceNet(nn.Module):
     def __init__(self, n_classes: int, dropout: float = 0.2) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(1, WIDTHS[0], 7, stride=4, padding=3, bias=False),
+            nn.Conv2d(1, WIDTHS[0], 7, STEM_STRIDE, padding=3, bias=False),
             nn.BatchNorm2d(WIDTHS[0]),
             nn.ReLU(inplace=True),
         )

@@ -21,11 +21,13 @@ Source of the early stop: after Maron and Moore 1993, Hoeffding races.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +38,7 @@ from numpy.typing import NDArray
 
 import args
 import dataset
+import net
 from common.machine import read_cpu_model
 from evaluation.calibration import average_softmax, fit_temperature
 from experiments import cli
@@ -98,8 +101,16 @@ RECIPES = {
     # as many steps as the reference, on fewer patients
     "half of the patients": "--epochs 12",
     "a quarter of the patients": "--epochs 24",
+    # of the custom CNN, with --reference "--model net ..."
+    **dict.fromkeys(("stem of stride 2", "wider", "deeper"), ""),
 }
 SHARES = {"half of the patients": 0.5, "a quarter of the patients": 0.25}
+# constants of net.py; all have at most 1.5 million weights
+NETS: dict[str, dict[str, Any]] = {
+    "stem of stride 2": {"STEM_STRIDE": 2},
+    "wider": {"WIDTHS": (28, 56, 112, 164)},
+    "deeper": {"WIDTHS": (24, 48, 88, 128), "BLOCKS_PER_STAGE": 3},
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -211,7 +222,7 @@ def train_fold(
     table = keep_share(table, SHARES.get(name, 1.0))
     started_s = time.perf_counter()
     config, device = build_config(options, name), torch.device("cpu")
-    with tempfile.TemporaryDirectory() as folder:
+    with vary_net(NETS.get(name, {})), tempfile.TemporaryDirectory() as folder:
         trainer = lifecycle.build_new_trainer(config, table, Path(folder), name, device)
         trainer.fit()
     trained_s = time.perf_counter() - started_s
@@ -248,6 +259,17 @@ def train_fold(
             for group, row in zip(sums.index, sums.itertuples(), strict=True)
         },
     }
+
+
+@contextlib.contextmanager
+def vary_net(constants: dict[str, Any]) -> Iterator[None]:
+    """Build the custom CNN with other constants of net.py."""
+    usual = {key: getattr(net, key) for key in constants}
+    vars(net).update(constants)
+    try:
+        yield
+    finally:
+        vars(net).update(usual)
 
 
 def keep_share(table: pd.DataFrame, share: float) -> pd.DataFrame:

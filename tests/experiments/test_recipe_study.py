@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import net
 from experiments import recipe_study
 from experiments.recipe_study import REFERENCE, build_config, compare, divide, format_row, is_worse
 from helper import UserError
@@ -92,6 +93,20 @@ def test_each_model_has_its_weights(tmp_path: Path, capsys: Capture) -> None:
         with pytest.raises(SystemExit):
             recipe_study.main([str(tmp_path), "--log", "x", "--weights", wrong])
         assert "write NAME=FILE, with a file that exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", recipe_study.NETS)
+def test_other_networks_are_small_and_end_with_the_recipe(name: str) -> None:
+    def count() -> int:
+        return sum(each.numel() for each in net.SliceNet(3).parameters())
+
+    usual, constants = count(), dict(vars(net))
+    with recipe_study.vary_net(recipe_study.NETS[name]):
+        assert vars(net) != constants
+        assert count() <= 1_500_000
+    assert vars(net) == constants
+    assert count() == usual
+    assert name in recipe_study.RECIPES
 
 
 def test_the_test_split_takes_no_part(phantom_dir: Path) -> None:
