@@ -6,8 +6,13 @@
 DATA is a prepared folder. Its slices are divided into FOLDS folds by group. Each fold is the test
 split of three runs that see none of its groups: one network (`single`), a cross-validation whose
 networks are averaged (`ensemble`), and one network with that as `--teacher` (`student`). So every
-slice is predicted once by each of the three. The share of the gap is that of the NLL or accuracy
-between single and ensemble that the student closes.
+slice is predicted once by each of the three. The share of the gap is what the student gains of the
+NLL or accuracy that the ensemble gains; it is given where the ensemble is better beyond its
+interval.
+
+The intervals are by group, for these trained networks: chance of training is not in them. The
+networks of the ensemble together learn from all slices outside the fold; the single network and the
+student use a part of these for validation.
 
 Finished runs (session/NAME, results/NAME) are reused, stopped ones are resumed.
 """
@@ -21,16 +26,19 @@ import numpy as np
 import pandas as pd
 
 import dataset
-from common.run_paths import RESULTS_DIR, SESSION_DIR
+from common.run_paths import SESSION_DIR
 from evaluation.predictions import predict_run
 from experiments import cli
 from experiments.fold_runs import FOLDS, train_run
 from experiments.headline import SMALLEST_PROB, describe_mean
 from helper import log
+from modeling.members import is_folds
 from preparation.manifest import write_manifest
 from preparation.splits import HELD_OUT, split_folds
 
-KINDS = ("single", "student", "ensemble")
+# ends of the names of the runs, and what they show
+RUNS = {"single": "single", "student": "student", "teacher": "ensemble"}
+KINDS = tuple(RUNS.values())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", required=True, metavar="OPTIONS", help="options of main.py")
     parser.add_argument("--weights", type=Path, help="initial weights")
     parser.add_argument("--seed", type=int, default=0, help="of folds, initial weights and order")
-    parser.add_argument("--folds", type=int, nargs="+", default=list(range(1, FOLDS + 1)))
+    parser.add_argument(
+        "--folds", type=int, default=FOLDS, choices=range(1, FOLDS + 1), help="folds to measure"
+    )
+    parser.add_argument("--name", default="distillation", help="start of the names of the runs")
     parser.add_argument("--work", type=Path, default=Path("distillation"), help="folder to write")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
     return cli.run(measure, parser.parse_args(argv))
@@ -49,10 +60,11 @@ def main(argv: list[str] | None = None) -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train the missing runs, and return and print the figures."""
     folders = write_folds(options.data, options.work, options.seed)
-    slices = pd.concat([measure_fold(options, fold, folders[fold]) for fold in options.folds])
+    measured = range(1, options.folds + 1)
+    slices = pd.concat([measure_fold(options, fold, folders[fold]) for fold in measured])
     figures = compare(slices)
     for name, row in figures.items():
-        log.info("%-9s NLL %s, accuracy %s", name, *(format_mean(row[key]) for key in row))
+        log.info("%-22s NLL %s, accuracy %s", name, *(format_mean(row[key]) for key in row))
     return {"data": options.data.name, "recipe": options.recipe, "folds": options.folds, **figures}
 
 
@@ -72,7 +84,7 @@ def write_folds(data_dir: Path, work: Path, seed: int) -> dict[int, Path]:
 
 def measure_fold(options: argparse.Namespace, fold: int, folder: Path) -> pd.DataFrame:
     """Return group, NLL and hit of the three on each slice of a fold; train what is missing."""
-    start = f"distillation-{options.data.name}-{options.seed}-{fold}"
+    start = f"{options.name}-{options.data.name}-{options.seed}-{fold}"
     weights = [] if options.weights is None else ["--weights", str(options.weights)]
     common = ["--data", str(folder), *options.recipe.split(), *weights]
     common += ["--seed", str(options.seed), "--threads", str(options.threads)]
@@ -80,35 +92,30 @@ def measure_fold(options: argparse.Namespace, fold: int, folder: Path) -> pd.Dat
     train_run(f"{start}-single", common)
     train_run(teacher, [*common, "--folds", str(FOLDS), "--keep-test"])
     train_run(f"{start}-student", [*common, "--teacher", str(SESSION_DIR / teacher)])
-    parts = {kind: read_probs(RESULTS_DIR / f"{start}-{kind}") for kind in ("single", "student")}
-    parts["ensemble"] = predict_averaged(SESSION_DIR / teacher, folder / HELD_OUT, options.threads)
-    order = parts["single"].index
-    figures = {"group": parts["single"]["group"]}
-    for kind in KINDS:
-        chosen = parts[kind].loc[order]
-        figures[f"nll {kind}"] = -np.log(chosen["prob"].clip(SMALLEST_PROB))
-        figures[f"hit {kind}"] = chosen["hit"]
-    return pd.DataFrame(figures)
+    held_out = folder / HELD_OUT
+    parts = [predict_slices(f"{start}-{kind}", kind, held_out, options.threads) for kind in RUNS]
+    for part in parts[1:]:
+        assert part.index.equals(parts[0].index)
+        assert part["group"].equals(parts[0]["group"])
+    return pd.concat([parts[0], *(part.drop(columns="group") for part in parts[1:])], axis=1)
 
 
-def read_probs(results: Path) -> pd.DataFrame:
-    """Return group, probability of the label and hit of predictions.csv, by SHA-256."""
-    table = pd.read_csv(results / "predictions.csv")
-    columns = [f"p_{label}" for label in table["label"]]
-    probs = [table[column].iloc[row] for row, column in enumerate(columns)]
-    hits = (table["label"] == table["predicted"]).astype(float)
-    return pd.DataFrame(
-        {"group": table["group"].to_numpy(), "prob": probs, "hit": hits.to_numpy()},
-        index=table["sha256"],
-    )
-
-
-def predict_averaged(run_dir: Path, folder: Path, threads: int) -> pd.DataFrame:
-    """Return the same of the averaged networks of a cross-validation, on other slices."""
-    found = predict_run(run_dir, "all", folder, device="auto", batch_size=64, threads=threads)
-    probs = found.calibrated.probs[np.arange(len(found.labels)), found.labels]
+def predict_slices(run: str, kind: str, folder: Path, threads: int) -> pd.DataFrame:
+    """Return group, NLL and hit of a run on all slices of a folder, by path."""
+    path = SESSION_DIR / run
+    path = path if is_folds(path) else path / "best.pt"
+    found = predict_run(path, "all", folder, device="auto", batch_size=64, threads=threads)
+    own = found.calibrated.probs[np.arange(len(found.labels)), found.labels]
     hits = (found.calibrated.probs.argmax(axis=1) == found.labels).astype(float)
-    return pd.DataFrame({"prob": probs, "hit": hits}, index=found.rows["sha256"])
+    name = RUNS[kind]
+    return pd.DataFrame(
+        {
+            "group": found.rows["group"].to_numpy(),
+            f"nll {name}": -np.log(own.clip(SMALLEST_PROB)),
+            f"hit {name}": hits,
+        },
+        index=found.rows["path"].to_numpy(),
+    )
 
 
 def compare(slices: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -124,11 +131,11 @@ def compare(slices: pd.DataFrame) -> dict[str, dict[str, Any]]:
             name: describe_difference(slices, key, kind)
             for key, name in (("nll", "NLL"), ("hit", "accuracy"))
         }
-    gains = (figures[f"{kind} minus single"] for kind in KINDS[1:])
-    student, ensemble = ({name: row[name]["value"] for name in row} for row in gains)
+    student, ensemble = (figures[f"{kind} minus single"] for kind in KINDS[1:])
+    gains = {"NLL": ensemble["NLL"]["ci95"][1] < 0, "accuracy": ensemble["accuracy"]["ci95"][0] > 0}
     figures["share of the gap"] = {
-        name: {"value": student[name] / ensemble[name] if ensemble[name] else None}
-        for name in student
+        name: {"value": student[name]["value"] / ensemble[name]["value"] if is_better else None}
+        for name, is_better in gains.items()
     }
     return figures
 

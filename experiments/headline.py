@@ -139,7 +139,8 @@ def read_report(name: str) -> dict[str, Any]:
     report = json.loads((RESULTS_DIR / name / "metrics.json").read_text("utf-8"))
     histories = [pd.read_csv(path) for path in (SESSION_DIR / name).glob("fold_*/history.csv")]
     training_s = sum(float(history["time_s"].sum()) for history in histories)
-    report |= describe_means(pd.read_csv(RESULTS_DIR / name / "predictions.csv", dtype=str))
+    predictions = RESULTS_DIR / name / "predictions.csv"
+    report |= describe_means(pd.read_csv(predictions, dtype=str, keep_default_na=False))
     return {**choose_figures(report), "training_s": training_s or None, "results": name}
 
 
@@ -147,8 +148,8 @@ def describe_means(slices: pd.DataFrame) -> dict[str, Any]:
     """Return NLL and size of the prediction sets, with intervals, from predictions.csv as text."""
     probs = np.array([float(row[f"p_{row['label']}"]) for _, row in slices.iterrows()])
     figures = {"nll": describe_mean(-np.log(probs.clip(SMALLEST_PROB)), slices["group"])}
-    if "prediction_set" in slices:
-        texts = slices["prediction_set"].fillna("")
+    if (slices["needs_review"] != "").any():  # else no sets were fitted
+        texts = slices["prediction_set"]
         sizes = texts.str.count(r"\|") + (texts != "")
         figures["set_size"] = describe_mean(sizes.to_numpy(float), slices["group"])
     return figures

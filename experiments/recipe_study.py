@@ -44,7 +44,7 @@ from evaluation.calibration import average_softmax, fit_temperature
 from experiments import cli
 from helper import UserError, log, read_commit
 from loading.image_source import SliceSource
-from model import Classifier
+from model import CUSTOM_NET, Classifier
 from modeling.forward import predict_logits
 from preparation.splits import split_folds
 from runs import lifecycle
@@ -108,8 +108,8 @@ SHARES = {"half of the patients": 0.5, "a quarter of the patients": 0.25}
 # constants of net.py; all have at most 1.5 million weights
 NETS: dict[str, dict[str, Any]] = {
     "stem of stride 2": {"STEM_STRIDE": 2},
-    "wider": {"WIDTHS": (28, 56, 112, 164)},
-    "deeper": {"WIDTHS": (24, 48, 88, 128), "BLOCKS_PER_STAGE": 3},
+    "wider": {"WIDTHS": [28, 56, 112, 164]},
+    "deeper": {"WIDTHS": [24, 48, 88, 128], "BLOCKS_PER_STAGE": 3},
 }
 
 
@@ -132,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="OPTIONS",
         help="options of main.py that the recipes change (default: %(default)s)",
     )
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
+    usual = [name for name in RECIPES if name not in NETS]
+    parser.add_argument("--recipes", nargs="+", default=usual, choices=RECIPES)
     parser.add_argument(
         "--folds", type=int, default=FOLDS, choices=range(1, FOLDS + 1), help="folds to train"
     )
@@ -143,6 +144,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train what the log lacks, fold by fold, and compare each recipe with the reference."""
+    for name in options.recipes:
+        if name in NETS and build_config(options, name).model.model != CUSTOM_NET:
+            raise UserError(f'{name}: a variant of net; give --reference "--model net …"')
     tables = divide(options.data)
     names = [REFERENCE, *(name for name in options.recipes if name != REFERENCE)]
     stopped: set[str] = set()
@@ -247,6 +251,7 @@ def train_fold(
     return {
         **{"data": options.data.name, "study": options.study, "fold": fold},
         **{"recipe": name, "options": RECIPES[name], "reference": options.reference},
+        **({"net": NETS[name]} if name in NETS else {}),
         "weights": choose_weights(options, name, options.digests),
         **{"seed": options.seed, "time_s": round(trained_s, 1), "threads": options.threads},
         **{"cpu": read_cpu_model(), "commit": read_commit(), "temperature": round(temperature, 4)},
@@ -306,6 +311,7 @@ def find_lines(options: argparse.Namespace, name: str, fold: int = 0) -> list[di
     wanted = {
         **{"study": options.study, "seed": options.seed, "recipe": name},
         **{"options": RECIPES[name], "reference": options.reference},
+        **({"net": NETS[name]} if name in NETS else {}),
         "weights": choose_weights(options, name, options.digests),
     }
     found = [line for line in lines if wanted.items() <= line.items()]

@@ -84,7 +84,7 @@ def build_app(predictor: SlicePredictor, training: TrainingSlices, folder: Path)
         stack = contextlib.ExitStack()  # a generator that is never started has stored nothing
         try:
             found = await work(stack.enter_context, uploads.store(files, folder))
-            for name, line in found.errors.items():
+            for name, line in found.errors:
                 yield Result(kind="slice", file=name, error=line)
             batches = answers.predict(predictor, found, set(training.paths), pictures)
             stack.enter_context(contextlib.closing(batches))

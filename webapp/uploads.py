@@ -31,14 +31,14 @@ class Uploads:
         names: The name of each image to show.
         roots: Folders and archives that the client sent, by those names.
         notes: Files that were passed over.
-        errors: Why a file was not taken, by its name.
+        errors: Names of the files that were not taken, with the reason.
     """
 
     files: list[Path]
     names: dict[Path, Path]
     roots: list[Path]
     notes: list[str]
-    errors: dict[str, str]
+    errors: list[tuple[str, str]]
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def store(files: Sequence[UploadFile], folder: Path) -> Iterator[Uploads]:
     an error of its own; the others are taken.
 
     Raises:
-        UserError: No file is left.
+        UserError: The only file was not taken.
     """
     with tempfile.TemporaryDirectory(dir=folder) as own, contextlib.ExitStack() as stack:
         names = save(files, Path(own, "files"))
@@ -57,10 +57,11 @@ def store(files: Sequence[UploadFile], folder: Path) -> Iterator[Uploads]:
         passed_over = image_stream.PassedOver()
         plain = {path: name for path, name in names.items() if path not in packed}
         kept = leave_out_others(plain, passed_over)
-        found, errors = Uploads([], names, [], passed_over.describe(), {}), {}
+        found = Uploads([], names, [], passed_over.describe(), [])
         for path in kept:
-            if line := find_fault(path):
-                errors[names[path].as_posix()] = line
+            if path.stat().st_size > MAX_FILE_MIB * 2**20:
+                line = f"over the limit of {MAX_FILE_MIB} MiB a file"
+                found.errors.append((names[path].as_posix(), line))
                 continue
             found.files.append(path)
             if len(names[path].parts) > 1:
@@ -71,16 +72,15 @@ def store(files: Sequence[UploadFile], folder: Path) -> Iterator[Uploads]:
                 inside = stack.enter_context(archives.unpack([path], Path(own, "unpacked", "x")))
                 found.files.extend(image_stream.find_files(inside.paths))
             except UserError as error:
-                errors[str(shown)] = describe(error, path, shown)
+                found.errors.append((str(shown), describe(error, path, shown)))
                 continue
             found.names.update(
                 {each: shown / name.relative_to(path) for each, name in inside.names.items()}
             )
             found.roots.append(shown)
             found.notes.extend(note.replace(str(path), str(shown)) for note in inside.notes)
-        if errors and not found.files:
-            raise UserError(": ".join(next(iter(errors.items()))))
-        found.errors.update(errors)
+        if found.errors and len(files) == 1:
+            raise UserError(": ".join(found.errors[0]))
         found.roots[:] = dict.fromkeys(found.roots)
         yield found
 
@@ -116,12 +116,14 @@ def is_packed(path: Path, shown: Path) -> bool:
 
 def number_equal(names: dict[Path, Path]) -> dict[Path, Path]:
     """Return the names with a number after those that occurred before."""
-    counts: dict[Path, int] = {}
-    numbered = {}
+    taken = set(names.values())
+    numbered: dict[Path, Path] = {}
     for path, name in names.items():
-        counts[name] = counts.get(name, 0) + 1
-        first = counts[name] == 1
-        numbered[path] = name if first else name.with_stem(f"{name.stem} ({counts[name]})")
+        shown, number = name, 1
+        while shown in numbered.values() or (number > 1 and shown in taken):
+            number += 1
+            shown = name.with_stem(f"{name.stem} ({number})")
+        numbered[path] = shown
     return numbered
 
 
@@ -161,12 +163,6 @@ def leave_out_others(names: dict[Path, Path], passed_over: image_stream.PassedOv
 def describe(error: UserError, path: Path, shown: Path) -> str:
     """Return the line of an error, which names the file as the client does, if at all."""
     return str(error).removeprefix(f"{path}: ").replace(str(path), str(shown))
-
-
-def find_fault(path: Path) -> str:
-    """Return why a file is not taken, or an empty text."""
-    is_large = path.stat().st_size > MAX_FILE_MIB * 2**20
-    return f"over the limit of {MAX_FILE_MIB} MiB a file" if is_large else ""
 
 
 def check_archive(path: Path) -> None:

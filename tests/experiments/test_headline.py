@@ -44,14 +44,15 @@ def test_nll_and_set_size_are_read_from_the_predictions() -> None:
         {
             **{"label": ["a", "b", "a"], "group": ["1", "2", "3"]},
             **{"p_a": ["1", "0.5", "0"], "p_b": ["0", "0.5", "1"]},
-            "prediction_set": ["a", "a|b", None],
+            **{"prediction_set": ["a", "a|b", ""], "needs_review": ["False", "True", "True"]},
         }
     )
     figures = headline.describe_means(table)
     assert figures["set_size"]["value"] == 1.0
     floor = -np.log(headline.SMALLEST_PROB)
     assert figures["nll"]["value"] == pytest.approx((np.log(2) + floor) / 3)
-    assert set(headline.describe_means(table.drop(columns="prediction_set"))) == {"nll"}
+    unfitted = table.assign(prediction_set="", needs_review="")
+    assert set(headline.describe_means(unfitted)) == {"nll"}
 
 
 @pytest.mark.integration

@@ -107,6 +107,15 @@ def test_other_networks_are_small_and_end_with_the_recipe(name: str) -> None:
     assert vars(net) == constants
     assert count() == usual
     assert name in recipe_study.RECIPES
+    assert json.loads(json.dumps(recipe_study.NETS)) == recipe_study.NETS  # as in a line of the log
+
+
+def test_variants_of_the_custom_network_need_it(
+    phantom_dir: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    command = [str(phantom_dir), "--log", str(tmp_path / "log.jsonl"), "--recipes", "wider"]
+    assert recipe_study.main(command) == 1
+    assert 'wider: a variant of net; give --reference "--model net' in capsys.readouterr().err
 
 
 def test_the_test_split_takes_no_part(phantom_dir: Path) -> None:

@@ -98,7 +98,7 @@ def test_large_files_and_archives_are_refused(uploads_dir: Path, monkeypatch: Pa
         file.file.seek(0)
         with uploads.store([build("good.png", png), file], uploads_dir) as found:
             assert [found.names[path].name for path in found.files] == ["good.png"]
-            ((name, error),) = found.errors.items()
+            ((name, error),) = found.errors
             assert f"{name}: {error}".startswith(line)
             assert str(uploads_dir) not in error
 
@@ -136,7 +136,7 @@ def test_files_of_folders_are_archives_by_their_suffix(uploads_dir: Path) -> Non
     with uploads.store(files, uploads_dir) as found:
         shown = [found.names[path].as_posix() for path in found.files]
         assert shown == ["p/0.png", "p/more.zip/1.png"]
-        assert found.errors == {}
+        assert found.errors == []
         assert "1 .docx (p/report.docx), 1 .img (p/brain.img)" in found.notes[0]
 
 
@@ -144,6 +144,25 @@ def test_a_folder_without_images_has_notes(uploads_dir: Path) -> None:
     with uploads.store([build("p/notes.txt", b"text")], uploads_dir) as found:
         assert found.files == []
         assert "1 .txt" in found.notes[0]
+
+
+def test_each_file_has_its_own_reason(uploads_dir: Path) -> None:
+    files = [build("a.zip", b"PK\3\4"), build("b.zip", pack("x.xml")), build("p/x.txt", b"text")]
+    with uploads.store(files, uploads_dir) as found:
+        assert found.files == []
+        reasons = dict(found.errors)
+        assert list(reasons) == ["a.zip", "b.zip"]
+        assert "damaged" in reasons["a.zip"]
+        assert "no images" in reasons["b.zip"]
+        assert "1 .txt" in found.notes[0]
+
+
+def test_numbers_of_equal_names_are_new() -> None:
+    names = [Path(name) for name in ("d.zip", "d (2).zip", "d.zip", "d.zip")]
+    numbered = uploads.number_equal({Path(f"{i}"): name for i, name in enumerate(names)})
+    assert [str(each) for each in numbered.values()] == [
+        *("d.zip", "d (2).zip", "d (3).zip", "d (4).zip")
+    ]
 
 
 def test_archives_of_one_name_are_kept_apart(uploads_dir: Path) -> None:

@@ -1,11 +1,11 @@
 // Requests to this program. The token of the link, if there is one, goes with each of them.
 
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
-if (given) {
-  sessionStorage.setItem("token", given);  // for a reload; forgotten with the tab
-  history.replaceState(null, "", location.pathname);  // not in the history
-}
-const token = sessionStorage.getItem("token");
+let token = new URLSearchParams(location.hash.slice(1)).get("token");
+if (token) history.replaceState(null, "", location.pathname);  // not in the history
+try {  // for a reload; forgotten with the tab
+  if (token) sessionStorage.setItem("token", token);
+  token ??= sessionStorage.getItem("token");
+} catch { /* the browser keeps nothing of this page */ }
 const headers = token ? { Authorization: `Bearer ${token}` } : {};
 
 async function send(path, options = {}) {

@@ -8,7 +8,7 @@ const MARKS = { bad: "✕", review: "!", open: "?", good: "✓" };
 const KINDS = Object.keys(MARKS);  // in the order of the list
 const FILES_AT_ONCE = 1000, BYTES_AT_ONCE = 500 * 2 ** 20;  // in a request
 const PAUSE_MS = 150;  // before a heat map is asked for, so that turning pages asks for none
-let model, results = [], notes = [], shown = null, upload = null, heating = null;
+let model, results = [], notes = [], unread = 0, shown = null, upload = null, heating = null;
 
 function element(name, text = "", className = "") {
   const made = document.createElement(name);
@@ -37,8 +37,19 @@ async function readEntry(entry, path = "") {
     inside.push(...part);
   }
   inside.sort((one, other) => one.name.localeCompare(other.name, "en", { numeric: true }));
+  return readEntries(inside, `${path}${entry.name}/`);
+}
+
+// Reads files and folders; what the browser cannot read is counted in `unread`.
+async function readEntries(entries, path = "") {
   const found = [];
-  for (const each of inside) found.push(...await readEntry(each, `${path}${entry.name}/`));
+  for (const each of entries) {
+    try {
+      found.push(...await readEntry(each, path));
+    } catch {
+      unread += 1;
+    }
+  }
   return found;
 }
 
@@ -51,19 +62,22 @@ function clear() {
   $("list").replaceChildren();
   $("view").hidden = $("answer").hidden = $("actions").hidden = $("progress").hidden = true;
   $("status").textContent = $("count").textContent = "";
+  $("list").removeAttribute("aria-activedescendant");
 }
 
-async function take(files, unread = 0) {
+async function take(files) {
   if (!files.length && !unread) return;
   clear();
   if (unread) notes.push(`${unread} files or folders could not be read by the browser`);
+  unread = 0;
   upload = new AbortController();
   const { signal } = upload, parts = divide(files), names = new Set();
   $("progress").hidden = false;
   $("progress").max = files.length || 1;
   $("progress").value = 0;
   if (parts.length > 1) {
-    notes.push("more than one request holds: no means over series and patients; drop an archive");
+    notes.push("sent in several requests, so without means over series and patients; " +
+      "use predict.py, or one archive");
   }
   for (const part of parts) {
     try {
@@ -93,9 +107,9 @@ function summarise() {
   const count = (isOne) => results.filter(isOne).length;
   const isUnread = (each) => Boolean(each.error);
   const kinds = {
-    "need review": (each) => !isUnread(each) && each.needs_review,
-    "out of distribution": (each) => each.out_of_distribution,
-    "not checked, as nothing was fitted": (each) => classify(each) === "open",
+    "need review": (each) => classify(each) === "review",
+    "out of distribution": (each) => !isUnread(each) && each.out_of_distribution,
+    "not checked in full": (each) => classify(each) === "open",
     "unreadable": (each) => isUnread(each) && !each.left,
     "not predicted": (each) => each.left,
   };
@@ -129,7 +143,7 @@ function classify(result) {
 function describeFlag(result) {
   if (result.error) return result.left ? "not predicted" : "unreadable";
   if (result.out_of_distribution) return "out of distribution";
-  return { review: "needs review", open: "not checked", good: "no flag" }[classify(result)];
+  return { review: "needs review", open: "not checked in full", good: "no flag" }[classify(result)];
 }
 
 function add(result) {
@@ -216,8 +230,11 @@ function describe(result) {
   $("name").textContent = result.file;
   const kind = classify(result);
   const titles = { bad: result.error ? "No prediction:" : "Out of distribution:",
-    review: "Needs review by a radiologist:", open: "Not checked:", good: "No flag:" };
-  const text = result.error ?? (result.review || `mean over the slices of a ${result.kind}.`);
+    review: "Needs review by a radiologist:", open: "Not checked in full:", good: "No flag:" };
+  const unfitted = kind === "open" && result.out_of_distribution === null
+    ? " Whether the image is like those of training was not fitted." : "";
+  const text = (result.error ?? (result.review || `mean over the slices of a ${result.kind}.`))
+    + unfitted;
   $("review").replaceWith(box(kind, titles[kind], text));
   document.querySelector("#answer .box").id = "review";
   $("bars").replaceChildren(...Object.entries(result.probabilities ?? {}).map(([name, prob]) => {
@@ -321,9 +338,7 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 }
 addEventListener("drop", async (event) => {
   const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry());
-  const found = await Promise.allSettled(entries.filter(Boolean).map((entry) => readEntry(entry)));
-  const read = found.filter(({ status }) => status === "fulfilled");
-  take(read.flatMap(({ value }) => value), found.length - read.length);
+  take(await readEntries(entries.filter(Boolean)));
 });
 $("csv").addEventListener("click", download);
 $("clear").addEventListener("click", () => {
