@@ -44,7 +44,8 @@ def prepare(folder: Path) -> None:
     venv.create(environment, with_pip=True, symlinks=os.name != "nt")
     python = find_python(folder)
     command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    packages = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    asked = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
+    packages = asked.stdout.strip()
     # torch must be the same, and would be a download of gigabytes
     parent = Path(torch.__file__).parents[1]
     Path(packages, "parent.pth").write_text(str(parent), "utf-8")

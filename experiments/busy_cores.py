@@ -106,7 +106,7 @@ def measure_in_process(checkpoint: Path, images: Path, spins: str) -> dict[str, 
         cwd=PROJECT_DIR,
         env={**os.environ, "GOMP_SPINCOUNT": spins},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         line = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -90,7 +90,8 @@ def pick_value(field: Field) -> tuple[list[str], Any]:
     if meta["choices"]:
         value: Any = next(choice for choice in meta["choices"] if choice != field.default)
     elif kind == "int":
-        value = (0 if field.default is None else int(str(field.default))) + 7
+        usual = (meta["low"] or 0) if field.default is None else int(str(field.default))
+        value = usual + 7
     elif kind == "float":
         value = next(x for x in (meta["low"], meta["high"]) if x not in (None, field.default))
     else:
@@ -171,6 +172,7 @@ def test_each_option_sets_its_field_only() -> None:
         others = {
             "dropout": ("--model", "net"),
             "keep_test": ("--folds", "5"),
+            "slices": ("--batch-size", "4"),
             "teacher_weight": ("--teacher", "session/x"),
             "pretrained": ("--image-size", "160", "--epochs", "6"),  # other defaults from scratch
         }
