@@ -15,8 +15,8 @@ class ReLU6(nn.ReLU6):
     the input of the next layer. Output and gradients are the same; for its backward pass
     MobileNetV2 keeps 31 % less.
 
-    The next layer must not change the result in place, and second derivatives are not available in
-    training mode; no network of the catalogue needs either.
+    In training mode, torch refuses a next layer that changes the result in place, and second
+    derivatives. The networks of torchvision have neither.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from common.run_paths import SESSION_DIR
 from evaluation.predictions import predict_run
 from experiments import cli
 from experiments.fold_runs import FOLDS, train_run
-from experiments.headline import SMALLEST_PROB, describe_mean
+from experiments.headline import compute_nll, describe_mean
 from helper import log
 from modeling.members import is_folds
 from preparation.manifest import write_manifest
@@ -111,7 +111,7 @@ def predict_slices(run: str, kind: str, folder: Path, threads: int) -> pd.DataFr
     return pd.DataFrame(
         {
             "group": found.rows["group"].to_numpy(),
-            f"nll {name}": -np.log(own.clip(SMALLEST_PROB)),
+            f"nll {name}": compute_nll(own),
             f"hit {name}": hits,
         },
         index=found.rows["path"].to_numpy(),

@@ -32,6 +32,7 @@ from preparation.contact_sheets import save_sheet
 THIRDS = ("lowest third", "middle third", "highest third")
 RING_SHARE = 0.03  # of the side: how far around the lesion its surroundings reach
 TILE_PX, TITLE_PX = 220, 34
+MOST_WRONG = 5  # patients that are named
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,11 +58,32 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 name, **row
             )
         )
+    patients = count_patients(slices)
+    print(
+        "{n_errors:.0f} errors, mean of the runs, of {n_with_errors} patients; half of them of "
+        "{n_with_half}; {n_always_wrong} slices of {n_patients_always_wrong} patients are wrong in "
+        "every run".format(**patients)
+    )
     if options.sheet:
         draw_sheet(slices, pictures, options.sheet, options.shown)
     return {
         **{"data": options.data.name, "runs": [path.name for path in options.results]},
-        **{"n_always_wrong": int((slices["wrong"] == 1).sum()), "kinds": kinds},
+        **patients,
+        "kinds": kinds,
+    }
+
+
+def count_patients(slices: pd.DataFrame) -> dict[str, Any]:
+    """Return how many patients the errors are of; the most wrong ones with their errors."""
+    errors = slices.groupby("patient")["wrong"].sum().sort_values(ascending=False, kind="stable")
+    always = slices[slices["wrong"] == 1]
+    return {
+        "n_errors": float(errors.sum()),
+        "n_with_errors": int((errors > 0).sum()),
+        "n_with_half": int((errors.cumsum() < errors.sum() / 2).sum()) + 1,
+        "n_always_wrong": len(always),
+        "n_patients_always_wrong": int(always["patient"].nunique()),
+        "most_errors": errors.head(MOST_WRONG).round(2).to_dict(),
     }
 
 

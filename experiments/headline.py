@@ -147,12 +147,17 @@ def read_report(name: str) -> dict[str, Any]:
 def describe_means(slices: pd.DataFrame) -> dict[str, Any]:
     """Return NLL and size of the prediction sets, with intervals, from predictions.csv as text."""
     probs = np.array([float(row[f"p_{row['label']}"]) for _, row in slices.iterrows()])
-    figures = {"nll": describe_mean(-np.log(probs.clip(SMALLEST_PROB)), slices["group"])}
+    figures = {"nll": describe_mean(compute_nll(probs), slices["group"])}
     if (slices["needs_review"] != "").any():  # else no sets were fitted
         texts = slices["prediction_set"]
         sizes = texts.str.count(r"\|") + (texts != "")
         figures["set_size"] = describe_mean(sizes.to_numpy(float), slices["group"])
     return figures
+
+
+def compute_nll(probs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the negative log-likelihood [N] of probabilities [N] of the labels."""
+    return -np.log(probs.clip(SMALLEST_PROB))
 
 
 def describe_mean(
@@ -209,7 +214,7 @@ def score_other(
         report = compute_metrics(each, labels, duplicate_set, group, classes)
         report |= compute_patient_metrics(each, labels, patient, group, classes)
         report["calibration"] = compute_calibration(each, labels, group)
-        report["nll"] = describe_mean(-np.log(each[np.arange(len(labels)), labels]), group)
+        report["nll"] = describe_mean(compute_nll(each[np.arange(len(labels)), labels]), group)
         rows[name] = choose_figures({**report, "baselines": predicted.baselines})
     return rows
 

@@ -194,6 +194,16 @@ def identify(tables: list[pd.DataFrame]) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
+def identify_recipe(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Return what the lines of one recipe share."""
+    return {
+        **{"study": options.study, "seed": options.seed, "recipe": name},
+        **{"options": RECIPES[name], "reference": options.reference},
+        **({"net": NETS[name]} if name in NETS else {}),
+        "weights": choose_weights(options, name, options.digests),
+    }
+
+
 def join_options(options: argparse.Namespace, name: str) -> list[str]:
     """Return the options of the reference, then those of a recipe, which override them."""
     return f"{options.reference} {RECIPES[name]}".split()
@@ -249,11 +259,8 @@ def train_fold(
     )
     sums = scores.groupby("group").agg(n=("nll", "size"), nll=("nll", "sum"), hits=("hits", "sum"))
     return {
-        **{"data": options.data.name, "study": options.study, "fold": fold},
-        **{"recipe": name, "options": RECIPES[name], "reference": options.reference},
-        **({"net": NETS[name]} if name in NETS else {}),
-        "weights": choose_weights(options, name, options.digests),
-        **{"seed": options.seed, "time_s": round(trained_s, 1), "threads": options.threads},
+        **{"data": options.data.name, "fold": fold, **identify_recipe(options, name)},
+        **{"time_s": round(trained_s, 1), "threads": options.threads},
         **{"cpu": read_cpu_model(), "commit": read_commit(), "temperature": round(temperature, 4)},
         "epochs": [
             [round(row["time_s"], 1), round(row["val_loss"], 4), round(row["val_macro_f1"], 4)]
@@ -308,12 +315,7 @@ def find_lines(options: argparse.Namespace, name: str, fold: int = 0) -> list[di
         lines = [json.loads(text) for text in options.log.read_text("utf-8").splitlines()]
     except ValueError as error:
         raise UserError(f"{options.log}: a line is cut off ({error}); delete that line") from error
-    wanted = {
-        **{"study": options.study, "seed": options.seed, "recipe": name},
-        **{"options": RECIPES[name], "reference": options.reference},
-        **({"net": NETS[name]} if name in NETS else {}),
-        "weights": choose_weights(options, name, options.digests),
-    }
+    wanted = identify_recipe(options, name)
     found = [line for line in lines if wanted.items() <= line.items()]
     return [line for line in found if fold in {0, line["fold"]}]
 

@@ -60,8 +60,8 @@ def store(files: Sequence[UploadFile], folder: Path) -> Iterator[Uploads]:
         found = Uploads([], names, [], passed_over.describe(), [])
         for path in kept:
             if path.stat().st_size > MAX_FILE_MIB * 2**20:
-                line = f"over the limit of {MAX_FILE_MIB} MiB a file"
-                found.errors.append((names[path].as_posix(), line))
+                name = names[path].as_posix()
+                found.errors.append((name, f"{name}: over the limit of {MAX_FILE_MIB} MiB a file"))
                 continue
             found.files.append(path)
             if len(names[path].parts) > 1:
@@ -72,15 +72,15 @@ def store(files: Sequence[UploadFile], folder: Path) -> Iterator[Uploads]:
                 inside = stack.enter_context(archives.unpack([path], Path(own, "unpacked", "x")))
                 found.files.extend(image_stream.find_files(inside.paths))
             except UserError as error:
-                found.errors.append((str(shown), describe(error, path, shown)))
+                found.errors.append((shown.as_posix(), rename(str(error), path, shown)))
                 continue
             found.names.update(
                 {each: shown / name.relative_to(path) for each, name in inside.names.items()}
             )
             found.roots.append(shown)
-            found.notes.extend(note.replace(str(path), str(shown)) for note in inside.notes)
+            found.notes.extend(rename(note, path, shown) for note in inside.notes)
         if found.errors and len(files) == 1:
-            raise UserError(": ".join(found.errors[0]))
+            raise UserError(found.errors[0][1])
         found.roots[:] = dict.fromkeys(found.roots)
         yield found
 
@@ -160,16 +160,16 @@ def leave_out_others(names: dict[Path, Path], passed_over: image_stream.PassedOv
     return kept
 
 
-def describe(error: UserError, path: Path, shown: Path) -> str:
-    """Return the line of an error, which names the file as the client does, if at all."""
-    return str(error).removeprefix(f"{path}: ").replace(str(path), str(shown))
+def rename(line: str, path: Path, shown: Path) -> str:
+    """Return a line about a file with the name that the client gave it."""
+    return line.replace(str(path), shown.as_posix())
 
 
 def check_archive(path: Path) -> None:
     """Raise a UserError for an archive that is not to be unpacked here."""
     with open_source(path) as source:
         n_files, n_bytes = len(source.entries), sum(entry.size for entry in source.entries)
-    size = f"{n_files} images of {n_bytes / 2**20:.0f} MiB"
+    size = f"{path}: {n_files} images of {n_bytes / 2**20:.0f} MiB"
     if n_files > MAX_UNPACKED or n_bytes > MAX_UNPACKED_MIB * 2**20:
         raise UserError(
             f"{size}, over the limit of {MAX_UNPACKED} and {MAX_UNPACKED_MIB} MiB; use predict.py"

@@ -52,7 +52,10 @@ def test_errors_are_counted_by_size_contrast_and_class(tmp_path: Path, capsys: C
     command += ["--outlines", str(tmp_path / "lesions.csv")]
     assert error_kinds.main([*command, "--sheet", str(sheet), "--json", str(figures)]) == 0
     found = json.loads(figures.read_text("utf-8"))
-    assert found["n_always_wrong"] == 2
+    # p0 has both slices wrong twice, p1 and p4 one slice once
+    assert (found["n_errors"], found["n_with_errors"], found["n_with_half"]) == (3.0, 3, 1)
+    assert (found["n_always_wrong"], found["n_patients_always_wrong"]) == (2, 1)
+    assert found["most_errors"]["p0"] == 2.0
     kinds = found["kinds"]
     assert (kinds["all"]["n"], kinds["all"]["n_patients"]) == (N, 5)
     assert kinds["all"]["value"] == kinds["class a"]["value"] == pytest.approx(3 / 9)

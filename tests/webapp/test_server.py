@@ -83,6 +83,10 @@ def test_a_connection_without_a_request_is_closed(served: Page) -> None:
         assert time.monotonic() - started_s > server.HEADER_S / 2
 
 
+posix_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+
+@posix_signals
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_end_it_and_delete_the_uploads(
     first_run: Run, tmp_path: Path, phantom: Path, name: str
@@ -104,6 +108,7 @@ def test_signals_end_it_and_delete_the_uploads(
     sender.close()
 
 
+@posix_signals
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
 def test_signals_end_it_while_it_unpacks(
     first_run: Run, tmp_path: Path, phantom: Path, name: str
