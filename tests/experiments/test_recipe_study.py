@@ -110,6 +110,18 @@ def test_other_networks_are_small_and_end_with_the_recipe(name: str) -> None:
     assert json.loads(json.dumps(recipe_study.NETS)) == recipe_study.NETS  # as in a line of the log
 
 
+def test_lines_of_another_variant_are_not_reused(tmp_path: Path, monkeypatch: Patch) -> None:
+    options = argparse.Namespace(
+        **{"study": "s", "seed": 0, "weights": [], "digests": {}},
+        **{"reference": "--model net", "log": tmp_path / "log.jsonl"},
+    )
+    line = {"fold": 1, **recipe_study.identify_recipe(options, "wider")}
+    options.log.write_text(json.dumps(line) + "\n")
+    assert recipe_study.find_lines(options, "wider") == [line]
+    monkeypatch.setitem(recipe_study.NETS, "wider", {"WIDTHS": [28, 56, 112, 160]})
+    assert recipe_study.find_lines(options, "wider") == []
+
+
 def test_variants_of_the_custom_network_need_it(
     phantom_dir: Path, tmp_path: Path, capsys: Capture
 ) -> None:
