@@ -116,12 +116,12 @@ def find_duplicates(
             earlier = _translate(known.compared, rows)
         vectors = build_vectors(features.words, len(load_vocabulary()))
         neighbours = find_within(vectors, neighbours)
-        proposed, compared = propose_neighbours(neighbours), Registrations.build_empty()
-        for _ in range(1 + TRANSITIVE_ROUNDS):
-            fresh = proposed[~isin(proposed, compared.pairs)]
-            compared = compared.join(_compare(features, fresh, earlier))
+        compared = _compare(features, propose_neighbours(neighbours), earlier)
+        for _ in range(TRANSITIVE_ROUNDS):
             linked = compared.pairs[compared.scores >= GROUP_SCORE]
             proposed = propose_transitive_pairs(linked, len(digests))
+            fresh = proposed[~isin(proposed, compared.pairs)]
+            compared = compared.join(_compare(features, fresh, earlier))
     return Duplicates(digests, features, neighbours, compared)
 
 

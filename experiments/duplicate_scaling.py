@@ -2,9 +2,9 @@
 
     python -m experiments.duplicate_scaling DATA [DATA …] --sizes 5000 20000 100000 --json FILE
 
-A tenth of the slices are distinct: slices of the prepared folders, then phantoms. The others are
-altered copies of these (planted_duplicates.py). For each size the search is run from the start,
-saved, loaded, and continued with ten more copies.
+A tenth of the slices are distinct: slices of the prepared folders and phantoms, in the same shares
+at each size. The others are altered copies of these (planted_duplicates.py). For each size the
+search is run from the start, saved, loaded, and continued with ten more copies.
 """
 
 import argparse
@@ -45,27 +45,50 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.build_parser("duplicate_scaling", __doc__)
     parser.add_argument("data", type=Path, nargs="+", help="prepared folders")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5000, 20000, 100000])
+    parser.add_argument(
+        "--real-share",
+        type=float,
+        help="share of real slices among the distinct ones (default: what the largest size allows)",
+    )
     return cli.run(measure, parser.parse_args(argv))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Search each number of slices; print and return the costs and their growth."""
+    real = list(list_real(options.data))
+    share = options.real_share
+    if share is None:
+        share = min(1.0, len(real) / count_distinct(max(options.sizes)))
     rows = []
     for n_slices in sorted(options.sizes):
-        rows.append(measure_size(options.data, n_slices))
+        n_distinct = count_distinct(n_slices)
+        rows.append(measure_size(real[: round(share * n_distinct)], n_distinct, n_slices))
         print(rows[-1], flush=True)
     growth = [
         {key: measure_growth(small, large, key) for key in GROWING}
         for small, large in itertools.pairwise(rows)
     ]
     print("growth exponents:", growth)
-    return {"copies_of_each": COPIES, "rows": rows, "growth_exponents": growth}
+    return {
+        **{"copies_of_each": COPIES, "real_share": share},
+        **{"rows": rows, "growth_exponents": growth},
+    }
 
 
-def measure_size(folders: Sequence[Path], n_slices: int) -> dict[str, Any]:
-    """Search among a number of slices; return the costs and the share of copies found."""
-    n_distinct = -(-n_slices // (1 + COPIES))
-    rows = make_thumbnails(folders, n_distinct, n_slices + N_NEW)
+def count_distinct(n_slices: int) -> int:
+    """Return how many of a number of slices are no copies."""
+    return -(-n_slices // (1 + COPIES))
+
+
+def measure_size(real: Sequence[Path], n_distinct: int, n_slices: int) -> dict[str, Any]:
+    """Search among a number of slices; return the costs and the share of copies found.
+
+    Args:
+        real: Files of real slices; phantoms are added to make `n_distinct`.
+        n_distinct: Slices that are no copies.
+        n_slices: All slices.
+    """
+    rows = make_thumbnails(real, n_distinct, n_slices + N_NEW)
     thumbnails = StoredMapping(dict(itertools.islice(rows.items(), n_slices)))
     start, start_cpu = time.perf_counter(), time.process_time()
     found = find_duplicates(thumbnails)
@@ -89,6 +112,7 @@ def measure_size(folders: Sequence[Path], n_slices: int) -> dict[str, Any]:
     return {
         "slices": n_slices,
         "distinct": n_distinct,
+        "real": len(real),
         "search_s": search_s,
         "cpu_s": cpu_s,
         "neighbours_s": neighbours_s,
@@ -101,12 +125,10 @@ def measure_size(folders: Sequence[Path], n_slices: int) -> dict[str, Any]:
     }
 
 
-def make_thumbnails(
-    folders: Sequence[Path], n_distinct: int, n_slices: int
-) -> dict[str, StoredRow]:
+def make_thumbnails(real: Sequence[Path], n_distinct: int, n_slices: int) -> dict[str, StoredRow]:
     """Return thumbnails by name: the distinct slices, then copies of one after the other."""
     pictures = RowFile((SIDE_PX, SIDE_PX), np.uint8)
-    for picture in itertools.islice(read_pictures(folders, n_distinct), n_distinct):
+    for picture in read_pictures(real, n_distinct):
         pictures.append(picture)
     thumbnails = RowFile((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     rows = {}
@@ -119,13 +141,20 @@ def make_thumbnails(
     return rows
 
 
-def read_pictures(folders: Sequence[Path], n_pictures: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield one slice of each duplicate set of the folders, then phantoms."""
+def list_real(folders: Sequence[Path]) -> Iterator[Path]:
+    """Yield the file of one slice of each duplicate set of the folders."""
     for folder in folders:
         frame = load_manifest(folder)
         for path in frame[frame["width"] > 0].drop_duplicates("duplicate_set")["path"]:
-            yield resize_grey(read_grey(folder / path), SIDE_PX)
-    for plan in plan_phantoms(n_pictures, seed=0):
+            yield folder / path
+
+
+def read_pictures(real: Sequence[Path], n_pictures: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the real slices, then as many phantoms as make `n_pictures`."""
+    for path in real:
+        yield resize_grey(read_grey(path), SIDE_PX)
+    n_phantoms = n_pictures - len(real)
+    for plan in plan_phantoms(n_pictures, seed=0)[:n_phantoms] if n_phantoms else []:
         yield resize_grey(render_phantom(plan)[0], SIDE_PX)
 
 

@@ -15,8 +15,17 @@ def test_costs_and_growth_are_written(phantom_dir: Path, tmp_path: Path) -> None
     figures = json.loads(output.read_text())
     assert [row["slices"] for row in figures["rows"]] == [20, 40]
     assert [row["distinct"] for row in figures["rows"]] == [2, 4]
+    assert [row["real"] for row in figures["rows"]] == [2, 4]
     assert all(row["recall_link"] == 1.0 for row in figures["rows"])
     assert set(figures["growth_exponents"][0]) == set(duplicate_scaling.GROWING)
+
+
+def test_phantoms_are_added_in_the_same_share(phantom_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scaling.json"
+    command = [str(phantom_dir), "--sizes", "60", "120", "--real-share", "0.5"]
+    assert duplicate_scaling.main([*command, "--json", str(output)]) == 0
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["real"], row["distinct"]) for row in rows] == [(3, 6), (6, 12)]
 
 
 def test_growth_is_the_exponent_of_a_power() -> None:
