@@ -24,16 +24,14 @@ def compare_sets(first: Duplicates, second: Duplicates) -> Registrations:
     vectors = build_vectors(features.words, len(load_vocabulary()))
     offset = np.array([n_first, n_first, 0])
     inside = np.concatenate([first.links().pairs, second.links().pairs + offset])
-    compared = Registrations.build_empty()
     neighbours = find_between(vectors[:n_first], vectors[n_first:])
-    proposed = propose_neighbours_between(neighbours, n_first)
     with one_opencv_thread():
-        for _ in range(1 + TRANSITIVE_ROUNDS):
-            fresh = proposed[~isin(proposed, compared.pairs)]
-            compared = compared.join(register_pairs(features, fresh))
+        compared = register_pairs(features, propose_neighbours_between(neighbours, n_first))
+        for _ in range(TRANSITIVE_ROUNDS):
             linked = compared.pairs[compared.scores >= GROUP_SCORE]
             proposed = propose_transitive_pairs(np.concatenate([inside, linked]), n_all)
             is_between = (proposed[:, 0] < n_first) & (proposed[:, 1] >= n_first)
-            proposed = proposed[is_between]
+            fresh = proposed[is_between & ~isin(proposed, compared.pairs)]
+            compared = compared.join(register_pairs(features, fresh))
     pairs = compared.pairs - np.array([0, n_first, 0])
     return Registrations(pairs, compared.scores, compared.matrices)

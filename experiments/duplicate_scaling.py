@@ -2,9 +2,10 @@
 
     python -m experiments.duplicate_scaling DATA [DATA …] --sizes 5000 20000 100000 --json FILE
 
-A tenth of the slices are distinct: slices of the prepared folders and phantoms, in the same shares
-at each size. The others are altered copies of these (planted_duplicates.py). For each size the
-search is run from the start, saved, loaded, and continued with ten more copies.
+A tenth of the slices are originals: slices of the prepared folders and phantoms, in the same shares
+at each size, drawn at random, one of each duplicate set. The others are altered copies of these
+(planted_duplicates.py). For each size the search is run from the start, saved, loaded, and
+continued with ten more copies.
 """
 
 import argparse
@@ -13,12 +14,11 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from common.machine import read_peak_memory_mib
@@ -26,18 +26,21 @@ from common.row_file import RowFile, StoredMapping, StoredRow
 from duplicates.finder import find_duplicates
 from duplicates.neighbours import Neighbours, build_vectors, find_within
 from duplicates.result_file import load_duplicates, save_duplicates
+from duplicates.retrieval import propose_neighbours
 from duplicates.sift_features import THUMBNAIL_PX, load_vocabulary
 from experiments import cli
 from experiments.planted_duplicates import measure_planted, plant_duplicate
+from helper import UserError
 from imaging.grayscale import resize_grey
 from imaging.reader import read_grey
-from phantoms.generator import plan_phantoms, render_phantom
+from phantoms.generator import PhantomPlan, plan_phantoms, render_phantom
 from preparation.manifest import load_manifest
 
+T = TypeVar("T")
 SIDE_PX = 256  # of the pictures that copies are made of
-COPIES = 9  # of each distinct slice
+COPIES = 9  # of each original
 N_NEW = 10
-GROWING = ("search_s", "cpu_s", "neighbours_s", "pairs")
+GROWING = ("search_s", "cpu_s", "neighbours_s", "pairs", "pairs_of_neighbours")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,21 +51,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--real-share",
         type=float,
-        help="share of real slices among the distinct ones (default: what the largest size allows)",
+        help="share of real slices among the originals (default: what the largest size allows)",
     )
     return cli.run(measure, parser.parse_args(argv))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Search each number of slices; print and return the costs and their growth."""
-    real = list(list_real(options.data))
-    share = options.real_share
+    real = list_real(options.data)
+    sizes, share = sorted(set(options.sizes)), options.real_share
+    n_most = count_originals(sizes[-1])
     if share is None:
-        share = min(1.0, len(real) / count_distinct(max(options.sizes)))
+        share = min(1.0, len(real) / n_most)
+    if not 0 <= share <= 1 or round(share * n_most) > len(real):
+        raise UserError(
+            f"--real-share {share}: give a share from 0 to 1; {sizes[-1]} slices have {n_most} "
+            f"originals, and the folders have {len(real)} duplicate sets"
+        )
     rows = []
-    for n_slices in sorted(options.sizes):
-        n_distinct = count_distinct(n_slices)
-        rows.append(measure_size(real[: round(share * n_distinct)], n_distinct, n_slices))
+    for n_slices in sizes:
+        n_originals = count_originals(n_slices)
+        rows.append(measure_size(real[: round(share * n_originals)], n_originals, n_slices))
         print(rows[-1], flush=True)
     growth = [
         {key: measure_growth(small, large, key) for key in GROWING}
@@ -75,20 +84,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def count_distinct(n_slices: int) -> int:
+def count_originals(n_slices: int) -> int:
     """Return how many of a number of slices are no copies."""
     return -(-n_slices // (1 + COPIES))
 
 
-def measure_size(real: Sequence[Path], n_distinct: int, n_slices: int) -> dict[str, Any]:
+def measure_size(real: Sequence[Path], n_originals: int, n_slices: int) -> dict[str, Any]:
     """Search among a number of slices; return the costs and the share of copies found.
 
     Args:
-        real: Files of real slices; phantoms are added to make `n_distinct`.
-        n_distinct: Slices that are no copies.
+        real: Files of real slices; phantoms are added to make `n_originals`.
+        n_originals: Slices that are no copies.
         n_slices: All slices.
     """
-    rows = make_thumbnails(real, n_distinct, n_slices + N_NEW)
+    rows = make_thumbnails(real, n_originals, n_slices + N_NEW)
     thumbnails = StoredMapping(dict(itertools.islice(rows.items(), n_slices)))
     start, start_cpu = time.perf_counter(), time.process_time()
     found = find_duplicates(thumbnails)
@@ -99,7 +108,7 @@ def measure_size(real: Sequence[Path], n_distinct: int, n_slices: int) -> dict[s
     find_within(vectors, Neighbours.build_empty(n_slices))
     neighbours_s = time.perf_counter() - start
     names = list(rows)
-    originals = {name: names[row % n_distinct] for row, name in enumerate(names[n_distinct:])}
+    originals = {name: names[row % n_originals] for row, name in enumerate(names[n_originals:])}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "duplicates.npz"
         save_duplicates(found, path)
@@ -111,12 +120,13 @@ def measure_size(real: Sequence[Path], n_distinct: int, n_slices: int) -> dict[s
     continued = find_duplicates(StoredMapping(rows), known)
     return {
         "slices": n_slices,
-        "distinct": n_distinct,
+        "originals": n_originals,
         "real": len(real),
         "search_s": search_s,
         "cpu_s": cpu_s,
         "neighbours_s": neighbours_s,
         "pairs": len(found.compared.scores),
+        "pairs_of_neighbours": len(propose_neighbours(found.neighbours)),
         "peak_memory_mib": peak_mib,
         "file_mib": size_mib,
         "load_s": load_s,
@@ -125,37 +135,44 @@ def measure_size(real: Sequence[Path], n_distinct: int, n_slices: int) -> dict[s
     }
 
 
-def make_thumbnails(real: Sequence[Path], n_distinct: int, n_slices: int) -> dict[str, StoredRow]:
-    """Return thumbnails by name: the distinct slices, then copies of one after the other."""
+def make_thumbnails(real: Sequence[Path], n_originals: int, n_slices: int) -> dict[str, StoredRow]:
+    """Return thumbnails by name: the originals, then copies of one after the other."""
     pictures = RowFile((SIDE_PX, SIDE_PX), np.uint8)
-    for picture in read_pictures(real, n_distinct):
-        pictures.append(picture)
+    for path in real:
+        pictures.append(resize_grey(read_grey(path), SIDE_PX))
+    for plan in plan_originals(n_originals - len(real)):
+        pictures.append(resize_grey(render_phantom(plan)[0], SIDE_PX))
     thumbnails = RowFile((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     rows = {}
     for number in tqdm(range(n_slices), "slices", unit="slice", disable=None):
-        picture = pictures.read(number % n_distinct)
-        if number >= n_distinct:
+        picture = pictures.read(number % n_originals)
+        if number >= n_originals:
             picture = plant_duplicate(picture, np.random.default_rng(number))
         place = thumbnails.append(resize_grey(picture, THUMBNAIL_PX))
         rows[f"{number:06d}"] = StoredRow(thumbnails, place)
     return rows
 
 
-def list_real(folders: Sequence[Path]) -> Iterator[Path]:
-    """Yield the file of one slice of each duplicate set of the folders."""
+def list_real(folders: Sequence[Path]) -> list[Path]:
+    """Return the file of one slice of each duplicate set of the folders, in random order."""
+    paths = []
     for folder in folders:
         frame = load_manifest(folder)
-        for path in frame[frame["width"] > 0].drop_duplicates("duplicate_set")["path"]:
-            yield folder / path
+        first = frame[frame["width"] > 0].drop_duplicates("duplicate_set")
+        paths += [folder / path for path in first["path"]]
+    return shuffle(paths)
 
 
-def read_pictures(real: Sequence[Path], n_pictures: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the real slices, then as many phantoms as make `n_pictures`."""
-    for path in real:
-        yield resize_grey(read_grey(path), SIDE_PX)
-    n_phantoms = n_pictures - len(real)
-    for plan in plan_phantoms(n_pictures, seed=0)[:n_phantoms] if n_phantoms else []:
-        yield resize_grey(render_phantom(plan)[0], SIDE_PX)
+def plan_originals(n_phantoms: int) -> list[PhantomPlan]:
+    """Return plans of phantoms of different duplicate sets, in random order."""
+    # fewer than half of the planned phantoms are copies; no fewer than 6 can be planned
+    plans = plan_phantoms(2 * n_phantoms + 6, seed=0)
+    return shuffle([plan for plan in plans if not plan.is_duplicate])[:n_phantoms]
+
+
+def shuffle(items: list[T]) -> list[T]:
+    """Return the items in an order that is random and always the same."""
+    return [items[place] for place in np.random.default_rng(0).permutation(len(items))]
 
 
 def measure_growth(small: dict[str, Any], large: dict[str, Any], key: str) -> float:
