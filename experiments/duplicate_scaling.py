@@ -3,7 +3,8 @@
     python -m experiments.duplicate_scaling DATA [DATA …] --sizes 5000 20000 100000 --json FILE
 
 A tenth of the slices are originals: slices of the prepared folders and phantoms, in the same shares
-at each size, drawn at random, one of each duplicate set. The others are altered copies of these
+at each size, drawn at random, one of each duplicate set. Two folders must not show the same slices,
+as the published set and that of Cheng et al. do. The others are altered copies of the originals
 (planted_duplicates.py). For each size the search is run from the start, saved, loaded, and
 continued with ten more copies.
 """
@@ -46,7 +47,7 @@ GROWING = ("search_s", "cpu_s", "neighbours_s", "pairs", "pairs_of_neighbours")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = cli.build_parser("duplicate_scaling", __doc__)
-    parser.add_argument("data", type=Path, nargs="+", help="prepared folders")
+    parser.add_argument("data", type=Path, nargs="+", help="prepared folders without common slices")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5000, 20000, 100000])
     parser.add_argument(
         "--real-share",
@@ -60,6 +61,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Search each number of slices; print and return the costs and their growth."""
     real = list_real(options.data)
     sizes, share = sorted(set(options.sizes)), options.real_share
+    if count_originals(sizes[0]) < 2:
+        raise UserError(
+            f"--sizes {sizes[0]}: too few to compare originals; give {2 + COPIES} or more"
+        )
     n_most = count_originals(sizes[-1])
     if share is None:
         share = min(1.0, len(real) / n_most)
@@ -118,6 +123,7 @@ def measure_size(real: Sequence[Path], n_originals: int, n_slices: int) -> dict[
         load_s = time.perf_counter() - start
     start = time.perf_counter()
     continued = find_duplicates(StoredMapping(rows), known)
+    continued_s = time.perf_counter() - start
     return {
         "slices": n_slices,
         "originals": n_originals,
@@ -130,7 +136,7 @@ def measure_size(real: Sequence[Path], n_originals: int, n_slices: int) -> dict[
         "peak_memory_mib": peak_mib,
         "file_mib": size_mib,
         "load_s": load_s,
-        f"continued_with_{N_NEW}_s": time.perf_counter() - start,
+        f"continued_with_{N_NEW}_s": continued_s,
         **measure_planted(continued, originals),
     }
 

@@ -38,6 +38,13 @@ def test_share_that_the_folders_cannot_fill_is_refused(
     assert f"--real-share {float(share)}: give a share from 0 to 1" in capsys.readouterr().err
 
 
+def test_sizes_of_one_original_are_refused(
+    phantom_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert duplicate_scaling.main([str(phantom_dir), "--sizes", "10", "20"]) == 1
+    assert "--sizes 10: too few to compare originals; give 11 or more" in capsys.readouterr().err
+
+
 def test_originals_are_of_all_classes_and_no_copies(phantom_dir: Path) -> None:
     plans = duplicate_scaling.plan_originals(100)
     assert len(plans) == len({plan.duplicate_set for plan in plans}) == 100
