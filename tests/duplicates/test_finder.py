@@ -94,6 +94,25 @@ def test_one_change_at_a_time(change: str, thumbnails: dict[str, np.ndarray]) ->
     assert link.mirrored == (change == "mirror")
 
 
+def test_slices_that_a_third_one_links_are_compared(
+    thumbnails: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.asarray(cv2.resize(next(iter(thumbnails.values())), (384, 384)), np.uint8)
+    copies = {
+        f"{number}": resize_grey(move(picture, angle=20.0 * number), THUMBNAIL_PX)
+        for number in range(5)
+    }
+    chain = np.array([[0, 1, 0], [1, 2, 0], [2, 3, 0], [3, 4, 0]])
+    monkeypatch.setattr(finder, "propose_neighbours", lambda neighbours: chain)
+    compared = find_duplicates(copies).compared
+    pairs = [[first, second, 0] for first in range(5) for second in range(first + 1, 5)]
+    assert compared.pairs.tolist() == pairs  # two steps away at first, then four
+    assert (compared.scores >= DUPLICATE_SCORE).all()
+    monkeypatch.setattr(finder, "TRANSITIVE_ROUNDS", 1)
+    steps = np.diff(find_duplicates(copies).compared.pairs[:, :2])
+    assert sorted(steps.ravel()) == [1, 1, 1, 1, 2, 2, 2]
+
+
 def test_blank_pictures_and_few_slices(thumbnails: dict[str, np.ndarray]) -> None:
     blank = {str(grey): np.full((THUMBNAIL_PX, THUMBNAIL_PX), grey, np.uint8) for grey in (0, 200)}
     duplicates = find_duplicates(blank)
