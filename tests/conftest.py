@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # torch reads it when it is imported, and so do the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -147,3 +148,17 @@ def other_phantoms(shared_dir: Path) -> Path:
         assert prepare.main(argv) == 0
 
     return build_once(shared_dir / "other_phantoms", build)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; asyncio of other modules needs it closed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    with playwright.sync_playwright() as maker:
+        opened = maker.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
