@@ -3,10 +3,10 @@
 Source: Lowe 2004 (ratio test); Fischler and Bolles 1981, Random sample consensus.
 """
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,6 +24,10 @@ MAX_TRIALS = 500
 CONFIDENCE = 0.999
 MIN_MATCHES = 8  # with fewer, no transform is fitted, as the score of a link is out of reach
 
+BATCH_SLICES = 16  # others that a slice is compared with at once: fewer calls hold the GIL
+JOB_BATCHES = 64  # batches that a thread takes at a time
+
+Bytes = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float32]
 
 
@@ -73,66 +77,73 @@ def register_pairs(
 
     Args:
         features: Features of all slices.
-        pairs: Sorted by the first row.
+        pairs: Distinct pairs.
         min_matches: Pairs with fewer matched features score 0.
     """
     scores = np.zeros(len(pairs), np.int16)
     matrices = np.zeros((len(pairs), 2, 3), np.float32)
-    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
-    ends = np.append(starts, len(pairs))[1:]
+    is_open = features.counts[pairs[:, :2]].min(axis=1) >= max(2, min_matches)
+    order = np.lexsort((pairs[:, 2], pairs[:, 0]))
+    order = order[is_open[order]]
+    # a batch compares one slice, mirrored or not, with several others
+    keys = encode(pairs[order] * [1, 0, 1])
+    ranks = np.arange(len(keys)) - np.searchsorted(keys, keys)
+    bounds = np.append(np.flatnonzero(ranks % BATCH_SLICES == 0), len(keys))
 
-    def compare(span: tuple[int, int]) -> int:
-        start, end = span
-        row = int(pairs[start, 0])
-        count = features.counts[row]
-        points, descriptors = features.points[row, :count], features.descriptors[row][:count]
-        views = (
-            _View.build(points, descriptors),
-            _View.build(mirror_points(points), descriptors[:, MIRROR]),
-        )
-        for index in range(start, end):
-            other, flip = pairs[index, 1:]
-            count = features.counts[other]
-            fixed = _View.build(features.points[other, :count], features.descriptors[other][:count])
-            scores[index], matrices[index] = _register(views[flip], fixed, min_matches)
-        return end - start
+    def compare(job: int) -> int:
+        own = bounds[job : job + JOB_BATCHES + 1]
+        for start, end in itertools.pairwise(own.tolist()):
+            places = order[start:end]
+            row, _, flip = pairs[places[0]]
+            count, others = features.counts[row], pairs[places, 1]
+            points, descriptors = features.points[row, :count], features.descriptors[row][:count]
+            if flip:
+                points, descriptors = mirror_points(points), descriptors[:, MIRROR]
+            fixed = np.stack([features.descriptors[other] for other in others])
+            is_match, nearest = _match(descriptors, fixed, features.counts[others])
+            for column in np.flatnonzero(is_match.sum(axis=0) >= min_matches):
+                matched = np.flatnonzero(is_match[:, column])
+                ends = features.points[others[column], nearest[matched, column]]
+                scores[places[column]], matrices[places[column]] = _fit(points[matched], ends)
+        return int(own[-1] - own[0])
 
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
-        spans = zip(starts.tolist(), ends.tolist(), strict=True)
-        with tqdm(total=len(pairs), desc="comparing", unit="pair", disable=None) as bar:
-            for n_done in pool.map(compare, spans):
+        jobs = range(0, len(bounds) - 1, JOB_BATCHES)
+        with tqdm(total=len(order), desc="comparing", unit="pair", disable=None) as bar:
+            for n_done in pool.map(compare, jobs):
                 bar.update(n_done)
     return Registrations(pairs, scores, matrices)
 
 
-class _View(NamedTuple):
-    """Features of one slice as whole float32 numbers, whose products are exact."""
+def _match(
+    moved: Bytes, fixed: Bytes, counts: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
+    """Match the descriptors of one slice with those of B others by the ratio test.
 
-    points: npt.NDArray[np.float32]  # [M, 2]
-    values: npt.NDArray[np.float32]  # [M, 128]
-    norms: npt.NDArray[np.float32]  # [M], squared
+    Args:
+        moved: Descriptors [M, 128].
+        fixed: Descriptors of the others [B, K, 128], padded to K.
+        counts: Descriptors of each without padding [B], 2 or more.
 
-    @classmethod
-    def build(cls, points: npt.NDArray[np.float32], descriptors: npt.NDArray[np.uint8]) -> "_View":
-        values = descriptors.astype(np.float32)
-        return cls(points, values, np.einsum("md,md->m", values, values))
+    Returns:
+        Whether each descriptor matches [M, B], and the nearest one of the other slice [M, B].
+    """
+    values, others = moved.astype(np.float32), fixed.astype(np.float32)  # products are exact
+    norms = np.einsum("md,md->m", values, values)[:, None]
+    other_norms = np.einsum("bkd,bkd->bk", others, others)
+    other_norms[np.arange(fixed.shape[1]) >= counts[:, None]] = np.inf
+    products = (-2 * values) @ others.reshape(-1, others.shape[2]).T
+    distances = products.reshape(len(values), *other_norms.shape)
+    distances += other_norms  # squared, minus the norms of `moved`
+    nearest = distances.argmin(axis=2)
+    places = nearest[:, :, None]
+    first = np.take_along_axis(distances, places, axis=2)[:, :, 0]
+    np.put_along_axis(distances, places, np.inf, axis=2)
+    return first + norms < MAX_RATIO**2 * (distances.min(axis=2) + norms), nearest
 
 
-def _register(moved: _View, fixed: _View, min_matches: int) -> tuple[int, Matrix]:
-    """Return the score of the best transform from `moved` to `fixed`, and the transform."""
-    no_match = 0, np.zeros((2, 3), np.float32)
-    if min(len(moved.points), len(fixed.points)) < max(2, min_matches):
-        return no_match
-    distances = fixed.norms - 2 * (moved.values @ fixed.values.T)  # squared, minus moved.norms
-    rows = np.arange(len(moved.points))
-    nearest = distances.argmin(axis=1)
-    first = distances[rows, nearest] + moved.norms
-    distances[rows, nearest] = np.inf
-    second = distances.min(axis=1) + moved.norms
-    matched = np.flatnonzero(first < MAX_RATIO**2 * second)
-    if len(matched) < min_matches:
-        return no_match
-    start, end = moved.points[matched], fixed.points[nearest[matched]]
+def _fit(start: Matrix, end: Matrix) -> tuple[int, Matrix]:
+    """Return the score of the best transform from points [N, 2] to others, and the transform."""
     matrix, inliers = cv2.estimateAffinePartial2D(
         start,
         end,
@@ -142,7 +153,7 @@ def _register(moved: _View, fixed: _View, min_matches: int) -> tuple[int, Matrix
         confidence=CONFIDENCE,
     )
     if matrix is None or not ZOOM_RANGE[0] < np.hypot(*matrix[:, 0]) < ZOOM_RANGE[1]:
-        return no_match
+        return 0, np.zeros((2, 3), np.float32)
     is_inlier = inliers.ravel() > 0
     # several features may share a location, or match the same one: count distinct locations
     score = min(_count_locations(start[is_inlier]), _count_locations(end[is_inlier]))
