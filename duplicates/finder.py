@@ -19,7 +19,7 @@ from duplicates.registration import Registrations, register_pairs
 from duplicates.retrieval import Pairs, isin, propose_neighbours, propose_transitive_pairs
 from duplicates.sift_features import Features, extract_features, load_vocabulary
 
-FINDER_VERSION = 2  # increase it when the same slices get different links
+FINDER_VERSION = 3  # increase it when the same slices get different links
 TRANSITIVE_ROUNDS = 2
 LINK_COLUMNS = ("first", "second", "score", "mirrored", "rotation_deg", "zoom", "kind")
 
@@ -118,8 +118,8 @@ def find_duplicates(
         neighbours = find_within(vectors, neighbours)
         compared = _compare(features, propose_neighbours(neighbours), earlier)
         for _ in range(TRANSITIVE_ROUNDS):
-            linked = compared.pairs[compared.scores >= GROUP_SCORE]
-            proposed = propose_transitive_pairs(linked, len(digests))
+            links = compared.take(compared.scores >= GROUP_SCORE)
+            proposed = propose_transitive_pairs(links.pairs, links.scores, len(digests))
             fresh = proposed[~isin(proposed, compared.pairs)]
             compared = compared.join(_compare(features, fresh, earlier))
     return Duplicates(digests, features, neighbours, compared)

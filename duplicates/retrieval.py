@@ -2,9 +2,13 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array, triu
+from scipy.sparse import coo_array, csr_array, triu
 
 from duplicates.neighbours import Neighbours
+
+# Links of a slice that propose transitive pairs: more than nearly all real slices have. Without a
+# limit, the pairs of slices that all look alike, as phantoms do, would grow with their square.
+MAX_LINKS = 20
 
 Pairs = npt.NDArray[np.int64]  # [P, 3]: first row, second row (larger), 1 if one is mirrored
 
@@ -34,31 +38,33 @@ def propose_neighbours_between(neighbours: Neighbours, n_first: int) -> Pairs:
     return _order_pairs(rows, n_first + codes // 2, codes % 2)
 
 
-def propose_transitive_pairs(links: Pairs, n_slices: int) -> Pairs:
-    """Return pairs of slices that are both linked to a third one.
+def propose_transitive_pairs(links: Pairs, scores: npt.NDArray[np.int16], n_slices: int) -> Pairs:
+    """Return pairs of slices that are both among the MAX_LINKS best links of a third slice.
 
-    Whether such a pair is mirrored follows from its two links.
+    Whether such a pair is mirrored follows from its two links. Of equal links, those to the first
+    slices are best.
     """
-    if not len(links):
-        return links
+    middles, ends = links[:, :2].ravel(), links[:, 1::-1].ravel()
+    flips, scores = np.repeat(links[:, 2], 2), np.repeat(scores, 2)
+    order = np.lexsort((flips, ends, -scores, middles))
+    middles, ends, flips = middles[order], ends[order], flips[order]
+    is_best = np.arange(len(middles)) - np.searchsorted(middles, middles) < MAX_LINKS
+    straight, mirrored = (
+        _build_matrix(ends[chosen], middles[chosen], n_slices)
+        for chosen in (is_best & (flips == flip) for flip in (0, 1))
+    )
+    crossed = straight @ mirrored.T
+    common = (straight @ straight.T + mirrored @ mirrored.T, crossed + crossed.T)
     proposed = []
-    for parity in (0, 1):
-        total = coo_array((n_slices, n_slices), dtype=np.int64).tocsr()
-        for flip in (0, 1):
-            first, second = (
-                _build_adjacency(links[links[:, 2] == value], n_slices)
-                for value in (flip, flip ^ parity)
-            )
-            total = total + first @ second
-        common = triu(total, 1).tocoo()
-        proposed.append(_order_pairs(common.row, common.col, np.full(common.nnz, parity)))
+    for flip, matrix in enumerate(common):
+        upper = triu(matrix, 1).tocoo()
+        proposed.append(_order_pairs(upper.row, upper.col, np.full(upper.nnz, flip)))
     return _sort(np.concatenate(proposed))
 
 
-def _build_adjacency(links: Pairs, n_slices: int) -> coo_array:
-    """Return the symmetric adjacency matrix of links [N, N]."""
-    ends = (links[:, :2].T.ravel(), links[:, 1::-1].T.ravel())
-    return coo_array((np.ones(len(ends[0]), np.int64), ends), shape=(n_slices, n_slices)).tocsr()
+def _build_matrix(rows: npt.NDArray, columns: npt.NDArray, size: int) -> csr_array:
+    """Return a matrix [size, size] that is true at these places."""
+    return coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(size, size)).tocsr()
 
 
 def _order_pairs(first: npt.NDArray, second: npt.NDArray, flip: npt.NDArray) -> Pairs:

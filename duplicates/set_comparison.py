@@ -1,5 +1,7 @@
 """Compare the slices of two sets: find slices of the first that are copies of the second's."""
 
+import dataclasses
+
 import numpy as np
 
 from duplicates.clustering import GROUP_SCORE
@@ -14,7 +16,7 @@ def compare_sets(first: Duplicates, second: Duplicates) -> Registrations:
     """Register pairs of a slice of the first set and one of the second that may show one slice.
 
     The candidates are the nearest slices of the second set for each slice of the first, and pairs
-    that are both linked to a third slice of either set.
+    that are both among the best links of a third slice of either set.
 
     Returns:
         The pairs [row in `first`, row in `second`, 1 if the first is mirrored], sorted.
@@ -22,14 +24,15 @@ def compare_sets(first: Duplicates, second: Duplicates) -> Registrations:
     n_first, n_all = len(first.digests), len(first.digests) + len(second.digests)
     features = first.features.join(second.features)
     vectors = build_vectors(features.words, len(load_vocabulary()))
-    offset = np.array([n_first, n_first, 0])
-    inside = np.concatenate([first.links().pairs, second.links().pairs + offset])
+    links = second.links()
+    moved = dataclasses.replace(links, pairs=links.pairs + np.array([n_first, n_first, 0]))
+    inside = first.links().join(moved)
     neighbours = find_between(vectors[:n_first], vectors[n_first:])
     with one_opencv_thread():
         compared = register_pairs(features, propose_neighbours_between(neighbours, n_first))
         for _ in range(TRANSITIVE_ROUNDS):
-            linked = compared.pairs[compared.scores >= GROUP_SCORE]
-            proposed = propose_transitive_pairs(np.concatenate([inside, linked]), n_all)
+            links = inside.join(compared.take(compared.scores >= GROUP_SCORE))
+            proposed = propose_transitive_pairs(links.pairs, links.scores, n_all)
             is_between = (proposed[:, 0] < n_first) & (proposed[:, 1] >= n_first)
             fresh = proposed[is_between & ~isin(proposed, compared.pairs)]
             compared = compared.join(register_pairs(features, fresh))

@@ -1,6 +1,10 @@
 """Candidate pairs of small graphs worked out by hand."""
 
+import itertools
+import math
+
 import numpy as np
+import pytest
 
 from duplicates import retrieval
 from duplicates.neighbours import Neighbours, build_vectors, find_within
@@ -15,5 +19,23 @@ def test_pairs_are_distinct_and_sorted() -> None:
 
 def test_transitive_pairs_combine_mirrors() -> None:
     links = np.array([[0, 1, 1], [1, 2, 1], [2, 3, 0]])
-    assert retrieval.propose_transitive_pairs(links, 5).tolist() == [[0, 2, 0], [1, 3, 1]]
-    assert len(retrieval.propose_transitive_pairs(links[:0], 5)) == 0
+    scores = np.full(3, 12, np.int16)
+    pairs = retrieval.propose_transitive_pairs(links, scores, 5)
+    assert pairs.tolist() == [[0, 2, 0], [1, 3, 1]]
+    assert len(retrieval.propose_transitive_pairs(links[:0], scores[:0], 5)) == 0
+
+
+def test_transitive_pairs_come_from_the_best_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "MAX_LINKS", 2)
+    links = np.array([[0, 1, 0], [0, 2, 0], [0, 3, 1], [0, 4, 0]])
+    for scores, pair in (([12, 40, 30, 20], [2, 3, 1]), ([12, 12, 12, 40], [1, 4, 0])):
+        found = retrieval.propose_transitive_pairs(links, np.array(scores, np.int16), 5)
+        assert found.tolist() == [pair]
+
+
+def test_transitive_pairs_grow_no_faster_than_the_slices() -> None:
+    n_slices = 400  # all linked with each other
+    links = np.array([[*pair, 0] for pair in itertools.combinations(range(n_slices), 2)])
+    scores = np.random.default_rng(0).integers(12, 200, len(links), np.int16)
+    most = n_slices * math.comb(retrieval.MAX_LINKS, 2)
+    assert len(retrieval.propose_transitive_pairs(links, scores, n_slices)) <= most < len(links)
