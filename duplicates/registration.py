@@ -24,7 +24,9 @@ MAX_TRIALS = 500
 CONFIDENCE = 0.999
 MIN_MATCHES = 8  # with fewer, no transform is fitted, as the score of a link is out of reach
 
-BATCH_SLICES = 16  # others that a slice is compared with at once: fewer calls hold the GIL
+# A slice is compared with so many others at once: threads wait for the GIL between numpy calls, so
+# few large calls share the cores better than many small ones.
+BATCH_SLICES = 16
 JOB_BATCHES = 64  # batches that a thread takes at a time
 
 Bytes = npt.NDArray[np.uint8]
@@ -70,42 +72,28 @@ class Registrations:
         }
 
 
-def register_pairs(
-    features: Features, pairs: Pairs, min_matches: int = MIN_MATCHES
-) -> Registrations:
-    """Compare pairs of slices on all cores; each result depends only on its own pair.
-
-    Args:
-        features: Features of all slices.
-        pairs: Distinct pairs.
-        min_matches: Pairs with fewer matched features score 0.
-    """
+def register_pairs(features: Features, pairs: Pairs) -> Registrations:
+    """Compare pairs of slices on all cores; each result depends only on its own pair."""
     scores = np.zeros(len(pairs), np.int16)
     matrices = np.zeros((len(pairs), 2, 3), np.float32)
-    is_open = features.counts[pairs[:, :2]].min(axis=1) >= max(2, min_matches)
-    order = np.lexsort((pairs[:, 2], pairs[:, 0]))
-    order = order[is_open[order]]
-    # a batch compares one slice, mirrored or not, with several others
-    keys = encode(pairs[order] * [1, 0, 1])
-    ranks = np.arange(len(keys)) - np.searchsorted(keys, keys)
-    bounds = np.append(np.flatnonzero(ranks % BATCH_SLICES == 0), len(keys))
+    order, bounds = _plan_batches(features.counts, pairs)
 
-    def compare(job: int) -> int:
-        own = bounds[job : job + JOB_BATCHES + 1]
-        for start, end in itertools.pairwise(own.tolist()):
-            places = order[start:end]
-            row, _, flip = pairs[places[0]]
-            count, others = features.counts[row], pairs[places, 1]
+    def compare(first_batch: int) -> int:
+        own = bounds[first_batch : first_batch + JOB_BATCHES + 1].tolist()
+        for start, stop in itertools.pairwise(own):
+            batch = order[start:stop]
+            row, _, flip = pairs[batch[0]]
+            count, others = features.counts[row], pairs[batch, 1]
             points, descriptors = features.points[row, :count], features.descriptors[row][:count]
             if flip:
                 points, descriptors = mirror_points(points), descriptors[:, MIRROR]
             fixed = np.stack([features.descriptors[other] for other in others])
             is_match, nearest = _match(descriptors, fixed, features.counts[others])
-            for column in np.flatnonzero(is_match.sum(axis=0) >= min_matches):
+            for column in np.flatnonzero(is_match.sum(axis=0) >= MIN_MATCHES):
                 matched = np.flatnonzero(is_match[:, column])
-                ends = features.points[others[column], nearest[matched, column]]
-                scores[places[column]], matrices[places[column]] = _fit(points[matched], ends)
-        return int(own[-1] - own[0])
+                targets = features.points[others[column], nearest[matched, column]]
+                scores[batch[column]], matrices[batch[column]] = _fit(points[matched], targets)
+        return own[-1] - own[0]
 
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = range(0, len(bounds) - 1, JOB_BATCHES)
@@ -113,6 +101,22 @@ def register_pairs(
             for n_done in pool.map(compare, jobs):
                 bar.update(n_done)
     return Registrations(pairs, scores, matrices)
+
+
+def _plan_batches(
+    counts: npt.NDArray[np.int64], pairs: Pairs
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Divide the pairs with enough features into batches of one slice, or its mirror image.
+
+    Returns:
+        The indices of these pairs in the order of their batches [Q], and the ends of the B batches
+        in this order, after a leading 0 [B + 1].
+    """
+    order = np.lexsort((pairs[:, 2], pairs[:, 0]))
+    order = order[counts[pairs[order, :2]].min(axis=1) >= MIN_MATCHES]
+    keys = encode(pairs[order] * [1, 0, 1])
+    ranks = np.arange(len(keys)) - np.searchsorted(keys, keys)
+    return order, np.append(np.flatnonzero(ranks % BATCH_SLICES == 0), len(keys))
 
 
 def _match(

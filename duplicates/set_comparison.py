@@ -8,7 +8,11 @@ from duplicates.clustering import GROUP_SCORE
 from duplicates.finder import TRANSITIVE_ROUNDS, Duplicates, one_opencv_thread
 from duplicates.neighbours import build_vectors, find_between
 from duplicates.registration import Registrations, register_pairs
-from duplicates.retrieval import isin, propose_neighbours_between, propose_transitive_pairs
+from duplicates.retrieval import (
+    isin,
+    propose_neighbours_between,
+    propose_transitive_pairs_between,
+)
 from duplicates.sift_features import load_vocabulary
 
 
@@ -32,9 +36,8 @@ def compare_sets(first: Duplicates, second: Duplicates) -> Registrations:
         compared = register_pairs(features, propose_neighbours_between(neighbours, n_first))
         for _ in range(TRANSITIVE_ROUNDS):
             links = inside.join(compared.take(compared.scores >= GROUP_SCORE))
-            proposed = propose_transitive_pairs(links.pairs, links.scores, n_all)
-            is_between = (proposed[:, 0] < n_first) & (proposed[:, 1] >= n_first)
-            fresh = proposed[is_between & ~isin(proposed, compared.pairs)]
+            proposed = propose_transitive_pairs_between(links.pairs, links.scores, n_all, n_first)
+            fresh = proposed[~isin(proposed, compared.pairs)]
             compared = compared.join(register_pairs(features, fresh))
     pairs = compared.pairs - np.array([0, n_first, 0])
     return Registrations(pairs, compared.scores, compared.matrices)

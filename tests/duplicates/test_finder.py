@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from duplicates import finder, result_file
+from duplicates import finder, neighbours, registration, result_file, retrieval
 from duplicates.clustering import DUPLICATE_SCORE
 from duplicates.finder import Duplicates, find_duplicates
 from duplicates.result_file import load_duplicates, save_duplicates
@@ -32,6 +32,8 @@ def assert_same(first: Duplicates, second: Duplicates) -> None:
     assert first.digests == second.digests
     pd.testing.assert_frame_equal(first.to_frame(), second.to_frame())
     assert first.cluster() == second.cluster()
+    for name, array in vars(first.compared).items():
+        assert np.array_equal(array, getattr(second.compared, name)), name
 
 
 def test_planted_duplicates_are_found(
@@ -128,6 +130,7 @@ def test_order_and_cores_have_no_effect(
     thumbnails: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, results = sorted(thumbnails)[:24], []
+    monkeypatch.setattr(registration, "JOB_BATCHES", 1)
     for cores, order in ((1, names), (7, names[::-1])):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         results.append(find_duplicates({name: thumbnails[name] for name in order}))
@@ -154,6 +157,19 @@ def test_only_new_slices_are_processed(
     assert sum(sizes["register_pairs"]) < len(found.compared.scores) / 2
     assert find_duplicates(thumbnails, found) is found
     assert_same(before, find_duplicates(old, found))
+
+
+def test_a_continued_search_has_the_same_best_links(
+    thumbnails: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(thumbnails)
+    monkeypatch.setattr(neighbours, "NEIGHBOURS", 3)
+    unlimited = find_duplicates(thumbnails)
+    monkeypatch.setattr(retrieval, "MAX_LINKS", 2)
+    before = find_duplicates({name: thumbnails[name] for name in names if name not in names[::6]})
+    whole = find_duplicates(thumbnails)
+    assert len(whole.compared.scores) < len(unlimited.compared.scores)
+    assert_same(whole, find_duplicates(thumbnails, before))
 
 
 def test_a_saved_result_is_loaded_unless_damaged_or_outdated(

@@ -1,11 +1,13 @@
 """Features and transforms of known pairs of slices."""
 
+from itertools import combinations
+
 import cv2
 import numpy as np
 import pytest
 
-from duplicates import sift_features
-from duplicates.registration import register_pairs
+from duplicates import registration, sift_features
+from duplicates.registration import MAX_RATIO, MIN_MATCHES, register_pairs
 from duplicates.sift_features import MAX_KEYPOINTS, MIRROR, THUMBNAIL_PX, extract_features
 from imaging.grayscale import resize_grey
 
@@ -56,9 +58,52 @@ def test_a_known_transform_is_found(slice_: np.ndarray) -> None:
     assert result.scores[1] == 0  # two scans of one slice differ by less
 
 
-def test_unrelated_pictures_do_not_match(slice_: np.ndarray) -> None:
+def test_unrelated_pictures_do_not_match(
+    slice_: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "MIN_MATCHES", 3)
     noise = np.random.default_rng(0).integers(0, 255, (2, 24, 24), dtype=np.uint8)
     pictures = [slice_, *(resize_grey(each, THUMBNAIL_PX) for each in noise)]
     features = extract_features(dict(enumerate(pictures)))
     pairs = np.array([[0, 1, 0], [0, 2, 1], [1, 2, 0]])
-    assert register_pairs(features, pairs, min_matches=3).scores.max() < 8
+    assert register_pairs(features, pairs).scores.max() < 8
+
+
+def test_descriptors_match_as_in_whole_numbers() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.integers(0, 60, (12, 128))
+    moved = (centres[rng.integers(12, size=30)] + rng.integers(0, 4, (30, 128))).astype(np.uint8)
+    counts = np.array([2, 5, 9])
+    fixed = np.zeros((3, 9, 128), np.uint8)  # the padding is the nearest of dark descriptors
+    moved[:4] = rng.integers(0, 3, (4, 128))
+    for row, count in enumerate(counts):
+        fixed[row, :count] = centres[rng.permutation(12)[:count]] + rng.integers(0, 4, (count, 128))
+    is_match, nearest = registration._match(moved, fixed, counts)
+    for row, count in enumerate(counts):
+        steps = moved[:, None].astype(np.int64) - fixed[row, :count]
+        distances = (steps**2).sum(axis=2)
+        assert (nearest[:, row] == distances.argmin(axis=1)).all()
+        first, second = np.sort(distances, axis=1)[:, :2].T
+        assert (is_match[:, row] == (first < MAX_RATIO**2 * second)).all()
+    assert 0 < is_match.mean() < 1
+
+
+def test_a_result_depends_on_its_own_pair_alone(
+    thumbnails: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = list(thumbnails.values())[:7]
+    few = np.zeros_like(pictures[0])
+    few[80:100, 80:100] = 200
+    features = extract_features(dict(enumerate([*pictures, np.zeros_like(few), few])))
+    assert features.counts[7] == 0 < features.counts[8] < MIN_MATCHES
+    pairs = np.array([[a, b, flip] for a, b in combinations(range(9), 2) for flip in (0, 1)])
+    alone = [register_pairs(features, pairs[row : row + 1]) for row in range(len(pairs))]
+    assert 0 < sum(each.scores[0] > 0 for each in alone) < len(pairs)
+    for size in (1, 3, 16):
+        monkeypatch.setattr(registration, "BATCH_SLICES", size)
+        monkeypatch.setattr(registration, "JOB_BATCHES", size)
+        order = np.random.default_rng(size).permutation(len(pairs))
+        together = register_pairs(features, pairs[order])
+        assert (together.pairs == pairs[order]).all()
+        assert (together.scores == [alone[row].scores[0] for row in order]).all()
+        assert (together.matrices == [alone[row].matrices[0] for row in order]).all()

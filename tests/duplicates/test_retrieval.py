@@ -33,6 +33,24 @@ def test_transitive_pairs_come_from_the_best_links(monkeypatch: pytest.MonkeyPat
         assert found.tolist() == [pair]
 
 
+def test_each_set_has_its_own_best_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "MAX_LINKS", 2)
+    # slice 0 is linked to 1 to 3 of its own set and, less well, to 4 and 5 of the other
+    links = np.array([[0, 1, 0], [0, 2, 0], [0, 3, 0], [0, 4, 0], [0, 5, 1]])
+    scores = np.array([40, 50, 60, 20, 30], np.int16)
+    found = retrieval.propose_transitive_pairs_between(links, scores, 6, n_first=4)
+    assert found.tolist() == [[2, 4, 0], [2, 5, 1], [3, 4, 0], [3, 5, 1]]
+
+
+def test_of_equal_links_the_first_are_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "MAX_LINKS", 2)
+    links = np.array([[0, 3, 0], [0, 1, 1], [0, 2, 1], [0, 1, 0]])
+    for order in itertools.permutations(range(4)):
+        scores = np.full(4, 12, np.int16)
+        found = retrieval.propose_transitive_pairs(links[list(order)], scores, 4)
+        assert not len(found)  # both places of 0 are taken by 1, upright and mirrored
+
+
 def test_transitive_pairs_grow_no_faster_than_the_slices() -> None:
     n_slices = 400  # all linked with each other
     links = np.array([[*pair, 0] for pair in itertools.combinations(range(n_slices), 2)])

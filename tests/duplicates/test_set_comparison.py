@@ -1,7 +1,9 @@
 """The comparison of two sets of slices."""
 
 import numpy as np
+import pytest
 
+from duplicates import set_comparison
 from duplicates.clustering import DUPLICATE_SCORE
 from duplicates.finder import Duplicates, find_duplicates
 from duplicates.set_comparison import compare_sets
@@ -48,6 +50,23 @@ def test_planted_copies_are_found(found: Duplicates, thumbnails: dict[str, np.nd
     ]
     assert sum(one is not None for one, _ in shared) > 100
     assert all(one in (None, other) for one, other in shared)
+
+
+def test_slices_that_a_third_one_links_are_compared(
+    found: Duplicates, thumbnails: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = plant(thumbnails)
+    picture = np.kron(thumbnails[min(thumbnails)], np.ones((2, 2), np.uint8))
+    copies["planted 00, again"] = resize_grey(
+        plant_duplicate(picture, np.random.default_rng(6)), THUMBNAIL_PX
+    )
+    planted = find_duplicates(copies)
+    start = np.array([[0, len(copies), 0], [0, len(copies), 1]])  # the first copy alone
+    monkeypatch.setattr(set_comparison, "propose_neighbours_between", lambda *_: start)
+    compared = compare_sets(planted, found)
+    linked = compared.pairs[compared.scores >= DUPLICATE_SCORE, :2].tolist()
+    assert [0, 0] in linked
+    assert [1, 0] in linked
 
 
 def test_sets_without_slices(found: Duplicates) -> None:
