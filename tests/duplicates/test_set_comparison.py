@@ -61,12 +61,13 @@ def test_slices_that_a_third_one_links_are_compared(
         plant_duplicate(picture, np.random.default_rng(6)), THUMBNAIL_PX
     )
     planted = find_duplicates(copies)
-    start = np.array([[0, len(copies), 0], [0, len(copies), 1]])  # the first copy alone
-    monkeypatch.setattr(set_comparison, "propose_neighbours_between", lambda *_: start)
-    compared = compare_sets(planted, found)
-    linked = compared.pairs[compared.scores >= DUPLICATE_SCORE, :2].tolist()
-    assert [0, 0] in linked
-    assert [1, 0] in linked
+    for first, second, pair in ((planted, found, [1, 0]), (found, planted, [0, 1])):
+        start = np.array([[0, len(first.digests), flip] for flip in (0, 1)])  # the first copy alone
+        monkeypatch.setattr(set_comparison, "propose_neighbours_between", lambda *_, s=start: s)
+        compared = compare_sets(first, second)
+        linked = compared.pairs[compared.scores >= DUPLICATE_SCORE, :2].tolist()
+        assert [0, 0] in linked
+        assert pair in linked
 
 
 def test_sets_without_slices(found: Duplicates) -> None:
