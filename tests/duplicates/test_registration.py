@@ -6,9 +6,16 @@ import cv2
 import numpy as np
 import pytest
 
+from common.row_file import RowFile, StoredRows
 from duplicates import registration, sift_features
 from duplicates.registration import MAX_RATIO, MIN_MATCHES, register_pairs
-from duplicates.sift_features import MAX_KEYPOINTS, MIRROR, THUMBNAIL_PX, extract_features
+from duplicates.sift_features import (
+    MAX_KEYPOINTS,
+    MIRROR,
+    THUMBNAIL_PX,
+    Features,
+    extract_features,
+)
 from imaging.grayscale import resize_grey
 
 
@@ -86,6 +93,26 @@ def test_descriptors_match_as_in_whole_numbers() -> None:
         first, second = np.sort(distances, axis=1)[:, :2].T
         assert (is_match[:, row] == (first < MAX_RATIO**2 * second)).all()
     assert 0 < is_match.mean() < 1
+
+
+@pytest.mark.parametrize("count", [MIN_MATCHES - 1, MIN_MATCHES])
+def test_a_slice_with_too_few_features_scores_nothing(count: int) -> None:
+    rng = np.random.default_rng(0)
+    points, values = rng.uniform(20, 170, (count, 2)), rng.integers(0, 60, (count, 128), np.uint8)
+    file, padding = RowFile((MAX_KEYPOINTS, 128), np.uint8), MAX_KEYPOINTS - count
+    # the first slice has each feature twice, so it has enough matches with the second one
+    places = [
+        file.append(np.pad(np.tile(values, (2, 1)), ((0, padding - count), (0, 0)))),
+        file.append(np.pad(values, ((0, padding), (0, 0)))),
+    ]
+    features = Features(
+        np.array([2 * count, count]),
+        np.array([np.resize(points, (MAX_KEYPOINTS, 2))] * 2, np.float32),
+        StoredRows(file, np.array(places)),
+        np.zeros((2, MAX_KEYPOINTS), np.int16),
+    )
+    score = register_pairs(features, np.array([[0, 1, 0]])).scores[0]
+    assert score == (count if count == MIN_MATCHES else 0)
 
 
 def test_a_result_depends_on_its_own_pair_alone(
